@@ -1,1 +1,32 @@
-//! Placeholder.
+//! The settings of a node: what the operator writes and the sidecar reads, so that the two cannot drift.
+//!
+//! There are two documents. [`BootSettings`] is read once, before any port is bound; a change of it needs a
+//! new process. [`LiveSettings`] holds what may change while clients stay connected. Every field declares
+//! which of the two it is by the schema extension [`CHANGE_CLASS`]. Secrets are never in a document: it names
+//! the file that holds one.
+//!
+//! [`parse`] reads a document: text → value tree → checked against the printed JSON Schema, every mistake
+//! with its path → deserialised → checked for what a schema cannot say.
+
+#![forbid(unsafe_code)]
+
+mod boot;
+mod live;
+mod namespace;
+mod parse;
+mod pattern;
+
+pub use boot::{
+    BootSettings, BrokerKind, BrokerSettings, Listen, MemoryBroker, RedisBroker, RedisTls, Runtime,
+};
+pub use live::{
+    AuthSettings, DrainSettings, HubSettings, JwtAlgorithm, JwtKey, JwtSettings, Limits, LiveSettings,
+    LogLevel, OnUnavailable,
+};
+pub use namespace::{Access, DEFAULT_NAMESPACE, Namespace, RateLimit, SlowConsumer, SlowConsumerPolicy};
+pub use parse::{Document, Mistake, Mistakes, parse, schema};
+pub use pattern::Pattern;
+
+/// Name of the JSON Schema extension that says how a change of a field is carried out: `hot` (the running
+/// process takes it over), `inPlace` (the running pod is patched) or `roll` (a new revision of pods).
+pub const CHANGE_CLASS: &str = "x-fanout-change";

@@ -1,0 +1,175 @@
+//! The boot document: ports, broker and runtime; one ConfigMap per revision, read once.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Mistake, parse::Document};
+
+/// Settings that a running process cannot take over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BootSettings {
+    /// Name of the cluster this node belongs to, for logs and metrics.
+    #[serde(default = "default_cluster")]
+    #[schemars(length(min = 1, max = 253), extend("x-fanout-change" = "roll"))]
+    pub cluster: String,
+    /// Addresses to listen on.
+    #[serde(default)]
+    #[schemars(extend("x-fanout-change" = "roll"))]
+    pub listen: Listen,
+    /// Threads of the process.
+    #[serde(default)]
+    #[schemars(extend("x-fanout-change" = "roll"))]
+    pub runtime: Runtime,
+    /// What carries publications between nodes: exactly one of `memory` and `redis`.
+    #[schemars(extend("x-fanout-change" = "roll"))]
+    pub broker: BrokerSettings,
+    /// Whether containers of the user run beside this process. With them, readiness waits at most ten seconds
+    /// for the broker, so that an outage of Redis does not take the user's app out of its own Services.
+    #[serde(default)]
+    #[schemars(extend("x-fanout-change" = "roll"))]
+    pub app_containers: bool,
+}
+
+/// Where each port listens. Port 0 takes a free one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Listen {
+    /// WebSocket and SSE, for browsers and devices.
+    #[schemars(with = "String")]
+    pub client: SocketAddr,
+    /// Server API, for backends.
+    #[schemars(with = "String")]
+    pub api: SocketAddr,
+    /// Probes and metrics, never public.
+    #[schemars(with = "String")]
+    pub admin: SocketAddr,
+}
+
+/// Threads of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Runtime {
+    /// Number of shards, each a thread that owns its connections; 0 means one for each core the process may use.
+    #[schemars(range(max = 256))]
+    pub shards: u16,
+}
+
+/// Exactly one broker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BrokerSettings {
+    /// This process alone; for one node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryBroker>,
+    /// Redis or Valkey Pub/Sub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisBroker>,
+}
+
+/// The broker that was chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BrokerKind<'a> {
+    /// This process alone.
+    Memory,
+    /// Redis or Valkey Pub/Sub.
+    Redis(&'a RedisBroker),
+}
+
+/// The memory broker has no settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemoryBroker {}
+
+/// A standalone Redis or Valkey.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisBroker {
+    /// `host:port`; resolved anew at every connect.
+    #[schemars(regex(pattern = r"^(\[[0-9a-fA-F:.]+\]|[^\s:/@]+):[0-9]{1,5}$"))]
+    pub address: String,
+    /// Logical database, as for `SELECT`. Pub/Sub does not know databases; commands do.
+    #[serde(default)]
+    pub database: u16,
+    /// Put before each channel name in Redis, with a colon between: `<prefix>:<channel>`.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\s{}\x00-\x1f\x7f]+$"))]
+    pub channel_prefix: String,
+    /// File that holds the ACL user name; absent means Redis' `default` user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub username_file: Option<PathBuf>,
+    /// File that holds the password; absent means no authentication.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub password_file: Option<PathBuf>,
+    /// TLS to Redis; absent means plain TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RedisTls>,
+}
+
+/// TLS to Redis.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RedisTls {
+    /// PEM file of the certificate authorities to trust; absent means those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client certificate, with `keyFile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client key, with `certFile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub key_file: Option<PathBuf>,
+    /// Name to verify in the certificate; absent means the host of `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+}
+
+// === impl BootSettings ===
+
+impl Document for BootSettings {
+    fn check(&self) -> Vec<Mistake> {
+        let mut mistakes = Vec::new();
+        if self.broker.kind().is_none() {
+            mistakes.push(Mistake::new("broker", "needs exactly one of `memory` and `redis`"));
+        }
+        if let Some(RedisBroker { tls: Some(tls), .. }) = &self.broker.redis
+            && tls.cert_file.is_some() != tls.key_file.is_some()
+        {
+            mistakes.push(Mistake::new(
+                "broker.redis.tls",
+                "`certFile` and `keyFile` go together: set both or none",
+            ));
+        }
+        mistakes
+    }
+}
+
+// === impl BrokerSettings ===
+
+impl BrokerSettings {
+    /// The one broker that is set; `None` where none or both are.
+    pub fn kind(&self) -> Option<BrokerKind<'_>> {
+        match (&self.memory, &self.redis) {
+            (Some(MemoryBroker {}), None) => Some(BrokerKind::Memory),
+            (None, Some(redis)) => Some(BrokerKind::Redis(redis)),
+            _ => None,
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self { client: any(8000), api: any(8001), admin: any(8002) }
+    }
+}
+
+fn default_cluster() -> String {
+    "fanout".to_owned()
+}

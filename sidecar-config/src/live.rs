@@ -1,0 +1,229 @@
+//! The live document: everything that a running node takes over without closing a connection.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Mistake, namespace::Namespace, parse::Document};
+
+/// Settings that a running process takes over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LiveSettings {
+    /// Least severe level that is logged.
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub log_level: LogLevel,
+    /// What an outage of the broker does to readiness.
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub on_unavailable: OnUnavailable,
+    /// Connections and their limits.
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub hub: HubSettings,
+    /// Who may connect and who may call the server API.
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub auth: AuthSettings,
+    /// What may be done in which channel. A channel whose namespace is not listed is denied.
+    #[schemars(length(max = 256), extend("x-fanout-change" = "hot"))]
+    pub namespaces: Vec<Namespace>,
+    /// How clients leave when this node ends.
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub drain: DrainSettings,
+}
+
+/// Least severe level that is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are tracing's")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What an outage of the broker does to readiness. Clients stay connected in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnUnavailable {
+    /// Once ready, the node stays ready through an outage.
+    #[default]
+    KeepClients,
+    /// The node is not ready while a canary does not come back.
+    NotReady,
+}
+
+/// Connections and their limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HubSettings {
+    /// Connections this node holds at most; it lowers the number to what its open-files limit allows.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_connections: u32,
+    /// Payload bytes of one message from a client, or of one publication.
+    #[schemars(range(min = 1, max = 16_777_216))]
+    pub max_message_bytes: u32,
+    /// Seconds between pings to a client.
+    #[schemars(range(min = 1, max = 3_600))]
+    pub ping_interval_seconds: u32,
+    /// Seconds that a client has to answer a ping before its connection is closed.
+    #[schemars(range(min = 1, max = 3_600))]
+    pub pong_timeout_seconds: u32,
+    /// Origins from which browsers may connect: `https://app.example`, `https://*.example` (any subdomain) or
+    /// `*`. Empty refuses every browser; a request without `Origin` is no browser and passes.
+    #[schemars(length(max = 256), inner(length(min = 1, max = 253)))]
+    pub allowed_origins: Vec<String>,
+    /// Networks of the proxies whose `X-Forwarded-For`, `Forwarded` and PROXY header are believed.
+    #[schemars(length(max = 256), with = "Vec<String>")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Limits of one connection.
+    pub limits: Limits,
+}
+
+/// Limits of one connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Subscriptions of one connection.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub channels_per_connection: u32,
+    /// Bytes of a channel name, namespace included.
+    #[schemars(range(min = 1, max = 1_024))]
+    pub channel_name_bytes: u32,
+    /// Bytes of a request's line and headers.
+    #[schemars(range(min = 1_024, max = 65_536))]
+    pub header_bytes: u32,
+    /// Seconds for a request's headers to arrive.
+    #[schemars(range(min = 1, max = 300))]
+    pub header_timeout_seconds: u32,
+}
+
+/// Who may connect and who may call the server API.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AuthSettings {
+    /// Files that hold keys of the server API, one key a line; of a directory, each file. None: the API refuses all.
+    #[schemars(length(max = 64), with = "Vec<String>")]
+    pub api_key_files: Vec<PathBuf>,
+    /// Connection tokens; absent means that no token is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<JwtSettings>,
+}
+
+/// Connection tokens: JSON Web Tokens (RFC 7519).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JwtSettings {
+    /// Required value of `iss`; absent means that any is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// Required value of `aud`; absent means that any is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// Keys that may have signed a token. A token that names a `kid` is checked by the key of that name only.
+    #[schemars(length(min = 1, max = 32))]
+    pub keys: Vec<JwtKey>,
+}
+
+/// One verification key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JwtKey {
+    /// Name that a token's `kid` header gives; absent: tried for tokens without a `kid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kid: Option<String>,
+    /// The only algorithm this key is good for.
+    pub algorithm: JwtAlgorithm,
+    /// File of the secret (HMAC: its bytes, one trailing line break ignored) or of the public key (PEM).
+    #[schemars(with = "String")]
+    pub file: PathBuf,
+}
+
+/// Signature algorithms (RFC 7518 §3.1, RFC 8037 §3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "the names are the RFC's")]
+pub enum JwtAlgorithm {
+    HS256,
+    HS384,
+    HS512,
+    RS256,
+    ES256,
+    EdDSA,
+}
+
+/// How clients leave when this node ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DrainSettings {
+    /// Connections closed each second; more where the deadline asks for it.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_disconnects_per_second: u32,
+    /// Seconds after which the rest is closed at once.
+    #[schemars(range(min = 1, max = 86_400))]
+    pub timeout_seconds: u32,
+    /// Clients are asked to come back after a random part of this many seconds.
+    #[schemars(range(max = 3_600))]
+    pub reconnect_jitter_seconds: u32,
+}
+
+// === impl LiveSettings ===
+
+impl Document for LiveSettings {
+    fn check(&self) -> Vec<Mistake> {
+        let origins =
+            self.hub.allowed_origins.iter().enumerate().filter_map(|(at, origin)| check_origin(at, origin));
+        origins.chain(crate::namespace::check(&self.namespaces)).collect()
+    }
+}
+
+/// An origin is `*` or `scheme://host[:port]`, where the host may begin with `*.`.
+fn check_origin(at: usize, origin: &str) -> Option<Mistake> {
+    let host =
+        origin.split_once("://").map(|(scheme, host)| (scheme, host.strip_prefix("*.").unwrap_or(host)));
+    let fits = match host {
+        Some((scheme, host)) => !scheme.is_empty() && !host.is_empty() && !host.contains(['*', '/', ' ']),
+        None => origin == "*",
+    };
+    (!fits).then(|| {
+        Mistake::new(
+            format!("hub.allowedOrigins[{at}]"),
+            format!("`{origin}` is no origin: write `https://app.example`, `https://*.example` or `*`"),
+        )
+    })
+}
+
+impl Default for HubSettings {
+    fn default() -> Self {
+        Self {
+            max_connections: 50_000,
+            // 64 KiB: what browsers' chat and sync payloads stay under, and Centrifugo's default.
+            max_message_bytes: 65_536,
+            // Under the 30 s after which common load balancers cut an idle connection.
+            ping_interval_seconds: 25,
+            pong_timeout_seconds: 10,
+            allowed_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 128 channels and 255 bytes are Centrifugo's defaults; 8 KiB is nginx's large header buffer.
+        Self {
+            channels_per_connection: 128,
+            channel_name_bytes: 255,
+            header_bytes: 8_192,
+            header_timeout_seconds: 10,
+        }
+    }
+}
+
+impl Default for DrainSettings {
+    fn default() -> Self {
+        Self { max_disconnects_per_second: 200, timeout_seconds: 60, reconnect_jitter_seconds: 15 }
+    }
+}

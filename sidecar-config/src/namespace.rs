@@ -1,0 +1,121 @@
+//! What may be done in which channels; the same type in the FanoutCluster and in the live document.
+
+use std::collections::HashSet;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Mistake, Pattern};
+
+/// Namespace of channels whose name has no `namespace:` prefix.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// A group of channels and its policy. Channel `chat:room-1` is in namespace `chat`, `lobby` in `default`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Namespace {
+    /// The prefix of its channels, or `default`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"))]
+    pub name: String,
+    /// Channels that exist, by the part of their name behind the prefix; `*` stands for any characters.
+    /// Empty means all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 255)))]
+    pub channels: Vec<String>,
+    /// Who may publish over a client connection. The server API always may.
+    #[serde(default)]
+    pub publish: Access,
+    /// Who may subscribe.
+    #[serde(default)]
+    pub subscribe: Access,
+    /// What happens to a client that reads too slowly.
+    #[serde(default)]
+    pub slow_consumer: SlowConsumer,
+    /// Publications of one connection.
+    #[serde(default)]
+    pub rate_limit: RateLimit,
+}
+
+/// Who may do a thing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Everyone who may connect.
+    Allowed,
+    /// Connections whose token lists the channel.
+    Token,
+    /// Nobody.
+    #[default]
+    Denied,
+}
+
+/// What happens to a client that reads too slowly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SlowConsumer {
+    /// What to do once a bound is passed.
+    pub policy: SlowConsumerPolicy,
+    /// Bytes that a subscription may lag behind, frame headers included.
+    #[schemars(range(min = 1_024, max = 268_435_456))]
+    pub max_lag_bytes: u32,
+    /// Messages that a subscription may lag behind.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_lag_messages: u32,
+}
+
+/// What to do with a subscription that lags too far behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SlowConsumerPolicy {
+    /// Close the connection with a code of its own; the client may come back.
+    #[default]
+    Disconnect,
+    /// Skip the oldest messages; a framed client is told by a `gap`.
+    DropOldest,
+}
+
+/// Publications of one connection in one namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RateLimit {
+    /// Publications a second that a connection keeps up.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub publishes_per_second: u32,
+    /// Publications that may come at once.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: u32,
+}
+
+/// What a schema cannot say of a list of namespaces.
+pub(crate) fn check(namespaces: &[Namespace]) -> Vec<Mistake> {
+    let mut seen = HashSet::new();
+    let mut mistakes = Vec::new();
+    for (at, namespace) in namespaces.iter().enumerate() {
+        if !seen.insert(&namespace.name) {
+            let text = format!("`{}` is listed twice: give each namespace once", namespace.name);
+            mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));
+        }
+        for (pattern_at, pattern) in namespace.channels.iter().enumerate() {
+            if let Err(error) = pattern.parse::<Pattern>() {
+                mistakes.push(Mistake::new(
+                    format!("namespaces[{at}].channels[{pattern_at}]"),
+                    error.to_string(),
+                ));
+            }
+        }
+    }
+    mistakes
+}
+
+impl Default for SlowConsumer {
+    fn default() -> Self {
+        // A second of a busy channel (1,000 messages of 1 KiB), as Centrifugo's queue of 1 MiB.
+        Self { policy: SlowConsumerPolicy::default(), max_lag_bytes: 1_048_576, max_lag_messages: 10_000 }
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { publishes_per_second: 500, burst: 1_000 }
+    }
+}
