@@ -5,7 +5,7 @@
 //! which of the two it is by the schema extension [`CHANGE_CLASS`]. Secrets are never in a document: it names
 //! the file that holds one.
 //!
-//! [`parse`] reads a document: text → value tree → checked against the printed JSON Schema, every mistake
+//! [`parse()`] reads a document: text → value tree → checked against the printed JSON Schema, every mistake
 //! with its path → deserialised → checked for what a schema cannot say.
 
 #![forbid(unsafe_code)]

@@ -1,0 +1,42 @@
+# One vocabulary for people and for CI. The work is in scripts/, a target is one line.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check unit e2e lab-up lab-down images crds fmt bench audit
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## start three nodes and a playground page; CHECK=1 checks delivery by itself and ends
+	@scripts/demo.sh
+
+test: ## check, unit tests, demo and end-to-end tests; installs what it needs (Debian, root)
+	@scripts/test.sh
+
+check: ## format, clippy, rustdoc, licences, shellcheck, generated files, chart
+	@scripts/check.sh
+
+unit: ## the tests that need no cluster
+	@scripts/unit.sh
+
+e2e: ## end-to-end tests on the lab, or on the cluster of KUBECONFIG
+	@scripts/e2e.sh
+
+lab-up: ## start the lab: a real Kubernetes cluster on this machine (Linux, root)
+	@lab/lab.sh install && lab/lab.sh build && lab/lab.sh up
+
+lab-down: ## stop the lab, nothing is left behind
+	@lab/lab.sh down
+
+images: ## build the container images, offline, and load them into the lab if it runs
+	@images/build.sh
+
+crds: ## write the generated files: CRD, its copy in the chart, docs/protocol.md, JSON Schemas
+	@scripts/generate.sh
+
+fmt: ## format the Rust code
+	@cargo fmt --all
+
+bench: ## measure on this machine
+	@cargo run --locked --release -p fanout-bench
+
+audit: ## known vulnerabilities in the dependencies (needs the internet)
+	@scripts/tools.sh && PATH="$${FANOUT_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/fanout-tools}/bin:$$PATH" cargo deny check advisories

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Brings the lab up with the images loaded, runs the end-to-end tests in it and takes it down again; with
+# KUBECONFIG set, runs them against that cluster instead. Arguments go to nextest, as `-E 'test(scale)'`.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+cd "$root"
+need_rust
+scripts/tools.sh
+run=(cargo nextest run -p fanout-e2e --locked --no-fail-fast "$@")
+if [ -n "${KUBECONFIG:-}" ]; then exec "${run[@]}"; fi
+[ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || die "the lab needs Linux and root: set KUBECONFIG to a cluster of yours instead"
+lab/lab.sh install
+lab/lab.sh build
+images/build.sh
+if [ ! -d "${LAB_DIR:-/run/fanout-lab}" ]; then
+  lab/lab.sh up
+  trap 'lab/lab.sh down' EXIT
+fi
+images/load.sh
+lab/lab.sh exec "${run[@]}"

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# generate.sh [DIR]: writes every generated file under DIR, the repository itself by default.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+out=${1:-$root}
+need_rust
+cd "$root"
+cargo build --quiet -p fanout-operator -p fanout-sidecar --bins
+bin=${CARGO_TARGET_DIR:-$root/target}/debug
+mkdir -p "$out/crds" "$out/charts/fanout/crd" "$out/docs/schema"
+"$bin/fanout-operator" crd >"$out/crds/fanoutclusters.fanout.dev.yaml"
+cp "$out/crds/fanoutclusters.fanout.dev.yaml" "$out/charts/fanout/crd/"
+"$bin/fanout-sidecar" protocol >"$out/docs/protocol.md"
+for document in boot live; do "$bin/fanout-sidecar" schema "$document" >"$out/docs/schema/$document.json"; done
