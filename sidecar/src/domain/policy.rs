@@ -1,0 +1,151 @@
+//! Who may do what in which channel: the namespaces of the settings, made ready for questions.
+
+use std::{collections::HashMap, sync::Arc};
+
+use sidecar_config::{Access, Namespace, Pattern, RateLimit, SlowConsumer};
+
+use super::ChannelName;
+
+/// Who a client is and what its token grants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The token's `sub`; `None` for a client without a token.
+    pub user: Option<Arc<str>>,
+    /// What the token grants.
+    pub grants: Arc<Grants>,
+    /// Unix second at which the token ends; `None` means never.
+    pub expires_at: Option<u64>,
+}
+
+/// The channels that a token lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Channels that it may subscribe to.
+    pub subscribe: Vec<Pattern>,
+    /// Channels that it may publish in.
+    pub publish: Vec<Pattern>,
+}
+
+/// The policy of every namespace.
+#[derive(Debug, Default)]
+pub struct Policies(HashMap<Box<str>, Arc<Policy>>);
+
+/// The policy of one namespace.
+#[derive(Debug)]
+pub struct Policy {
+    /// The namespace.
+    pub name: Box<str>,
+    /// What happens to a client that reads too slowly.
+    pub slow_consumer: SlowConsumer,
+    /// Publications of one connection.
+    pub rate_limit: RateLimit,
+    channels: Vec<Pattern>,
+    publish: Access,
+    subscribe: Access,
+}
+
+/// A no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// The namespace is not listed, or the channel fits none of its patterns.
+    UnknownChannel,
+    /// Nobody may, or the token does not list the channel.
+    Permission,
+}
+
+impl Policies {
+    /// Policies of checked settings.
+    pub fn new(namespaces: &[Namespace]) -> Self {
+        let policy =
+            |namespace: &Namespace| (namespace.name.as_str().into(), Arc::new(Policy::new(namespace)));
+        Self(namespaces.iter().map(policy).collect())
+    }
+
+    /// The policy of an existing channel.
+    ///
+    /// # Errors
+    /// [`Denied::UnknownChannel`].
+    pub fn channel(&self, channel: &ChannelName) -> Result<&Arc<Policy>, Denied> {
+        let policy = self.0.get(channel.namespace()).ok_or(Denied::UnknownChannel)?;
+        let exists = policy.channels.is_empty() || policy.channels.iter().any(|p| p.matches(channel.local()));
+        if exists { Ok(policy) } else { Err(Denied::UnknownChannel) }
+    }
+
+    /// The policy of a channel that `identity` may subscribe to.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn subscribe(&self, identity: &Identity, channel: &ChannelName) -> Result<&Arc<Policy>, Denied> {
+        let policy = self.channel(channel)?;
+        permit(policy.subscribe, &identity.grants.subscribe, channel).map(|()| policy)
+    }
+
+    /// The policy of a channel that `identity` may publish in.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn publish(&self, identity: &Identity, channel: &ChannelName) -> Result<&Arc<Policy>, Denied> {
+        let policy = self.channel(channel)?;
+        permit(policy.publish, &identity.grants.publish, channel).map(|()| policy)
+    }
+}
+
+impl Policy {
+    fn new(namespace: &Namespace) -> Self {
+        let Namespace { name, channels, publish, subscribe, slow_consumer, rate_limit } = namespace;
+        let parse = |text: &String| text.parse().expect("settings were checked before");
+        Self {
+            name: name.as_str().into(),
+            slow_consumer: slow_consumer.clone(),
+            rate_limit: rate_limit.clone(),
+            channels: channels.iter().map(parse).collect(),
+            publish: *publish,
+            subscribe: *subscribe,
+        }
+    }
+}
+
+fn permit(access: Access, grants: &[Pattern], channel: &ChannelName) -> Result<(), Denied> {
+    let granted = match access {
+        Access::Allowed => true,
+        Access::Token => grants.iter().any(|pattern| pattern.matches(channel.as_str())),
+        Access::Denied => false,
+    };
+    if granted { Ok(()) } else { Err(Denied::Permission) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policies(yaml: &str) -> Policies {
+        Policies::new(&serde_yaml::from_str::<Vec<Namespace>>(yaml).unwrap())
+    }
+
+    fn channel(name: &str) -> ChannelName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_channel_of_an_unlisted_namespace_is_unknown() {
+        let policies = policies("[{name: default, channels: [lobby], subscribe: allowed}]");
+        let anyone = Identity::default();
+        assert!(policies.subscribe(&anyone, &channel("lobby")).is_ok());
+        assert_eq!(policies.publish(&anyone, &channel("lobby")).unwrap_err(), Denied::Permission);
+        assert_eq!(policies.subscribe(&anyone, &channel("other")).unwrap_err(), Denied::UnknownChannel);
+        assert_eq!(policies.subscribe(&anyone, &channel("chat:lobby")).unwrap_err(), Denied::UnknownChannel);
+    }
+
+    #[test]
+    fn a_token_opens_the_channels_it_lists() {
+        let policies = policies("[{name: chat, subscribe: token, publish: token}]");
+        let grants = Grants { subscribe: vec!["chat:room-*".parse().unwrap()], publish: Vec::new() };
+        let member = Identity { grants: Arc::new(grants), ..Identity::default() };
+        assert!(policies.subscribe(&member, &channel("chat:room-1")).is_ok());
+        assert_eq!(policies.publish(&member, &channel("chat:room-1")).unwrap_err(), Denied::Permission);
+        assert_eq!(
+            policies.subscribe(&Identity::default(), &channel("chat:room-1")).unwrap_err(),
+            Denied::Permission
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! What travels: a payload, where it goes and where it came from.
+
+use bytes::Bytes;
+
+use super::{ChannelName, NodeId, StreamPosition};
+
+/// What a client or a backend published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// Valid UTF-8: whoever makes one has checked it.
+    Text(Bytes),
+    /// Any bytes.
+    Binary(Bytes),
+}
+
+/// Where a publication entered the cluster. Sequences count per channel and node run, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The node that published.
+    pub node: NodeId,
+    /// When that run of it began, in Unix milliseconds.
+    pub node_start: u64,
+    /// This publication's number on its channel.
+    pub sequence: u64,
+    /// The number before it; 0 where the publisher does not know (first, or forgotten).
+    pub previous_sequence: u64,
+}
+
+/// A message on its way to every subscriber of its channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Where to.
+    pub channel: ChannelName,
+    /// What.
+    pub payload: Payload,
+    /// Who published; `None` for a bare `redis-cli PUBLISH`.
+    pub origin: Option<Origin>,
+    /// Its place in the channel's stream; `None` on channels without one.
+    pub position: Option<StreamPosition>,
+    /// When it was published, in Unix milliseconds by the publisher's clock.
+    pub published_at_ms: Option<u64>,
+    /// Name that the publisher gave it, so that a repetition is recognised.
+    pub id: Option<String>,
+    /// Free labels.
+    pub tags: Vec<(String, String)>,
+    /// User whose client published, where it was a client with an identity.
+    pub user: Option<String>,
+}
+
+impl Payload {
+    /// The bytes, of whatever kind.
+    pub fn bytes(&self) -> &Bytes {
+        let (Self::Text(bytes) | Self::Binary(bytes)) = self;
+        bytes
+    }
+
+    /// Text where the bytes are valid UTF-8, else binary.
+    pub fn sniff(bytes: Bytes) -> Self {
+        if simdutf8::basic::from_utf8(&bytes).is_ok() { Self::Text(bytes) } else { Self::Binary(bytes) }
+    }
+}
+
+impl Publication {
+    /// A publication of which only channel and payload are known.
+    pub fn bare(channel: ChannelName, payload: Payload) -> Self {
+        Self {
+            channel,
+            payload,
+            origin: None,
+            position: None,
+            published_at_ms: None,
+            id: None,
+            tags: Vec::new(),
+            user: None,
+        }
+    }
+}

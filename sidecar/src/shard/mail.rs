@@ -1,0 +1,131 @@
+//! What crosses the border of a shard, in both directions.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::Link;
+use crate::domain::{
+    ChannelName, CloseReason, CommandError, ConnectionId, Identity, Payload, Policies, Publication,
+};
+
+/// Mail to a shard. One queue, first in first out: a publication that is sent after a completion is seen after it.
+#[derive(Debug)]
+pub enum Mail {
+    /// Publications of channels that this shard subscribed to, in order.
+    Publications(Vec<Arc<Publication>>),
+    /// Publications of a channel (`None`: of every channel) were, or may have been, lost: tell its subscribers.
+    Gap { channel: Option<ChannelName>, reason: &'static str },
+    /// The answer to a [`Task`].
+    Completion(Completion),
+    /// A client's request passed the door: make it a place, subscribe, then say so. The transport comes later by
+    /// [`Mail::Attach`], so that nothing published after the client saw its handshake answered can be missed.
+    Reserve(Reservation),
+    /// The transport of a reserved connection, and what the client has sent behind its handshake.
+    Attach { connection: ConnectionId, link: Link, leftover: Bytes },
+    /// A reserved connection's transport will not come.
+    Abandon { connection: ConnectionId },
+    /// Close connections: one, or all of a user.
+    Disconnect {
+        connection: Option<ConnectionId>,
+        user: Option<Arc<str>>,
+        reason: CloseReason,
+        count: oneshot::Sender<usize>,
+    },
+    /// Close this many connections with [`CloseReason::Drain`], the oldest first, and advise them to come back
+    /// after `after` plus a random part of `jitter`.
+    Shed { count: usize, after: Duration, jitter: Duration },
+    /// Close all that are left: the deadline passed.
+    Force,
+    /// New settings. Subscriptions that they no longer allow end with [`CloseReason::PermissionDenied`].
+    Settings(Arc<Rules>),
+    /// Which channels have subscribers here, and how many.
+    Channels { reply: oneshot::Sender<Vec<(ChannelName, u32)>> },
+    /// Finish what can be written at once, then end the thread.
+    Stop,
+}
+
+/// The settings that a shard follows.
+#[derive(Debug)]
+pub struct Rules {
+    /// Namespaces.
+    pub policies: Policies,
+    /// Connections and their limits.
+    pub hub: sidecar_config::HubSettings,
+}
+
+/// A client's request that passed the door.
+#[derive(Debug)]
+pub struct Reservation {
+    /// How the client speaks.
+    pub protocol: crate::protocol::Protocol,
+    /// Who it is.
+    pub identity: Identity,
+    /// Channels that it asked for in its request; all or none.
+    pub channels: Vec<ChannelName>,
+    /// Where it comes from, behind trusted proxies.
+    pub remote: SocketAddr,
+    /// Told once its subscriptions are live, or why they are not.
+    pub reply: oneshot::Sender<Result<Reserved, Refusal>>,
+}
+
+/// A connection that waits for its transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// What to name in [`Mail::Attach`] or [`Mail::Abandon`].
+    pub connection: ConnectionId,
+}
+
+/// Why a request found no place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A channel of the request was refused.
+    Channel { channel: ChannelName, error: CommandError },
+    /// The node holds as many connections as it may.
+    Full,
+    /// The node is leaving.
+    Draining,
+}
+
+/// What must wait, on its way to the control runtime. A shard asks for a channel with its first subscriber and
+/// gives it back after its last.
+#[derive(Debug)]
+pub enum Task {
+    /// Bring this channel's publications to this shard; answered by [`Completion::Subscribed`].
+    Subscribe { channel: ChannelName },
+    /// This shard has no subscriber of the channel left. Not answered.
+    Unsubscribe { channel: ChannelName },
+    /// Send a payload to the channel's subscribers; answered by [`Completion::Published`]. The tasks of a
+    /// connection reach the broker in the order in which they were sent.
+    Publish {
+        connection: ConnectionId,
+        channel: ChannelName,
+        payload: Payload,
+        id: Option<String>,
+        user: Option<Arc<str>>,
+    },
+}
+
+/// A task and the shard that asks.
+#[derive(Debug)]
+pub struct Work {
+    /// The shard that asks.
+    pub shard: u16,
+    /// For what.
+    pub task: Task,
+}
+
+/// The answer to a task.
+#[derive(Debug)]
+pub enum Completion {
+    /// From here on the channel's publications come to this shard, or why not.
+    Subscribed { channel: ChannelName, result: Result<(), CommandError> },
+    /// The broker has it, or why not. A stale connection's answer is dropped.
+    Published {
+        connection: ConnectionId,
+        channel: ChannelName,
+        id: Option<String>,
+        result: Result<(), CommandError>,
+    },
+}

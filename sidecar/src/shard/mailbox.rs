@@ -1,0 +1,122 @@
+//! The one way into a shard: a queue with a wake-up, publications bounded in bytes.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::domain::Publication;
+
+use super::Mail;
+
+/// Sends mail to one shard. Cheap to clone; never blocks.
+#[derive(Clone)]
+pub struct Mailbox(Arc<Shared>);
+
+/// The shard's end.
+pub struct Inbox(Arc<Shared>);
+
+/// The publications in the mailbox have reached its bound: they were not taken. The sender tells a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the shard's mailbox is full")]
+pub struct Full;
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Box<dyn Fn() + Send + Sync>,
+    max_bytes: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    mail: VecDeque<Mail>,
+    /// Payload bytes of the publications in `mail`.
+    bytes: usize,
+}
+
+impl Mailbox {
+    /// A mailbox that calls `wake` when mail comes into an empty queue and holds `max_bytes` of publications.
+    pub fn new(max_bytes: usize, wake: impl Fn() + Send + Sync + 'static) -> (Self, Inbox) {
+        let shared = Arc::new(Shared { queue: Mutex::default(), wake: Box::new(wake), max_bytes });
+        (Self(Arc::clone(&shared)), Inbox(shared))
+    }
+
+    /// Sends mail that is never refused: what others wait for, or what their number bounds.
+    pub fn send(&self, mail: Mail) {
+        self.0.push(mail, 0).expect("mail without bytes always fits");
+    }
+
+    /// Sends publications, in order.
+    ///
+    /// # Errors
+    /// [`Full`]: none of them was taken.
+    pub fn publications(&self, batch: Vec<Arc<Publication>>) -> Result<(), Full> {
+        // A constant a message keeps a flood of empty payloads bounded too.
+        let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + 128).sum();
+        self.0.push(Mail::Publications(batch), bytes)
+    }
+}
+
+impl Inbox {
+    /// Takes everything that is there.
+    pub fn take(&self) -> VecDeque<Mail> {
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.bytes = 0;
+        std::mem::take(&mut queue.mail)
+    }
+}
+
+impl Shared {
+    fn push(&self, mail: Mail, bytes: usize) -> Result<(), Full> {
+        let was_empty = {
+            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            // One batch always fits an empty mailbox, or a message above the bound would never get through.
+            if bytes > 0 && queue.bytes > 0 && queue.bytes + bytes > self.max_bytes {
+                return Err(Full);
+            }
+            queue.bytes += bytes;
+            queue.mail.push_back(mail);
+            queue.mail.len() == 1
+        };
+        if was_empty {
+            (self.wake)();
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::Payload;
+
+    fn publication(bytes: usize) -> Arc<Publication> {
+        let payload = Payload::Binary(Bytes::from(vec![0; bytes]));
+        Arc::new(Publication::bare("a".parse().unwrap(), payload))
+    }
+
+    #[test]
+    fn a_full_mailbox_refuses_publications_but_no_other_mail() {
+        let (mailbox, inbox) = Mailbox::new(1_000, || {});
+        assert_eq!(mailbox.publications(vec![publication(2_000)]), Ok(()), "one batch always fits");
+        assert_eq!(mailbox.publications(vec![publication(1)]), Err(Full));
+        mailbox.send(Mail::Stop);
+        assert_eq!(inbox.take().len(), 2);
+        assert_eq!(mailbox.publications(vec![publication(1)]), Ok(()));
+    }
+}
