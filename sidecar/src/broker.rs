@@ -28,6 +28,7 @@ pub trait Broker: Send + Sync + 'static {
 
 /// What a broker tells, in order, over the channel it was made with.
 #[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum BrokerEvent {
     /// A publication of a subscribed channel.
     Publication(Publication),

@@ -4,6 +4,7 @@ use super::{ChannelName, Payload};
 
 /// A client's request. `id` comes back in its reply or error.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Command {
     /// Send a payload to a channel's subscribers, the sender included where it subscribes.
     Publish { channel: ChannelName, payload: Payload, id: Option<String> },
@@ -18,6 +19,7 @@ pub enum Command {
 /// Why a command failed; the connection stays. Codes are Centrifuge's where it has one
 /// (<https://centrifugal.dev/docs/server/codes>).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum CommandError {
     /// The broker did not take it, or not in time.
     #[error("the broker is not available: the message was not published, try again later")]

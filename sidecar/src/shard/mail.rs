@@ -12,6 +12,7 @@ use crate::domain::{
 
 /// Mail to a shard. One queue, first in first out: a publication that is sent after a completion is seen after it.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Mail {
     /// Publications of channels that this shard subscribed to, in order.
     Publications(Vec<Arc<Publication>>),
@@ -79,6 +80,7 @@ pub struct Reserved {
 
 /// Why a request found no place.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Refusal {
     /// A channel of the request was refused.
     Channel { channel: ChannelName, error: CommandError },
@@ -91,6 +93,7 @@ pub enum Refusal {
 /// What must wait, on its way to the control runtime. A shard asks for a channel with its first subscriber and
 /// gives it back after its last.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Task {
     /// Bring this channel's publications to this shard; answered by [`Completion::Subscribed`].
     Subscribe { channel: ChannelName },
@@ -118,6 +121,7 @@ pub struct Work {
 
 /// The answer to a task.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Completion {
     /// From here on the channel's publications come to this shard, or why not.
     Subscribed { channel: ChannelName, result: Result<(), CommandError> },
