@@ -1,0 +1,87 @@
+//! Keys of the server API: kept as digests and compared in constant time.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+use sidecar_config::Mistake;
+use subtle::{Choice, ConstantTimeEq};
+
+use super::secret::{self, SecretError};
+
+/// The keys that are good. Digests have one length, so that a comparison tells nothing of a key's.
+#[derive(Debug, Default)]
+pub(super) struct ApiKeys(Vec<[u8; 32]>);
+
+impl ApiKeys {
+    /// Reads key files, one key a line.
+    pub(super) fn load(paths: &[PathBuf], mistakes: &mut Vec<Mistake>) -> Self {
+        let mut keys = Vec::new();
+        for (at, path) in paths.iter().enumerate() {
+            let read = secret::files(path)
+                .and_then(|files| files.into_iter().map(read_keys).collect::<Result<Vec<_>, _>>());
+            match read {
+                Ok(found) => keys.extend(found.into_iter().flatten()),
+                Err(error) => {
+                    mistakes.push(Mistake::new(format!("auth.apiKeyFiles[{at}]"), error.to_string()));
+                }
+            }
+        }
+        Self(keys)
+    }
+
+    /// Whether `key` is one of them. Looks at all of them, whatever it finds.
+    pub(super) fn contain(&self, key: &str) -> bool {
+        let digest = digest(key);
+        let found = self.0.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&digest));
+        found.into()
+    }
+}
+
+fn read_keys(path: PathBuf) -> Result<Vec<[u8; 32]>, SecretError> {
+    let bytes = secret::read_secret(&path)?;
+    let Ok(text) = std::str::from_utf8(&bytes) else { return Err(SecretError::NotText { path }) };
+    let keys: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(digest).collect();
+    if keys.is_empty() { Err(SecretError::Empty { path }) } else { Ok(keys) }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_gives_a_key_a_line_and_a_directory_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("keys/..data")).unwrap();
+        fs::write(dir.path().join("one"), "first\r\n\n  second  \n").unwrap();
+        fs::write(dir.path().join("keys/a"), "third").unwrap();
+        fs::write(dir.path().join("keys/.hidden"), "fourth").unwrap();
+        fs::write(dir.path().join("keys/..data/a"), "fifth").unwrap();
+        let mut mistakes = Vec::new();
+        let keys = ApiKeys::load(&[dir.path().join("one"), dir.path().join("keys")], &mut mistakes);
+        assert_eq!(mistakes, []);
+        for (key, good) in [("first", true), ("second", true), ("third", true), ("fourth", false)] {
+            assert_eq!(keys.contain(key), good, "{key}");
+        }
+        assert!(!keys.contain("fifth") && !keys.contain("") && !keys.contain("first\n"));
+    }
+
+    #[test]
+    fn a_missing_an_empty_and_a_binary_file_are_mistakes_with_their_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        let (missing, empty, binary) =
+            (dir.path().join("missing"), dir.path().join("empty"), dir.path().join("binary"));
+        fs::write(&empty, "\n").unwrap();
+        fs::write(&binary, [0xff, 0xfe]).unwrap();
+        let mut mistakes = Vec::new();
+        ApiKeys::load(&[missing, empty, binary], &mut mistakes);
+        let told: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+        assert!(told[0].starts_with("auth.apiKeyFiles[0]: failed to read"), "{told:?}");
+        assert!(told[1].contains("is empty") && told[2].contains("is no UTF-8"), "{told:?}");
+    }
+}
