@@ -1,0 +1,19 @@
+//! The custom resource `FanoutCluster`: types, schema, rules and the words of its status.
+//!
+//! Everything reads it. It calls no API and knows nothing of how a field is carried out, except the class of
+//! change that each field declares ([`change`]).
+
+pub mod change;
+pub mod condition;
+pub mod crd;
+pub mod v1alpha1;
+
+pub use change::ChangeClass;
+pub use condition::{ConditionType, Reason};
+pub use v1alpha1::{FanoutCluster, FanoutClusterSpec, FanoutClusterStatus};
+
+/// Group of the API, and prefix of every label and annotation of this project.
+pub const GROUP: &str = "fanout.dev";
+
+/// Annotation of a FanoutCluster whose new value makes a new revision of the same pods (`kubectl fanout restart`).
+pub const RESTARTED_AT: &str = "fanout.dev/restarted-at";

@@ -1,0 +1,124 @@
+//! The words of `status.conditions` and of Events: both are enumerated, so that alerts and people can rely on them.
+
+use std::fmt;
+
+/// Type of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionType {
+    /// All nodes that are asked for serve, at the current revision, and nothing is wrong.
+    Ready,
+    /// At least one node serves.
+    Available,
+    /// Nodes are being added, replaced or removed.
+    Progressing,
+    /// Something a person must mend stands in the way.
+    Degraded,
+    /// The nodes reach their broker and see their own messages come back.
+    RedisReachable,
+    /// `spec.paused` is set: the operator changes nothing.
+    Paused,
+}
+
+/// Why a condition has its status, or why an Event was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Every node serves.
+    AllNodesServing,
+    /// Some nodes do not serve yet.
+    NodesNotReady,
+    /// No node serves.
+    NoNodeServing,
+    /// `spec.replicas` is 0.
+    ScaledToZero,
+    /// Nodes are being added.
+    ScalingUp,
+    /// Nodes are being drained and removed because fewer are asked for.
+    ScalingDown,
+    /// Nodes of an older revision are being replaced.
+    RollingOut,
+    /// A new node did not become ready; older ones are left alone.
+    RolloutStuck,
+    /// A new revision exists, and `updateStrategy.type: OnDelete` waits for a person to delete pods.
+    WaitingForDelete,
+    /// Nothing is being changed.
+    UpToDate,
+    /// Nothing is wrong.
+    AsExpected,
+    /// An image cannot be pulled.
+    ImagePullFailed,
+    /// A container ends again and again.
+    ContainerCrashing,
+    /// A pod finds no Kubernetes node to run on.
+    Unschedulable,
+    /// The API server refused a pod, for quota or policy.
+    PodRefused,
+    /// A node runs, but did not become ready in time.
+    NotReadyInTime,
+    /// A node refused its live settings and keeps the old ones.
+    SettingsRejected,
+    /// A Secret that the cluster names does not exist.
+    SecretMissing,
+    /// A Secret lacks a key, or the key is empty.
+    SecretKeyMissing,
+    /// The API server accepted the object, but it cannot work.
+    InvalidSpec,
+    /// A child could not be written.
+    ApplyFailed,
+    /// A child of that name belongs to somebody else.
+    NotOurs,
+    /// Every node's canary came back through the broker.
+    CanaryReturned,
+    /// A node has no connection to its broker.
+    RedisUnreachable,
+    /// A node is connected, but its canary does not come back.
+    CanaryLost,
+    /// No node could be asked yet.
+    NotObserved,
+    /// `redis.memory`: there is no broker between nodes.
+    MemoryBroker,
+    /// `spec.paused` is set.
+    Paused,
+    /// `spec.paused` is not set.
+    Reconciling,
+    /// A node is removed because fewer are asked for.
+    ScaleDown,
+    /// A node is removed because a newer revision replaces it.
+    Rollout,
+    /// A node is removed because its Kubernetes node is being emptied.
+    NodeDrain,
+    /// A node begins to hand its clients over.
+    DrainStarted,
+    /// A node has no clients left.
+    Drained,
+    /// A node's time was up before its clients had left.
+    DrainDeadline,
+    /// A node's sidecar did not answer; its preStop drains instead.
+    DrainUnreachable,
+    /// A revision was made.
+    RevisionCreated,
+    /// A child was made or brought back.
+    ChildApplied,
+}
+
+// === impl ConditionType ===
+
+impl ConditionType {
+    /// Every condition, in the order they are shown.
+    pub const ALL: [Self; 6] =
+        [Self::Ready, Self::Available, Self::Progressing, Self::Degraded, Self::RedisReachable, Self::Paused];
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The names of the variants are the words of the API.
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+// === impl Reason ===
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}

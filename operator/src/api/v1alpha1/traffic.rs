@@ -1,0 +1,133 @@
+//! What reaches the nodes, and what may take them away.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyPeer},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::all_defaults;
+
+/// The Service that clients connect to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSpec {
+    /// Type of the Service.
+    #[serde(default, rename = "type")]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub type_: ServiceType,
+    /// Its port.
+    #[serde(default = "default_service_port")]
+    #[schemars(range(min = 1, max = 65_535), extend("x-fanout-change" = "operator"))]
+    pub port: u16,
+    /// Annotations, as load balancers want them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Type of a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "the names are Kubernetes'")]
+pub enum ServiceType {
+    #[default]
+    ClusterIP,
+    NodePort,
+    LoadBalancer,
+}
+
+/// What may evict nodes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disruption {
+    /// The PodDisruptionBudget of the nodes. It exists while `replicas` is above 1.
+    #[serde(default)]
+    pub pod_disruption_budget: PodDisruptionBudgetSpec,
+}
+
+/// The PodDisruptionBudget of the nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("type(self.maxUnavailable) == int ? self.maxUnavailable >= 0 : self.maxUnavailable.matches('^([0-9]{1,2}|100)%$')")
+        .message("maxUnavailable is a number of nodes (1) or a percentage ('25%', at most 100%)")
+        .field_path(".maxUnavailable")
+)]
+pub struct PodDisruptionBudgetSpec {
+    /// Whether there is one. Set false where a budget of your own selects these pods: two on one pod block eviction.
+    #[serde(default = "default_true")]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub enabled: bool,
+    /// Nodes that evictions may take away at once: a number or a percentage.
+    #[serde(default = "default_max_unavailable")]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub max_unavailable: IntOrString,
+}
+
+/// Who may open connections to the nodes. Where your network plugin knows no NetworkPolicy it has no effect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkPolicySpec {
+    /// Whether there is one. The client port stays open to all; the server API to this namespace and `apiFrom`; the
+    /// admin port to the operator and `metricsFrom`.
+    #[serde(default = "default_true")]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub enabled: bool,
+    /// Who may call the server API besides the pods of this namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-fanout-change" = "operator"))]
+    pub api_from: Vec<NetworkPolicyPeer>,
+    /// Who may read metrics: your Prometheus.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-fanout-change" = "operator"))]
+    pub metrics_from: Vec<NetworkPolicyPeer>,
+    /// What nodes may connect to; absent: anything. Where set, DNS and Redis must be in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), extend("x-fanout-change" = "operator"))]
+    pub egress: Option<Vec<NetworkPolicyEgressRule>>,
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn default_service_port() -> u16 {
+    80
+}
+
+fn default_max_unavailable() -> IntOrString {
+    IntOrString::Int(1)
+}
+
+impl ServiceType {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClusterIP => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+impl Default for ServiceSpec {
+    fn default() -> Self {
+        all_defaults()
+    }
+}
+
+impl Default for PodDisruptionBudgetSpec {
+    fn default() -> Self {
+        all_defaults()
+    }
+}
+
+impl Default for NetworkPolicySpec {
+    fn default() -> Self {
+        all_defaults()
+    }
+}

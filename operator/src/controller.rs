@@ -1,0 +1,4 @@
+//! Reconcile, in five steps: dereference → validate → build → apply → status.
+
+pub mod build;
+pub mod validate;

@@ -1,0 +1,157 @@
+//! Third step: every child as it should be. Pure: the same FanoutCluster gives the same bytes.
+//!
+//! `apply` writes what is in [`Resources`]; `plan` decides when a revision's ReplicaSet grows or shrinks, so no
+//! number of replicas is in here. `kubectl fanout dev` takes [`NodePlace`] and [`render_node`] alone.
+
+use std::marker::PhantomData;
+
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
+use serde_json::Value;
+
+use super::validate::Validated;
+use crate::{
+    api::FanoutCluster,
+    redis::managed,
+    resources::{config_map, network_policy, pdb, replica_set, secret, service, service_account},
+};
+
+pub use crate::resources::config_map::{NodePlace, render_node};
+
+/// What the operator was started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorConfig {
+    /// Repository of the sidecar's image where the spec names none.
+    pub sidecar_repository: String,
+    /// Image of the managed Redis where the spec names none.
+    pub redis_image: String,
+    /// Namespace the operator runs in; its pods may read the nodes' admin port.
+    pub namespace: String,
+}
+
+/// State of [`Resources`] that were built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {}
+
+/// State of [`Resources`] that the API server has taken. Only these may be reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {}
+
+/// Every child of a FanoutCluster. Destructure it without `..`, so that a new child cannot be forgotten.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resources<State = Prepared> {
+    /// The pods, at the revision that the spec asks for.
+    pub revision: RevisionSpec,
+    /// What running nodes take over; `<name>-live`.
+    pub live_config_map: ConfigMap,
+    /// `<name>` for clients, `<name>-api` for backends, `<name>-nodes` headless.
+    pub services: [Service; 3],
+    /// Key of the server API; made once, never overwritten.
+    pub api_key: GeneratedSecret,
+    /// The managed Redis, where the spec asks for one.
+    pub managed_redis: Option<ManagedRedisResources>,
+    /// The disruption budget; `None` also means that one from before must go.
+    pub pdb: Option<PodDisruptionBudget>,
+    /// Identity of the pods, with no token mounted.
+    pub service_account: ServiceAccount,
+    /// Policies; empty also means that those from before must go.
+    pub network_policies: Vec<NetworkPolicy>,
+    /// How far these have come.
+    pub state: PhantomData<State>,
+}
+
+/// One revision: written once, never rendered again by a newer operator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RevisionSpec {
+    /// Its name, a hash of `canonical`; `<cluster>-<name>` is its ReplicaSet and its boot ConfigMap.
+    pub name: String,
+    /// The part of the spec it stands for; also annotation [`labels::REVISION_SPEC`] of the ReplicaSet.
+    ///
+    /// [`labels::REVISION_SPEC`]: crate::resources::labels::REVISION_SPEC
+    pub canonical: Value,
+    /// The ReplicaSet, without `spec.replicas`. JSON, so that what a newer Kubernetes knows of a pod passes through.
+    pub replica_set: Value,
+    /// Its boot document; immutable.
+    pub boot_config_map: ConfigMap,
+}
+
+/// The managed Redis and what belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ManagedRedisResources {
+    /// One replica.
+    pub stateful_set: StatefulSet,
+    /// Its address.
+    pub service: Service,
+    /// Its password; made once, never overwritten.
+    pub password: GeneratedSecret,
+    /// Its volume; it has no owner, so it outlives the FanoutCluster.
+    pub claim: Option<PersistentVolumeClaim>,
+}
+
+/// A Secret with a random value. Created where it does not exist; after that only its metadata is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneratedSecret {
+    /// The Secret without values.
+    pub shell: Secret,
+    /// The key that holds the random value.
+    pub key: &'static str,
+    /// Further keys, and their text, in which `{}` stands for the random value.
+    pub also: &'static [(&'static str, &'static str)],
+}
+
+/// Every child of `cluster`.
+pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &OperatorConfig) -> Resources {
+    let Validated { redis } = validated;
+    Resources {
+        revision: replica_set::revision(cluster, redis, operator),
+        live_config_map: config_map::live(cluster, redis),
+        services: service::services(cluster),
+        api_key: secret::api_key(cluster),
+        managed_redis: managed::resources(cluster, operator),
+        pdb: pdb::pdb(cluster),
+        service_account: service_account::service_account(cluster),
+        network_policies: network_policy::policies(cluster, operator),
+        state: PhantomData,
+    }
+}
+
+// === impl RevisionSpec ===
+
+impl RevisionSpec {
+    /// Whether a stored revision (annotation of its ReplicaSet, parsed) stands for the same pods. It may have been
+    /// written by an operator that counted other fields, so names are not compared.
+    pub fn stands_for(&self, stored: &Value) -> bool {
+        replica_set::canonical(stored) == replica_set::canonical(&self.canonical)
+    }
+}
+
+// === impl GeneratedSecret ===
+
+impl GeneratedSecret {
+    /// Name of the Secret.
+    pub fn name(&self) -> &str {
+        self.shell.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The Secret to create, with `random` as its value.
+    pub fn with_value(&self, random: &str) -> Secret {
+        let Self { shell, key, also } = self;
+        let rest = also.iter().map(|(key, text)| ((*key).to_owned(), text.replace("{}", random)));
+        let values = std::iter::once(((*key).to_owned(), random.to_owned())).chain(rest).collect();
+        Secret { string_data: Some(values), ..shell.clone() }
+    }
+}
+
+impl Default for OperatorConfig {
+    fn default() -> Self {
+        Self {
+            sidecar_repository: "ghcr.io/fanout-dev/fanout-sidecar".to_owned(),
+            redis_image: "docker.io/library/redis:7.2-alpine".to_owned(),
+            namespace: "fanout-system".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The managed Redis: one pod, for a start and for small sites.
+//!
+//! Its password is in a Secret and nowhere else: the server reads it from a file of that Secret, `redis-cli` in the
+//! probes from an environment variable. The command runs in every image with `redis-server` and `redis-cli` on its
+//! PATH; no shell is needed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{StatefulSet, StatefulSetSpec},
+        core::v1::{
+            Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
+            PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
+            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, Secret, SecretKeySelector,
+            SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+            VolumeResourceRequirements,
+        },
+    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+
+use super::RedisServer;
+use crate::{
+    api::{
+        FanoutCluster,
+        v1alpha1::{CredentialsRef, ManagedRedis, Storage},
+    },
+    controller::build::{GeneratedSecret, ManagedRedisResources, OperatorConfig},
+    resources::labels::{self, Component, metadata, ownerless},
+};
+
+/// Port of the managed Redis.
+pub const PORT: u16 = 6379;
+/// Key of its Secret that holds the password.
+pub const PASSWORD: &str = "password";
+
+const CONF: &str = "redis.conf";
+const CONF_DIR: &str = "/etc/fanout-redis";
+const DATA_DIR: &str = "/data";
+/// User and group of the official images.
+const REDIS_USER: i64 = 999;
+
+/// Name of everything that belongs to the managed Redis of `cluster`.
+pub fn name(cluster: &FanoutCluster) -> String {
+    format!("{}-redis", cluster.name())
+}
+
+/// How nodes reach it.
+pub fn server(cluster: &FanoutCluster) -> RedisServer {
+    RedisServer {
+        address: format!("{}.{}.svc:{PORT}", name(cluster), cluster.namespace()),
+        database: 0,
+        credentials: Some(CredentialsRef {
+            name: name(cluster),
+            username_key: None,
+            password_key: PASSWORD.to_owned(),
+        }),
+        tls: None,
+    }
+}
+
+/// The managed Redis, where the spec asks for one.
+pub fn resources(cluster: &FanoutCluster, operator: &OperatorConfig) -> Option<ManagedRedisResources> {
+    let managed = cluster.spec.redis.managed.as_ref()?;
+    Some(ManagedRedisResources {
+        stateful_set: stateful_set(cluster, managed, operator),
+        service: service(cluster),
+        password: password(cluster),
+        claim: managed.storage.as_ref().map(|storage| claim(cluster, storage)),
+    })
+}
+
+fn password(cluster: &FanoutCluster) -> GeneratedSecret {
+    let shell = Secret {
+        metadata: metadata(cluster, Component::Redis, name(cluster)),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    };
+    GeneratedSecret { shell, key: PASSWORD, also: &[(CONF, "requirepass {}\n")] }
+}
+
+fn service(cluster: &FanoutCluster) -> Service {
+    Service {
+        metadata: metadata(cluster, Component::Redis, name(cluster)),
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            selector: Some(labels::redis(cluster)),
+            ports: Some(vec![ServicePort {
+                name: Some("redis".to_owned()),
+                port: PORT.into(),
+                protocol: Some("TCP".to_owned()),
+                target_port: Some(IntOrString::String("redis".to_owned())),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// A claim of its own, not one of the StatefulSet's templates: these cannot grow.
+fn claim(cluster: &FanoutCluster, storage: &Storage) -> PersistentVolumeClaim {
+    let Storage { size, storage_class_name } = storage;
+    PersistentVolumeClaim {
+        metadata: ownerless(cluster, Component::Redis, name(cluster)),
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([("storage".to_owned(), size.clone())])),
+                limits: None,
+            }),
+            storage_class_name: storage_class_name.clone(),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> StatefulSet {
+    let mut pod_labels = labels::standard(cluster, Component::Redis);
+    pod_labels.extend(labels::redis(cluster));
+    StatefulSet {
+        metadata: metadata(cluster, Component::Redis, name(cluster)),
+        spec: StatefulSetSpec {
+            replicas: Some(1),
+            service_name: Some(name(cluster)),
+            selector: labels::selector(labels::redis(cluster)),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
+                spec: Some(pod(cluster, managed, operator)),
+            },
+            ..StatefulSetSpec::default()
+        },
+        status: None,
+    }
+}
+
+fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> PodSpec {
+    let pull_secrets = &cluster.spec.image.pull_secrets;
+    PodSpec {
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        image_pull_secrets: (!pull_secrets.is_empty()).then(|| pull_secrets.clone()),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(REDIS_USER),
+            run_as_group: Some(REDIS_USER),
+            fs_group: Some(REDIS_USER),
+            seccomp_profile: Some(runtime_default()),
+            ..PodSecurityContext::default()
+        }),
+        containers: vec![container(cluster, managed, operator)],
+        volumes: Some(vec![conf_volume(cluster), data_volume(cluster, managed)]),
+        ..PodSpec::default()
+    }
+}
+
+fn container(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> Container {
+    let ManagedRedis { image, storage, resources } = managed;
+    Container {
+        name: "redis".to_owned(),
+        image: Some(image.clone().unwrap_or_else(|| operator.redis_image.clone())),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(command(storage.is_some())),
+        env: Some(vec![EnvVar {
+            name: "REDISCLI_AUTH".to_owned(),
+            value: None,
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(SecretKeySelector {
+                    name: name(cluster),
+                    key: PASSWORD.to_owned(),
+                    optional: None,
+                }),
+                ..EnvVarSource::default()
+            }),
+        }]),
+        ports: Some(vec![ContainerPort {
+            name: Some("redis".to_owned()),
+            container_port: PORT.into(),
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        startup_probe: Some(Probe { period_seconds: Some(1), failure_threshold: Some(300), ..ping() }),
+        readiness_probe: Some(Probe { period_seconds: Some(5), ..ping() }),
+        liveness_probe: Some(Probe { period_seconds: Some(10), failure_threshold: Some(6), ..ping() }),
+        resources: Some(resources.clone()),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            VolumeMount {
+                name: "conf".to_owned(),
+                mount_path: CONF_DIR.to_owned(),
+                read_only: Some(true),
+                ..VolumeMount::default()
+            },
+            VolumeMount {
+                name: "data".to_owned(),
+                mount_path: DATA_DIR.to_owned(),
+                ..VolumeMount::default()
+            },
+        ]),
+        ..Container::default()
+    }
+}
+
+fn command(persistent: bool) -> Vec<String> {
+    let conf = format!("{CONF_DIR}/{CONF}");
+    let append = if persistent { "yes" } else { "no" };
+    // Snapshots are off: the append-only file is the whole truth, or nothing is to be kept.
+    let settings = ["--dir", DATA_DIR, "--save", "", "--appendonly", append, "--appendfsync", "everysec"];
+    [&["redis-server", conf.as_str()], settings.as_slice()].concat().into_iter().map(str::to_owned).collect()
+}
+
+/// `-e`: an error, such as one while the file is loaded, ends it with a failure.
+fn ping() -> Probe {
+    Probe {
+        exec: Some(ExecAction { command: Some(["redis-cli", "-e", "ping"].map(str::to_owned).to_vec()) }),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}
+
+fn conf_volume(cluster: &FanoutCluster) -> Volume {
+    Volume {
+        name: "conf".to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(name(cluster)),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+fn data_volume(cluster: &FanoutCluster, managed: &ManagedRedis) -> Volume {
+    let claim = managed
+        .storage
+        .as_ref()
+        .map(|_| PersistentVolumeClaimVolumeSource { claim_name: name(cluster), read_only: None });
+    let empty = claim.is_none().then(EmptyDirVolumeSource::default);
+    Volume { name: "data".to_owned(), persistent_volume_claim: claim, empty_dir: empty, ..Volume::default() }
+}
+
+fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        read_only_root_filesystem: Some(true),
+        run_as_non_root: Some(true),
+        seccomp_profile: Some(runtime_default()),
+        ..SecurityContext::default()
+    }
+}
+
+fn runtime_default() -> SeccompProfile {
+    SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
+}

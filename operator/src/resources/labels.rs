@@ -1,0 +1,99 @@
+//! Labels, annotations and names: what ties children to their FanoutCluster.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use kube::Resource;
+
+use crate::api::FanoutCluster;
+
+/// Name of the FanoutCluster; on every child, and on the pods of nodes.
+pub const CLUSTER: &str = "fanout.dev/cluster";
+/// Name of the revision; on ReplicaSets and pods.
+pub const REVISION: &str = "fanout.dev/revision";
+/// `"true"` on a pod whose Services send it clients. ReplicaSets do not select it.
+pub const SERVING: &str = "fanout.dev/serving";
+/// State of a node that is taken out: `drained` leaves the disruption budget.
+pub const STATE: &str = "fanout.dev/state";
+/// Name of the FanoutCluster; on the pod of its managed Redis, which must not count as a node.
+pub const REDIS: &str = "fanout.dev/redis";
+/// Annotation of a ReplicaSet: the part of the spec it stands for, as canonical JSON.
+pub const REVISION_SPEC: &str = "fanout.dev/revision-spec";
+/// Annotation of a ReplicaSet: version of the operator that rendered its template. Another version leaves it alone.
+pub const RENDERED_BY: &str = "fanout.dev/rendered-by";
+/// Value of `app.kubernetes.io/managed-by`, and field manager of the children.
+pub const MANAGER: &str = "fanout-operator";
+
+/// What a child is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    /// The nodes.
+    Node,
+    /// The managed Redis.
+    Redis,
+}
+
+/// Metadata of a child: owned by its FanoutCluster, and gone with it.
+pub fn metadata(cluster: &FanoutCluster, component: Component, name: String) -> ObjectMeta {
+    ObjectMeta {
+        owner_references: cluster.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..ownerless(cluster, component, name)
+    }
+}
+
+/// Metadata of a child that outlives its FanoutCluster.
+pub fn ownerless(cluster: &FanoutCluster, component: Component, name: String) -> ObjectMeta {
+    let mut labels = standard(cluster, component);
+    labels.insert(CLUSTER.to_owned(), cluster.name().to_owned());
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(cluster.namespace().to_owned()),
+        labels: Some(labels),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The labels that Kubernetes recommends; never in a selector.
+pub fn standard(cluster: &FanoutCluster, component: Component) -> BTreeMap<String, String> {
+    let component = match component {
+        Component::Node => "node",
+        Component::Redis => "redis",
+    };
+    map([
+        ("app.kubernetes.io/name", "fanout"),
+        ("app.kubernetes.io/instance", cluster.name()),
+        ("app.kubernetes.io/component", component),
+        ("app.kubernetes.io/part-of", "fanout"),
+        ("app.kubernetes.io/managed-by", MANAGER),
+    ])
+}
+
+/// Selects all nodes of a cluster.
+pub fn nodes(cluster: &FanoutCluster) -> BTreeMap<String, String> {
+    map([(CLUSTER, cluster.name())])
+}
+
+/// Selects the nodes that take clients.
+pub fn serving_nodes(cluster: &FanoutCluster) -> BTreeMap<String, String> {
+    map([(CLUSTER, cluster.name()), (SERVING, "true")])
+}
+
+/// Selects the pod of the managed Redis.
+pub fn redis(cluster: &FanoutCluster) -> BTreeMap<String, String> {
+    map([(REDIS, cluster.name())])
+}
+
+/// `status.selector`: what an autoscaler averages over.
+pub fn status_selector(cluster: &FanoutCluster) -> String {
+    format!("{CLUSTER}={},{SERVING}=true", cluster.name())
+}
+
+/// A selector by labels alone.
+pub fn selector(labels: BTreeMap<String, String>) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels), match_expressions: None }
+}
+
+/// An owned map from pairs.
+pub fn map<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}

@@ -1,0 +1,85 @@
+//! The three Services: for clients, for backends, and headless for each node.
+
+use k8s_openapi::{
+    api::core::v1::{Service, ServicePort, ServiceSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+
+use super::labels::{self, Component, metadata};
+use crate::api::{FanoutCluster, v1alpha1};
+
+/// `<name>`, `<name>-api` and `<name>-nodes`.
+pub fn services(cluster: &FanoutCluster) -> [Service; 3] {
+    [client(cluster), api(cluster), nodes(cluster)]
+}
+
+/// Where clients inside the cluster connect.
+pub fn endpoint(cluster: &FanoutCluster) -> String {
+    let port = match cluster.spec.service.port {
+        80 => String::new(),
+        port => format!(":{port}"),
+    };
+    format!("ws://{}.{}.svc{port}", cluster.name(), cluster.namespace())
+}
+
+fn client(cluster: &FanoutCluster) -> Service {
+    let v1alpha1::ServiceSpec { type_, port, annotations } = &cluster.spec.service;
+    let mut metadata = metadata(cluster, Component::Node, cluster.name().to_owned());
+    metadata.annotations = (!annotations.is_empty()).then(|| annotations.clone());
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            type_: Some(type_.as_str().to_owned()),
+            selector: Some(labels::serving_nodes(cluster)),
+            ports: Some(vec![ServicePort {
+                // Tells gateways and meshes that connections are upgraded.
+                app_protocol: Some("kubernetes.io/ws".to_owned()),
+                ..service_port("client", *port)
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn api(cluster: &FanoutCluster) -> Service {
+    Service {
+        metadata: metadata(cluster, Component::Node, format!("{}-api", cluster.name())),
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            selector: Some(labels::serving_nodes(cluster)),
+            ports: Some(vec![service_port("api", cluster.spec.hub.ports.api)]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// All nodes, those that drain or are not ready included: who asks here wants each by itself.
+fn nodes(cluster: &FanoutCluster) -> Service {
+    let v1alpha1::Ports { client, api, admin, control } = cluster.spec.hub.ports;
+    let ports = [("client", client), ("api", api), ("admin", admin), ("control", control)];
+    Service {
+        metadata: metadata(cluster, Component::Node, format!("{}-nodes", cluster.name())),
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            cluster_ip: Some("None".to_owned()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some(labels::nodes(cluster)),
+            ports: Some(ports.map(|(name, port)| service_port(name, port)).to_vec()),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// A port whose target is the container port of the same name.
+fn service_port(name: &str, port: u16) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        port: port.into(),
+        protocol: Some("TCP".to_owned()),
+        target_port: Some(IntOrString::String(name.to_owned())),
+        ..ServicePort::default()
+    }
+}
