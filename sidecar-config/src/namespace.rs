@@ -20,7 +20,10 @@ pub struct Namespace {
     /// Channels that exist, by the part of their name behind the prefix; `*` stands for any characters.
     /// Empty means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 255)))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 255), regex(pattern = r"^[^\s{}\x00-\x1f\x7f]+$"))
+    )]
     pub channels: Vec<String>,
     /// Who may publish over a client connection. The server API always may.
     #[serde(default)]

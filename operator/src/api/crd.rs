@@ -16,6 +16,24 @@ const KUBERNETES_TYPES: [&str; 6] = [
     "/networkPolicy/properties/egress/items",
 ];
 
+/// Kinds of volumes whose code has left Kubernetes.
+const REMOVED_VOLUMES: [&str; 14] = [
+    "awsElasticBlockStore",
+    "azureDisk",
+    "cephfs",
+    "cinder",
+    "flexVolume",
+    "flocker",
+    "gcePersistentDisk",
+    "gitRepo",
+    "glusterfs",
+    "quobyte",
+    "rbd",
+    "scaleIO",
+    "storageos",
+    "vsphereVolume",
+];
+
 /// The CustomResourceDefinition.
 pub fn crd() -> Value {
     let mut crd = serde_json::to_value(FanoutCluster::crd()).expect("a CRD is JSON");
@@ -31,23 +49,11 @@ pub fn crd() -> Value {
     crd
 }
 
-/// The CustomResourceDefinition as YAML, with a first line that says where it comes from.
+/// The CustomResourceDefinition as YAML, with a first line that says where it comes from. The chart holds the same
+/// bytes; its annotation `helm.sh/resource-policy` keeps it when the chart goes, for with it every FanoutCluster would.
 pub fn yaml() -> String {
     let body = serde_yaml::to_string(&crd()).expect("a CRD is YAML");
     format!("# Made by `fanout-operator crd`; edit operator/src/api instead.\n{body}")
-}
-
-/// The same as a template of the Helm chart: optional, and kept when the chart is uninstalled, for with it every
-/// FanoutCluster would go.
-pub fn chart_template() -> String {
-    let mut crd = crd();
-    crd["metadata"]["annotations"] = json!({"helm.sh/resource-policy": "keep"});
-    let body = serde_yaml::to_string(&crd).expect("a CRD is YAML");
-    assert!(!body.contains("{{"), "text of the CRD would be taken for a template");
-    format!(
-        "{{{{- /* Made by `fanout-operator crd --chart`; edit operator/src/api instead. */ -}}}}\n\
-         {{{{- if (.Values.crds).enabled }}}}\n{body}{{{{- end }}}}\n"
-    )
 }
 
 /// Rewrites what kube's derive leaves behind: `nullable`, which would store an explicit null; bounds as floats;
@@ -112,6 +118,8 @@ fn shape_pod_template(template: &mut Value) {
     let spec = &mut template["properties"]["spec"];
     let fields = spec.as_object_mut().expect("a pod specification is an object");
     fields.remove("required");
+    // A pod template cannot have them; they would be a tenth of the CRD.
+    fields["properties"].as_object_mut().expect("it has fields").remove("ephemeralContainers");
     fields.insert("x-kubernetes-preserve-unknown-fields".to_owned(), true.into());
     for list in ["containers", "initContainers"] {
         let containers = &mut spec["properties"][list];
@@ -120,8 +128,13 @@ fn shape_pod_template(template: &mut Value) {
         containers["items"]["properties"]["name"]["maxLength"] = 63.into();
         containers["items"]["properties"]["ports"]["maxItems"] = 64.into();
     }
-    spec["properties"]["volumes"]["maxItems"] = 64.into();
-    spec["properties"]["volumes"]["items"]["properties"]["name"]["maxLength"] = 63.into();
+    let volumes = &mut spec["properties"]["volumes"];
+    volumes["maxItems"] = 64.into();
+    volumes["items"]["x-kubernetes-preserve-unknown-fields"] = true.into();
+    let kinds = volumes["items"]["properties"].as_object_mut().expect("a volume has fields");
+    // Kinds that Kubernetes has removed; where one still works, it passes through unchecked.
+    kinds.retain(|kind, _| !REMOVED_VOLUMES.contains(&kind.as_str()));
+    kinds["name"]["maxLength"] = 63.into();
     // A Kubernetes type cannot carry rules beside its field, so the rules of the pod stand here.
     spec["x-kubernetes-validations"] =
         POD_RULES.iter().map(|(rule, message)| json!({"rule": rule, "message": message})).collect();

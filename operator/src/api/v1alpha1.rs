@@ -40,6 +40,7 @@ pub const DEFAULT_VERSION: &str = env!("CARGO_PKG_VERSION");
     shortname = "foc",
     category = "all",
     category = "fanout",
+    annotation("helm.sh/resource-policy", "keep"),
     doc = "A set of WebSocket nodes that behave as one: publish on any, and every subscriber on every node receives it.",
     scale(
         spec_replicas_path = ".spec.replicas",

@@ -22,12 +22,13 @@ pub struct PodTemplate(Map<String, Value>);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(type(self.maxSurge) == int ? self.maxSurge != 0 : !self.maxSurge.matches('^0+%$')) || (type(self.maxUnavailable) == int ? self.maxUnavailable != 0 : !self.maxUnavailable.matches('^0+%$'))")
+    validation = Rule::new("!string(self.maxSurge).matches('^0+%?$') || !string(self.maxUnavailable).matches('^0+%?$')")
         .message("maxSurge and maxUnavailable are both zero, so no node could ever be replaced: set one of them to 1 or more"),
-    validation = Rule::new("type(self.maxSurge) == int ? self.maxSurge >= 0 : self.maxSurge.matches('^[0-9]{1,3}%$')")
+    // Text equals its own text, a number does not.
+    validation = Rule::new("string(self.maxSurge) == self.maxSurge ? self.maxSurge.matches('^[0-9]{1,3}%$') : self.maxSurge >= 0")
         .message("maxSurge is a number of nodes (1) or a percentage of replicas ('25%')")
         .field_path(".maxSurge"),
-    validation = Rule::new("type(self.maxUnavailable) == int ? self.maxUnavailable >= 0 : self.maxUnavailable.matches('^([0-9]{1,2}|100)%$')")
+    validation = Rule::new("string(self.maxUnavailable) == self.maxUnavailable ? self.maxUnavailable.matches('^([0-9]{1,2}|100)%$') : self.maxUnavailable >= 0")
         .message("maxUnavailable is a number of nodes (1) or a percentage of replicas ('25%', at most 100%)")
         .field_path(".maxUnavailable")
 )]

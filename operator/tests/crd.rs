@@ -1,0 +1,101 @@
+//! The CRD as it is installed: its size, its form, and that the repository and the chart hold what the code says.
+
+use fanout_operator::api::{change, crd};
+use serde_json::Value;
+
+fn walk<'a>(value: &'a Value, path: &str, see: &mut impl FnMut(&str, &'a Value)) {
+    see(path, value);
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(key, field)| walk(field, &format!("{path}/{key}"), see))
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, item)| walk(item, &format!("{path}/{at}"), see))
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_crd_is_small_enough_for_kubectl_apply() {
+    let bytes = crd::yaml().len();
+    assert!(bytes < 200_000, "the CRD has {bytes} bytes of YAML; kubectl apply fails above 262,144");
+}
+
+#[test]
+fn every_field_of_the_spec_declares_how_a_change_is_carried_out() {
+    assert_eq!(change::unclassified(), Vec::<String>::new());
+}
+
+#[test]
+fn the_class_of_a_change_is_not_in_the_crd() {
+    assert!(!crd::yaml().contains(sidecar_config::CHANGE_CLASS));
+}
+
+#[test]
+fn an_explicit_null_is_never_stored() {
+    let crd = crd::crd();
+    walk(&crd, "", &mut |path, value| {
+        assert!(!path.ends_with("/nullable"), "{path}");
+        assert!(!(path.contains("/enum/") && value.is_null()), "{path}");
+    });
+}
+
+#[test]
+fn numbers_are_whole_and_formats_are_those_the_api_server_knows() {
+    let crd = crd::crd();
+    walk(&crd, "", &mut |path, value| {
+        assert!(!value.is_f64(), "{path} is {value}");
+        if path.ends_with("/format") && value.is_string() {
+            assert!(
+                ["int32", "int64", "double", "date-time", "date", "byte"].contains(&value.as_str().unwrap()),
+                "{path} {value}"
+            );
+        }
+    });
+}
+
+#[test]
+fn every_rule_says_what_to_do() {
+    let crd = crd::crd();
+    let mut rules = 0;
+    walk(&crd, "", &mut |path, value| {
+        if path.ends_with("/x-kubernetes-validations") {
+            for rule in value.as_array().unwrap() {
+                rules += 1;
+                assert!(rule["message"].as_str().is_some_and(|message| message.len() > 20), "{path} {rule}");
+            }
+        }
+    });
+    assert!(rules > 25, "{rules}");
+}
+
+#[test]
+fn scaling_and_columns_are_as_documented() {
+    let crd = crd::crd();
+    let version = &crd["spec"]["versions"][0];
+    assert_eq!(version["subresources"]["scale"]["labelSelectorPath"], ".status.selector");
+    let columns: Vec<_> = version["additionalPrinterColumns"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|column| column["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(columns, ["Ready", "Desired", "Nodes", "Conns", "Redis", "Version", "Age"]);
+}
+
+#[test]
+fn the_repository_and_the_chart_hold_the_crd_of_this_code() {
+    for file in
+        ["../crds/fanoutclusters.fanout.dev.yaml", "../charts/fanout/crd/fanoutclusters.fanout.dev.yaml"]
+    {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        if std::env::var_os("FANOUT_GENERATE").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, crd::yaml()).unwrap();
+        }
+        let held =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(held == crd::yaml(), "{} is stale: run `make crds`", path.display());
+    }
+}
