@@ -23,7 +23,9 @@ pub use live::{
     AuthSettings, DrainSettings, HubSettings, JwtAlgorithm, JwtKey, JwtSettings, Limits, LiveSettings,
     LogLevel, OnUnavailable,
 };
-pub use namespace::{Access, DEFAULT_NAMESPACE, Namespace, RateLimit, SlowConsumer, SlowConsumerPolicy};
+pub use namespace::{
+    Access, DEFAULT_NAMESPACE, Namespace, RESERVED_NAMESPACE, RateLimit, SlowConsumer, SlowConsumerPolicy,
+};
 pub use parse::{Document, Mistake, Mistakes, parse, schema};
 pub use pattern::Pattern;
 

@@ -10,6 +10,9 @@ use crate::{Mistake, Pattern};
 /// Namespace of channels whose name has no `namespace:` prefix.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// Namespace of the channels over which nodes speak with each other; no settings may list it.
+pub const RESERVED_NAMESPACE: &str = "fanout";
+
 /// A group of channels and its policy. Channel `chat:room-1` is in namespace `chat`, `lobby` in `default`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -94,6 +97,11 @@ pub(crate) fn check(namespaces: &[Namespace]) -> Vec<Mistake> {
     let mut seen = HashSet::new();
     let mut mistakes = Vec::new();
     for (at, namespace) in namespaces.iter().enumerate() {
+        if namespace.name == RESERVED_NAMESPACE {
+            let text =
+                format!("`{RESERVED_NAMESPACE}` is kept for the nodes themselves: choose another name");
+            mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));
+        }
         if !seen.insert(&namespace.name) {
             let text = format!("`{}` is listed twice: give each namespace once", namespace.name);
             mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));

@@ -56,6 +56,12 @@ fn what_a_schema_cannot_say_is_checked_too() {
 }
 
 #[test]
+fn the_namespace_of_the_nodes_may_not_be_listed() {
+    let found = mistakes::<LiveSettings>("namespaces: [{name: fanout, subscribe: allowed}]");
+    assert_eq!(found, ["namespaces[0].name: `fanout` is kept for the nodes themselves: choose another name"]);
+}
+
+#[test]
 fn text_that_is_no_yaml_is_told_with_its_line() {
     let found = mistakes::<LiveSettings>("hub:\n  maxConnections: [1");
     assert!(found[0].contains("is no YAML") && found[0].contains("line 2"), "{found:?}");

@@ -1,8 +1,30 @@
 //! Between nodes: what a broker does, and the contract that its conformance suite proves.
+//!
+//! [`open`] makes the broker of the settings. Callers are `bridge`, which takes the events, and `work`, which
+//! sends. A broker knows neither shards nor clients.
 
 use std::{future::Future, pin::Pin};
 
+use tokio::sync::mpsc;
+
 use crate::domain::{ChannelName, Publication, StreamPosition};
+
+mod backoff;
+#[doc(hidden)]
+pub mod conformance;
+pub mod envelope;
+mod memory;
+mod recent;
+
+pub use memory::Bus;
+pub use recent::Recent;
+
+/// Namespace of channels that belong to the nodes themselves: no settings may list it, so that no client and no
+/// backend reaches them.
+pub const INTERNAL_NAMESPACE: &str = sidecar_config::RESERVED_NAMESPACE;
+
+/// What a broker tells, in order and in batches. Bounded: what a broker does when it is full, it documents.
+pub type Events = mpsc::Receiver<Vec<BrokerEvent>>;
 
 /// The answer of a broker, later.
 pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;
@@ -24,9 +46,11 @@ pub trait Broker: Send + Sync + 'static {
     fn unsubscribe(&self, channels: Vec<ChannelName>) -> Reply<()>;
     /// Sends a publication to all who subscribed; its position where the channel has a stream.
     fn publish(&self, publication: Publication) -> Reply<Option<StreamPosition>>;
+    /// Tears the connections down and makes new ones, because what went in does not come out.
+    fn rebuild(&self, reason: &str);
 }
 
-/// What a broker tells, in order, over the channel it was made with.
+/// What a broker tells.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum BrokerEvent {

@@ -8,7 +8,10 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod bridge;
 pub mod broker;
 pub mod domain;
+pub mod hub;
 pub mod protocol;
 pub mod shard;
+pub mod work;

@@ -17,10 +17,10 @@ pub struct Mailbox(Arc<Shared>);
 /// The shard's end.
 pub struct Inbox(Arc<Shared>);
 
-/// The publications in the mailbox have reached its bound: they were not taken. The sender tells a gap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// The publications in the mailbox have reached its bound: these were not taken. The sender tells a gap.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the shard's mailbox is full")]
-pub struct Full;
+pub struct Full(pub Vec<Arc<Publication>>);
 
 struct Shared {
     queue: Mutex<Queue>,
@@ -44,7 +44,7 @@ impl Mailbox {
 
     /// Sends mail that is never refused: what others wait for, or what their number bounds.
     pub fn send(&self, mail: Mail) {
-        self.0.push(mail, 0).expect("mail without bytes always fits");
+        assert!(self.0.push(mail, 0).is_ok(), "mail without bytes always fits");
     }
 
     /// Sends publications, in order.
@@ -54,7 +54,10 @@ impl Mailbox {
     pub fn publications(&self, batch: Vec<Arc<Publication>>) -> Result<(), Full> {
         // A constant a message keeps a flood of empty payloads bounded too.
         let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + 128).sum();
-        self.0.push(Mail::Publications(batch), bytes)
+        match self.0.push(Mail::Publications(batch), bytes) {
+            Err(Mail::Publications(batch)) => Err(Full(batch)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -68,12 +71,12 @@ impl Inbox {
 }
 
 impl Shared {
-    fn push(&self, mail: Mail, bytes: usize) -> Result<(), Full> {
+    fn push(&self, mail: Mail, bytes: usize) -> Result<(), Mail> {
         let was_empty = {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             // One batch always fits an empty mailbox, or a message above the bound would never get through.
             if bytes > 0 && queue.bytes > 0 && queue.bytes + bytes > self.max_bytes {
-                return Err(Full);
+                return Err(mail);
             }
             queue.bytes += bytes;
             queue.mail.push_back(mail);
@@ -114,7 +117,7 @@ mod tests {
     fn a_full_mailbox_refuses_publications_but_no_other_mail() {
         let (mailbox, inbox) = Mailbox::new(1_000, || {});
         assert_eq!(mailbox.publications(vec![publication(2_000)]), Ok(()), "one batch always fits");
-        assert_eq!(mailbox.publications(vec![publication(1)]), Err(Full));
+        assert_eq!(mailbox.publications(vec![publication(1)]), Err(Full(vec![publication(1)])));
         mailbox.send(Mail::Stop);
         assert_eq!(inbox.take().len(), 2);
         assert_eq!(mailbox.publications(vec![publication(1)]), Ok(()));

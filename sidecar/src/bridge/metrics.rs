@@ -1,0 +1,110 @@
+//! What is counted between broker and shards.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Counters and gauges of the bridge.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub(super) connected: Gauge,
+    pub(super) verified: Gauge,
+    pub(super) reconnects: Counter,
+    pub(super) rebuilds: Counter,
+    pub(super) received: Counter,
+    pub(super) malformed: Counter,
+    pub(super) mailbox_full: Counter,
+    pub(super) channels_forgotten: Counter,
+    pub(super) round_trip: Histogram,
+    gaps: Family<GapLabels, Counter>,
+}
+
+/// Why publications are, or may be, missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum GapCause {
+    /// One that a node published did not arrive.
+    Sequence,
+    /// The connection to the broker was away.
+    Reconnect,
+    /// A shard did not keep up.
+    MailboxFull,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GapLabels {
+    cause: GapCause,
+}
+
+impl GapCause {
+    /// What clients are told.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Sequence => "lost between nodes",
+            Self::Reconnect => "the broker was away",
+            Self::MailboxFull => "the node is overloaded",
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a Redis on the same machine to one that is nearly given up.
+        let round_trip = [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+        Self {
+            connected: Gauge::default(),
+            verified: Gauge::default(),
+            reconnects: Counter::default(),
+            rebuilds: Counter::default(),
+            received: Counter::default(),
+            malformed: Counter::default(),
+            mailbox_full: Counter::default(),
+            channels_forgotten: Counter::default(),
+            round_trip: Histogram::new(round_trip),
+            gaps: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers them below `registry`'s prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        let Self {
+            connected,
+            verified,
+            reconnects,
+            rebuilds,
+            received,
+            malformed,
+            mailbox_full,
+            channels_forgotten,
+            round_trip,
+            gaps,
+        } = self;
+        let broker = registry.sub_registry_with_prefix("broker");
+        broker.register("connected", "1 while all subscriptions at the broker are live", connected.clone());
+        broker.register("verified", "1 while canaries come back in time", verified.clone());
+        broker.register("reconnects", "Connections made anew after a loss", reconnects.clone());
+        broker.register("rebuilds", "Connections torn down because no canary came back", rebuilds.clone());
+        broker.register("received", "Publications received from the broker", received.clone());
+        broker.register("malformed", "Publications dropped for an unknown envelope", malformed.clone());
+        let help = "From publishing a canary to its return";
+        broker.register("canary_round_trip_seconds", help, round_trip.clone());
+        let bridge = registry.sub_registry_with_prefix("bridge");
+        bridge.register("gaps", "Losses told to subscribers", gaps.clone());
+        let help = "Publications dropped because a shard did not keep up; their loss was told";
+        bridge.register("mailbox_full", help, mailbox_full.clone());
+        let help = "Channels no longer watched for losses for want of room";
+        bridge.register("channels_forgotten", help, channels_forgotten.clone());
+    }
+
+    pub(super) fn gap(&self, cause: GapCause) {
+        self.gaps.get_or_create(&GapLabels { cause }).inc();
+    }
+
+    #[cfg(test)]
+    pub(super) fn gaps_of(&self, cause: GapCause) -> u64 {
+        self.gaps.get_or_create(&GapLabels { cause }).get()
+    }
+}

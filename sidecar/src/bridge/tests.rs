@@ -1,0 +1,308 @@
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{metrics::GapCause, *};
+use crate::{
+    broker::{Bus, Reply, conformance::text},
+    domain::{CloseReason, ConnectionId, NodeId, Origin, StreamPosition},
+    hub::Join,
+    shard::{Inbox, Mail},
+};
+
+/// One node of a cluster over a memory bus, with two shards that a test plays.
+struct Fixture {
+    broker: Arc<dyn Broker>,
+    bridge: Bridge,
+    hub: Hub,
+    inboxes: Vec<Arc<Inbox>>,
+    metrics: Metrics,
+    id: NodeId,
+    shutdown: CancellationToken,
+}
+
+fn node(bus: &Bus, name: &str) -> Fixture {
+    let (broker, events) = bus.join();
+    node_over(broker, events, name)
+}
+
+fn node_over(broker: Arc<dyn Broker>, events: Events, name: &str) -> Fixture {
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| Mailbox::new(1 << 16, || {})).unzip();
+    let (hub, metrics, shutdown) = (Hub::default(), Metrics::default(), CancellationToken::new());
+    let run = NodeRun::begin();
+    let bridge = start(Parts {
+        node: Node { run, name: name.into(), version: "1".into() },
+        broker: Arc::clone(&broker),
+        events,
+        hub: hub.clone(),
+        mailboxes: mailboxes.into(),
+        counts: Box::new(|| Counts { connections: 1, users: 1, channels: 2 }),
+        metrics: metrics.clone(),
+        shutdown: shutdown.clone(),
+    });
+    let inboxes = inboxes.into_iter().map(Arc::new).collect();
+    Fixture { broker, bridge, hub, inboxes, metrics, id: run.id, shutdown }
+}
+
+impl Fixture {
+    async fn join(&self, name: &str, shard: u16) {
+        if self.hub.join(&channel(name), shard) == Join::First {
+            self.broker.subscribe(vec![channel(name)]).await.unwrap();
+            self.hub.joined(&channel(name), true);
+        }
+    }
+
+    /// What came to a shard, as text.
+    fn mail(&self, shard: usize) -> Vec<String> {
+        let tell = |mail| match mail {
+            Mail::Publications(batch) => {
+                let text = |p: &Arc<Publication>| String::from_utf8_lossy(p.payload.bytes()).into_owned();
+                batch.iter().map(text).collect::<Vec<_>>().join(" ")
+            }
+            Mail::Gap { channel, reason } => format!("gap {channel:?}: {reason}"),
+            other => panic!("unexpected {other:?}"),
+        };
+        self.inboxes[shard].take().into_iter().map(tell).collect()
+    }
+
+    /// Answers what is asked of the shards, as a node with these channels and connections would.
+    fn play_shards(&self, subscribers: &'static [(&'static str, u32)], closes: usize) {
+        for inbox in self.inboxes.clone() {
+            tokio::spawn(async move {
+                loop {
+                    for mail in inbox.take() {
+                        play(mail, subscribers, closes);
+                    }
+                    sleep(Duration::from_millis(1)).await;
+                }
+            });
+        }
+    }
+}
+
+fn play(mail: Mail, subscribers: &[(&str, u32)], closes: usize) {
+    match mail {
+        Mail::Channels { reply } => {
+            let answer = subscribers.iter().map(|(name, count)| (channel(name), *count)).collect();
+            reply.send(answer).unwrap();
+        }
+        Mail::Disconnect { count, .. } => count.send(closes).unwrap(),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+fn channel(name: &str) -> ChannelName {
+    name.parse().unwrap()
+}
+
+fn stamped(name: &str, previous_sequence: u64, sequence: u64) -> Publication {
+    let origin = Origin { node: NodeId(77), node_start: 1, sequence, previous_sequence };
+    Publication { origin: Some(origin), ..text(&channel(name), &sequence.to_string()) }
+}
+
+async fn settle() {
+    sleep(Duration::from_millis(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_goes_to_the_shards_that_want_its_channel_in_one_mail_a_batch() {
+    let f = node(&Bus::default(), "a");
+    f.join("a", 0).await;
+    f.join("b", 0).await;
+    f.join("b", 1).await;
+    for (name, payload) in [("a", "1"), ("b", "2"), ("a", "3"), ("nobody", "4")] {
+        f.broker.publish(text(&channel(name), payload)).await.unwrap();
+    }
+    settle().await;
+    assert_eq!((f.mail(0), f.mail(1)), (vec!["1 2 3".to_owned()], vec!["2".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_in_a_nodes_sequence_is_told_where_it_is() {
+    let f = node(&Bus::default(), "a");
+    f.join("a", 0).await;
+    f.join("b", 1).await;
+    for publication in [stamped("a", 0, 1), stamped("a", 2, 3), stamped("b", 4, 5), stamped("a", 3, 4)] {
+        f.broker.publish(publication).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(f.mail(0), ["1", "gap Some(\"a\"): lost between nodes", "3 4"]);
+    assert_eq!(f.mail(1), ["5"]);
+    assert_eq!(f.metrics.gaps_of(GapCause::Sequence), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reconnect_is_a_gap_on_every_channel_of_every_shard() {
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    f.join("a", 0).await;
+    let lost = [
+        BrokerEvent::Publication(stamped("a", 1, 2)),
+        BrokerEvent::Disconnected { reason: "x".into() },
+        BrokerEvent::Connected,
+        BrokerEvent::Resumed,
+        BrokerEvent::Publication(stamped("a", 8, 9)),
+    ];
+    events.send(lost.into()).await.unwrap();
+    settle().await;
+    assert_eq!(f.mail(0), ["2", "gap None: the broker was away", "9"], "one gap, told once");
+    assert_eq!(f.mail(1), ["gap None: the broker was away"]);
+    assert_eq!(f.metrics.reconnects.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_does_not_keep_up_is_told_once_what_it_lost_and_delays_nobody() {
+    let f = node(&Bus::default(), "a");
+    f.join("big", 0).await;
+    f.join("small", 0).await;
+    f.join("small", 1).await;
+    let big = "x".repeat(60_000);
+    for payload in [&big, &big, "also lost"] {
+        f.broker.publish(text(&channel("big"), payload)).await.unwrap();
+        settle().await;
+    }
+    f.broker.publish(text(&channel("small"), "fits")).await.unwrap();
+    settle().await;
+    let mail = f.mail(0);
+    assert_eq!(mail[0].len(), 60_000);
+    assert_eq!(mail[1..], ["gap Some(\"big\"): the node is overloaded", "also lost", "fits"]);
+    assert_eq!(f.mail(1), ["fits"]);
+    assert_eq!(f.metrics.mailbox_full.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_canary_verifies_a_broker_that_delivers() {
+    let f = node(&Bus::default(), "a");
+    let mut health = f.bridge.health.clone();
+    let verified = timeout(Duration::from_secs(1), health.wait_for(|health| health.verified)).await;
+    assert!(verified.expect("at once").unwrap().connected);
+    sleep(Duration::from_secs(60)).await;
+    let health = health.borrow().clone();
+    assert!(health.verified_at.unwrap().elapsed() <= Duration::from_secs(5), "and goes on: {health:?}");
+}
+
+/// Takes everything and brings nothing.
+struct Silent {
+    events: mpsc::Sender<Vec<BrokerEvent>>,
+    rebuilt: mpsc::UnboundedSender<String>,
+}
+
+impl Broker for Silent {
+    fn subscribe(&self, _channels: Vec<ChannelName>) -> Reply<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn unsubscribe(&self, _channels: Vec<ChannelName>) -> Reply<()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn publish(&self, _publication: Publication) -> Reply<Option<StreamPosition>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn rebuild(&self, reason: &str) {
+        self.rebuilt.send(reason.to_owned()).unwrap();
+        self.events.try_send(vec![BrokerEvent::Disconnected { reason: reason.to_owned() }]).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_is_torn_down_and_never_counts_as_verified() {
+    let (events, receiver) = mpsc::channel(8);
+    let (rebuilt, mut rebuilds) = mpsc::unbounded_channel();
+    events.try_send(vec![BrokerEvent::Connected]).unwrap();
+    let f = node_over(Arc::new(Silent { events, rebuilt }), receiver, "a");
+    let reason = timeout(Duration::from_secs(7), rebuilds.recv()).await.expect("within the deadline");
+    assert_eq!(reason.as_deref(), Some("no canary came back"));
+    settle().await;
+    let health = f.bridge.health.borrow().clone();
+    assert!(!health.verified && !health.connected && health.verified_at.is_none(), "{health:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_know_each_other_and_notice_who_leaves() {
+    let bus = Bus::default();
+    let nodes: Vec<_> = ["a", "b", "c"].iter().map(|name| node(&bus, name)).collect();
+    sleep(Duration::from_millis(50)).await;
+    for node in &nodes {
+        let seen: Vec<_> = node.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
+        assert_eq!(seen, ["a", "b", "c"]);
+        assert_eq!(node.bridge.peers.nodes()[2].counts.channels, 2);
+    }
+    nodes[1].shutdown.cancel();
+    nodes[1].bridge.tasks.wait().await;
+    settle().await;
+    assert_eq!(nodes[0].bridge.peers.nodes().len(), 2, "it said that it goes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_falls_silent_is_forgotten() {
+    let bus = Bus::default();
+    let (here, gone) = (node(&bus, "here"), node(&bus, "gone"));
+    settle().await;
+    assert_eq!(here.bridge.peers.nodes().len(), 2);
+    gone.broker.unsubscribe(vec![peers::nodes_channel()]).await.unwrap();
+    here.broker.unsubscribe(vec![peers::nodes_channel()]).await.unwrap();
+    sleep(Duration::from_secs(11)).await;
+    let left: Vec<_> = here.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
+    assert_eq!(left, ["here"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn channels_are_surveyed_over_all_nodes_by_pattern() {
+    let bus = Bus::default();
+    let nodes = [node(&bus, "a"), node(&bus, "b")];
+    nodes[0].play_shards(&[("chat:1", 2), ("lobby", 1)], 0);
+    nodes[1].play_shards(&[("chat:1", 3), ("chat:2", 1)], 0);
+    settle().await;
+    let all = nodes[0].bridge.peers.channels(None).await;
+    // Each of a node's two shards tells the same.
+    assert_eq!(all, [("chat:1", 10), ("chat:2", 2), ("lobby", 2)].map(|(n, c)| (channel(n), c)).into());
+    let chat = nodes[1].bridge.peers.channels(Some("chat:*".parse().unwrap())).await;
+    assert_eq!(chat.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_is_disconnected_everywhere_and_a_client_where_it_is() {
+    let bus = Bus::default();
+    let nodes = [node(&bus, "a"), node(&bus, "b")];
+    nodes[0].play_shards(&[], 1);
+    nodes[1].play_shards(&[], 10);
+    settle().await;
+    let peers = &nodes[0].bridge.peers;
+    assert_eq!(peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await, 22);
+    let connection = ConnectionId { shard: 1, slot: 0, generation: 0 };
+    let closed = |node| peers.disconnect(Who::Client(node, connection), CloseReason::Disconnected);
+    assert_eq!(closed(nodes[1].id).await, 10, "one shard of the other node");
+    assert_eq!(closed(nodes[0].id).await, 1);
+    assert_eq!(closed(NodeId(5)).await, 0, "no such node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_is_not_waited_for_longer_than_the_limit() {
+    let bus = Bus::default();
+    let nodes = [node(&bus, "a"), node(&bus, "b")];
+    nodes[0].play_shards(&[("lobby", 1)], 0);
+    settle().await;
+    nodes[1].broker.unsubscribe(vec![peers::nodes_channel()]).await.unwrap();
+    let started = Instant::now();
+    assert_eq!(nodes[0].bridge.peers.channels(None).await.len(), 1);
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nonsense_on_the_nodes_channel_is_skipped() {
+    let f = node(&Bus::default(), "a");
+    for payload in ["", "{}", r#"{"type":"later","from":1}"#] {
+        f.broker.publish(text(&peers::nodes_channel(), payload)).await.unwrap();
+    }
+    f.broker
+        .publish(Publication::bare(
+            peers::nodes_channel(),
+            crate::domain::Payload::Binary(Bytes::from_static(b"\xff")),
+        ))
+        .await
+        .unwrap();
+    settle().await;
+    assert_eq!(f.bridge.peers.nodes().len(), 1);
+}

@@ -1,0 +1,315 @@
+//! Envelope v1: the bytes of a publication between nodes, in Redis and in a stream entry.
+//!
+//! ```text
+//! F5 46 4E 01 | flags: 1 byte | header length: varint | header: protobuf | payload
+//! ```
+//!
+//! `F5` never occurs in UTF-8, so a text that somebody publishes with `redis-cli` is never taken for an
+//! envelope: what does not begin with `F5 46 4E` is a bare publication. The fourth byte is the version; another
+//! one is counted and told, never parsed. Of the flags, the upper four bits must be understood by a reader and
+//! the lower four may be ignored; version 1 defines none. Unknown header fields are skipped.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use crate::domain::{ChannelName, NodeId, Origin, Payload, Publication, StreamPosition};
+
+/// What every envelope of any version begins with.
+pub const MAGIC: [u8; 3] = [0xF5, 0x46, 0x4E];
+/// The version that this node writes, and the only one it reads.
+pub const VERSION: u8 = 1;
+
+/// Flags that a reader must understand.
+const CRITICAL_FLAGS: u8 = 0xF0;
+/// A header of version 1 is small; its free-form fields are bounded by what the API takes.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+
+/// Claims to be an envelope but is none that this node reads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Made by a newer version.
+    #[error("envelope has version {0}, this node reads version {VERSION}")]
+    Version(u8),
+    /// Made by a newer version.
+    #[error("envelope has flags {0:#04x} that this node does not know and may not ignore")]
+    Flags(u8),
+    /// Ends before its payload begins.
+    #[error("envelope is truncated")]
+    Truncated,
+    /// The header is no protobuf.
+    #[error("envelope header is broken: {0}")]
+    Header(String),
+    /// Says text, holds something else.
+    #[error("envelope says that its payload is text, but it is no UTF-8")]
+    Text,
+}
+
+/// The header. Fields are added, never renumbered.
+#[derive(Clone, PartialEq, Message)]
+pub struct Header {
+    /// The node that published; 0 where it was none.
+    #[prost(fixed64, tag = "1")]
+    pub node_id: u64,
+    /// When that run of it began, in Unix milliseconds.
+    #[prost(uint64, tag = "2")]
+    pub node_start: u64,
+    /// The publication's number on its channel, by that run.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    /// The number before it; 0 where the publisher does not know.
+    #[prost(uint64, tag = "4")]
+    pub previous_sequence: u64,
+    /// Life of the channel's stream.
+    #[prost(fixed64, tag = "5")]
+    pub epoch: u64,
+    /// Place in the stream, from 1; 0 on channels without one.
+    #[prost(uint64, tag = "6")]
+    pub offset: u64,
+    /// By the publisher's clock, in Unix milliseconds; 0 where it is not known.
+    #[prost(uint64, tag = "7")]
+    pub published_at_ms: u64,
+    /// Whether the payload is binary, not text.
+    #[prost(bool, tag = "8")]
+    pub binary: bool,
+    /// Name that the publisher gave it.
+    #[prost(string, tag = "9")]
+    pub id: String,
+    /// Of publications with the same key the latest counts.
+    #[prost(string, tag = "10")]
+    pub key: String,
+    /// Of publications with the same key, the one with the higher version counts.
+    #[prost(uint64, tag = "11")]
+    pub version: u64,
+    /// Free labels; `map<string, string>` on the wire.
+    #[prost(message, repeated, tag = "12")]
+    pub tags: Vec<Tag>,
+    /// Client id of the one connection that is not to receive it.
+    #[prost(string, tag = "13")]
+    pub exclude_connection: String,
+    /// The client that published, where it was one with an identity.
+    #[prost(message, optional, tag = "14")]
+    pub client_info: Option<ClientInfo>,
+    /// W3C `traceparent`.
+    #[prost(string, tag = "15")]
+    pub trace_context: String,
+}
+
+/// One label.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Tag {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// Its value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// The client that published.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ClientInfo {
+    /// Its user.
+    #[prost(string, tag = "1")]
+    pub user: String,
+}
+
+/// The publication as an envelope.
+pub fn encode(publication: &Publication) -> Bytes {
+    let header = Header::of(publication);
+    let payload = publication.payload.bytes();
+    let header_length = header.encoded_len();
+    let mut bytes = BytesMut::with_capacity(MAGIC.len() + 7 + header_length + payload.len());
+    bytes.put_slice(&MAGIC);
+    bytes.put_u8(VERSION);
+    bytes.put_u8(0);
+    prost::encoding::encode_varint(header_length as u64, &mut bytes);
+    header.encode_raw(&mut bytes);
+    bytes.put_slice(payload);
+    bytes.freeze()
+}
+
+/// What was published on `channel`: an envelope, or a bare payload. The payload shares the memory of `bytes`.
+///
+/// # Errors
+/// [`Malformed`] for bytes that claim to be an envelope and are none of version 1.
+pub fn decode(channel: ChannelName, mut bytes: Bytes) -> Result<Publication, Malformed> {
+    if !bytes.starts_with(&MAGIC) {
+        return Ok(Publication::bare(channel, Payload::sniff(bytes)));
+    }
+    bytes.advance(MAGIC.len());
+    match bytes.try_get_u8().map_err(|_| Malformed::Truncated)? {
+        VERSION => {}
+        version => return Err(Malformed::Version(version)),
+    }
+    let flags = bytes.try_get_u8().map_err(|_| Malformed::Truncated)?;
+    if flags & CRITICAL_FLAGS != 0 {
+        return Err(Malformed::Flags(flags));
+    }
+    let header = take_header(&mut bytes)?;
+    header.into_publication(channel, bytes)
+}
+
+fn take_header(bytes: &mut Bytes) -> Result<Header, Malformed> {
+    let length = prost::encoding::decode_varint(bytes).map_err(|_| Malformed::Truncated)?;
+    if length > MAX_HEADER_BYTES {
+        return Err(Malformed::Header(format!("{length} bytes, at most {MAX_HEADER_BYTES} are read")));
+    }
+    let length = usize::try_from(length).map_err(|_| Malformed::Truncated)?;
+    if bytes.len() < length {
+        return Err(Malformed::Truncated);
+    }
+    Header::decode(bytes.split_to(length)).map_err(|error| Malformed::Header(error.to_string()))
+}
+
+// === impl Header ===
+
+impl Header {
+    fn of(publication: &Publication) -> Self {
+        let Publication { channel: _, payload, origin, position, published_at_ms, id, tags, user } =
+            publication;
+        let origin =
+            origin.unwrap_or(Origin { node: NodeId(0), node_start: 0, sequence: 0, previous_sequence: 0 });
+        let position = position.unwrap_or(StreamPosition { epoch: 0, offset: 0 });
+        let tag = |(key, value): &(String, String)| Tag { key: key.clone(), value: value.clone() };
+        Self {
+            node_id: origin.node.0,
+            node_start: origin.node_start,
+            sequence: origin.sequence,
+            previous_sequence: origin.previous_sequence,
+            epoch: position.epoch,
+            offset: position.offset,
+            published_at_ms: published_at_ms.unwrap_or(0),
+            binary: matches!(payload, Payload::Binary(_)),
+            id: id.clone().unwrap_or_default(),
+            tags: tags.iter().map(tag).collect(),
+            client_info: user.clone().map(|user| ClientInfo { user }),
+            ..Self::default()
+        }
+    }
+
+    fn into_publication(self, channel: ChannelName, payload: Bytes) -> Result<Publication, Malformed> {
+        let payload = match Payload::sniff(payload) {
+            Payload::Text(bytes) | Payload::Binary(bytes) if self.binary => Payload::Binary(bytes),
+            Payload::Text(bytes) => Payload::Text(bytes),
+            Payload::Binary(_) => return Err(Malformed::Text),
+        };
+        let Self { node_id, node_start, sequence, previous_sequence, epoch, offset, .. } = self;
+        let node = NodeId(node_id);
+        Ok(Publication {
+            channel,
+            payload,
+            origin: (node_id != 0).then_some(Origin { node, node_start, sequence, previous_sequence }),
+            position: (offset != 0).then_some(StreamPosition { epoch, offset }),
+            published_at_ms: (self.published_at_ms != 0).then_some(self.published_at_ms),
+            id: (!self.id.is_empty()).then_some(self.id),
+            tags: self.tags.into_iter().map(|Tag { key, value }| (key, value)).collect(),
+            user: self.client_info.map(|client| client.user),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn full() -> Publication {
+        Publication {
+            channel: "chat:room-1".parse().unwrap(),
+            payload: Payload::Text(Bytes::from_static(b"hi")),
+            origin: Some(Origin {
+                node: NodeId(0x0102_0304_0506_0708),
+                node_start: 1_700_000_000_000,
+                sequence: 7,
+                previous_sequence: 6,
+            }),
+            position: Some(StreamPosition { epoch: 9, offset: 300 }),
+            published_at_ms: Some(1_700_000_000_123),
+            id: Some("m1".into()),
+            tags: vec![("k".into(), "v".into())],
+            user: Some("ann".into()),
+        }
+    }
+
+    const GOLDEN: &[u8] = b"\xF5FN\x01\x00\x3a\
+        \x09\x08\x07\x06\x05\x04\x03\x02\x01\
+        \x10\x80\xd0\x95\xff\xbc\x31\
+        \x18\x07\
+        \x20\x06\
+        \x29\x09\x00\x00\x00\x00\x00\x00\x00\
+        \x30\xac\x02\
+        \x38\xfb\xd0\x95\xff\xbc\x31\
+        \x4a\x02m1\
+        \x62\x06\x0a\x01k\x12\x01v\
+        \x72\x05\x0a\x03ann\
+        hi";
+
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        assert_eq!(encode(&full()).escape_ascii().to_string(), GOLDEN.escape_ascii().to_string());
+        assert_eq!(decode(full().channel, Bytes::from_static(GOLDEN)), Ok(full()));
+        let bare = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::from_static(b"\xff")));
+        assert_eq!(encode(&bare), &b"\xF5FN\x01\x00\x02\x40\x01\xff"[..]);
+    }
+
+    #[test]
+    fn a_payload_without_the_magic_is_a_bare_publication() {
+        let channel: ChannelName = "a".parse().unwrap();
+        for (bytes, payload) in [
+            (&b"{\"hi\":1}"[..], Payload::Text(Bytes::from_static(b"{\"hi\":1}"))),
+            (b"", Payload::Text(Bytes::new())),
+            (b"\xF5", Payload::Binary(Bytes::from_static(b"\xF5"))),
+            (b"\xF5F\x00", Payload::Binary(Bytes::from_static(b"\xF5F\x00"))),
+        ] {
+            let expected = Publication::bare(channel.clone(), payload);
+            assert_eq!(decode(channel.clone(), Bytes::copy_from_slice(bytes)), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn unknown_header_fields_and_harmless_flags_are_skipped() {
+        let unknown = b"\xF5FN\x01\x0f\x08\xfa\x06\x03new\x40\x01hi";
+        let expected = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::from_static(b"hi")));
+        assert_eq!(decode("a".parse().unwrap(), Bytes::from_static(unknown)), Ok(expected));
+    }
+
+    #[test]
+    fn what_only_claims_to_be_an_envelope_is_malformed() {
+        for (bytes, error) in [
+            (&b"\xF5FN"[..], Malformed::Truncated),
+            (b"\xF5FN\x02\x00\x00hi", Malformed::Version(2)),
+            (b"\xF5FN\x01", Malformed::Truncated),
+            (b"\xF5FN\x01\x10\x00hi", Malformed::Flags(0x10)),
+            (b"\xF5FN\x01\x00", Malformed::Truncated),
+            (b"\xF5FN\x01\x00\xff", Malformed::Truncated),
+            (b"\xF5FN\x01\x00\x05hi", Malformed::Truncated),
+            (b"\xF5FN\x01\x00\x00\xff", Malformed::Text),
+        ] {
+            assert_eq!(decode("a".parse().unwrap(), Bytes::copy_from_slice(bytes)), Err(error), "{bytes:x?}");
+        }
+        let broken = decode("a".parse().unwrap(), Bytes::from_static(b"\xF5FN\x01\x00\x01\x0ahi"));
+        assert!(matches!(broken, Err(Malformed::Header(_))), "{broken:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_decode_panic(tail: Vec<u8>, flags: u8, envelope: bool) {
+            let mut bytes = Vec::new();
+            if envelope {
+                bytes.extend([0xF5, 0x46, 0x4E, 1, flags & 0x1f]);
+            }
+            bytes.extend(tail);
+            let _ = decode("a".parse().unwrap(), bytes.into());
+        }
+
+        #[test]
+        fn what_was_encoded_is_decoded(payload: Vec<u8>, sequence: u64, id in "[a-z]{1,9}", tags: Vec<(String, String)>) {
+            let mut publication = full();
+            publication.payload = Payload::sniff(payload.into());
+            publication.origin.as_mut().unwrap().sequence = sequence;
+            (publication.id, publication.tags) = (Some(id), tags);
+            prop_assert_eq!(decode(publication.channel.clone(), encode(&publication)), Ok(publication));
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What is counted of publishing.
+
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
+
+/// Counters of the [`Publisher`](super::Publisher).
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    pub(super) published: Counter,
+    pub(super) errors: Counter,
+    pub(super) sequences_forgotten: Counter,
+}
+
+impl Metrics {
+    /// Registers them below `registry`'s prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        let Self { published, errors, sequences_forgotten } = self;
+        let registry = registry.sub_registry_with_prefix("broker");
+        registry.register("publish", "Publications sent to the broker", published.clone());
+        registry.register("publish_errors", "Publications that the broker did not take", errors.clone());
+        registry.register(
+            "sequences_forgotten",
+            "Channels whose publications restarted with an unknown predecessor for want of room",
+            sequences_forgotten.clone(),
+        );
+    }
+}

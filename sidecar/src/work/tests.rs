@@ -1,0 +1,193 @@
+use std::{collections::VecDeque, sync::Mutex as StdMutex, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::oneshot, time::sleep};
+
+use super::*;
+use crate::{
+    broker::Reply,
+    domain::{NodeId, Origin, Payload, Publication, StreamPosition},
+    shard::Inbox,
+};
+
+/// A broker that a test answers by hand.
+#[derive(Default)]
+struct Script {
+    calls: StdMutex<Vec<String>>,
+    publications: StdMutex<Vec<Publication>>,
+    open: StdMutex<VecDeque<oneshot::Sender<Result<(), BrokerError>>>>,
+}
+
+impl Script {
+    fn call(&self, text: String) -> oneshot::Receiver<Result<(), BrokerError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.calls.lock().unwrap().push(text);
+        self.open.lock().unwrap().push_back(sender);
+        receiver
+    }
+
+    fn answer(&self, result: Result<(), BrokerError>) {
+        self.open.lock().unwrap().pop_front().expect("a call is open").send(result).expect("it waits");
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+}
+
+impl Broker for Script {
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
+        let answer = self.call(format!("subscribe {channels:?}"));
+        Box::pin(async { answer.await.expect("answered") })
+    }
+
+    fn unsubscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
+        let answer = self.call(format!("unsubscribe {channels:?}"));
+        Box::pin(async { answer.await.expect("answered") })
+    }
+
+    fn publish(&self, publication: Publication) -> Reply<Option<StreamPosition>> {
+        let answer = self.call(format!("publish {}", publication.channel));
+        self.publications.lock().unwrap().push(publication);
+        Box::pin(async { answer.await.expect("answered").map(|()| None) })
+    }
+
+    fn rebuild(&self, _reason: &str) {}
+}
+
+struct Fixture {
+    script: Arc<Script>,
+    work: mpsc::Sender<Work>,
+    inboxes: Vec<Inbox>,
+}
+
+fn fixture() -> Fixture {
+    let script = Arc::new(Script::default());
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| Mailbox::new(1 << 20, || {})).unzip();
+    let node = NodeRun { id: NodeId(7), start: 8 };
+    let publisher = Publisher::new(script.clone(), node, 10, Metrics::default());
+    let desk = Desk::new(Hub::default(), script.clone(), publisher, mailboxes.into());
+    let (work, receiver) = mpsc::channel(64);
+    tokio::spawn(desk.run(receiver));
+    Fixture { script, work, inboxes }
+}
+
+impl Fixture {
+    async fn ask(&self, shard: u16, task: Task) {
+        self.work.send(Work { shard, task }).await.unwrap();
+        self.settle().await;
+    }
+
+    /// Lets the desk do what it can; paused time makes that certain.
+    async fn settle(&self) {
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    fn told(&self, shard: usize) -> Vec<String> {
+        let tell = |mail| match mail {
+            Mail::Completion(Completion::Subscribed { channel, result }) => format!("{channel} {result:?}"),
+            Mail::Completion(Completion::Published { id, result, .. }) => format!("{id:?} {result:?}"),
+            other => panic!("unexpected {other:?}"),
+        };
+        self.inboxes[shard].take().into_iter().map(tell).collect()
+    }
+}
+
+fn channel(name: &str) -> ChannelName {
+    name.parse().unwrap()
+}
+
+fn subscribe(name: &str) -> Task {
+    Task::Subscribe { channel: channel(name) }
+}
+
+fn unsubscribe(name: &str) -> Task {
+    Task::Unsubscribe { channel: channel(name) }
+}
+
+fn publish(name: &str, id: &str, payload: &'static str) -> Task {
+    Task::Publish {
+        connection: ConnectionId { shard: 0, slot: 1, generation: 2 },
+        channel: channel(name),
+        payload: Payload::Text(Bytes::from_static(payload.as_bytes())),
+        id: Some(id.into()),
+        user: None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn shards_that_want_the_same_channel_share_one_subscription_and_its_answer() {
+    let f = fixture();
+    f.ask(0, subscribe("a")).await;
+    f.ask(1, subscribe("a")).await;
+    assert_eq!(f.script.calls(), ["subscribe [\"a\"]"]);
+    assert!(f.told(0).is_empty() && f.told(1).is_empty(), "nobody is told before the broker answered");
+    f.script.answer(Ok(()));
+    f.settle().await;
+    assert_eq!((f.told(0), f.told(1)), (vec!["a Ok(())".to_owned()], vec!["a Ok(())".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_subscription_is_told_and_may_be_tried_again() {
+    let f = fixture();
+    f.ask(0, subscribe("a")).await;
+    f.script.answer(Err(BrokerError::Unavailable("down".into())));
+    f.settle().await;
+    assert_eq!(f.told(0), ["a Err(Unavailable)"]);
+    f.ask(0, subscribe("a")).await;
+    assert_eq!(f.script.calls(), ["subscribe [\"a\"]", "subscribe [\"a\"]"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_back_within_the_grace_does_not_reach_the_broker() {
+    let f = fixture();
+    f.ask(0, subscribe("a")).await;
+    f.script.answer(Ok(()));
+    f.ask(0, unsubscribe("a")).await;
+    f.ask(1, subscribe("a")).await;
+    assert_eq!(f.told(1), ["a Ok(())"]);
+    sleep(2 * grace::GRACE).await;
+    assert_eq!(f.script.calls(), ["subscribe [\"a\"]"]);
+    f.ask(1, unsubscribe("a")).await;
+    sleep(2 * grace::GRACE).await;
+    assert_eq!(f.script.calls(), ["unsubscribe [\"a\"]"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn publications_do_not_wait_for_each_other_and_are_answered_one_by_one() {
+    let f = fixture();
+    for id in ["1", "2", "3"] {
+        f.ask(0, publish("a", id, "x")).await;
+    }
+    assert_eq!(f.script.calls(), ["publish a"; 3]);
+    f.script.answer(Ok(()));
+    f.script.answer(Err(BrokerError::Unavailable("down".into())));
+    f.settle().await;
+    assert_eq!(f.told(0), ["Some(\"1\") Ok(())", "Some(\"2\") Err(Unavailable)"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_publication_names_the_one_before_it_unless_that_one_failed() {
+    let f = fixture();
+    for result in [Ok(()), Ok(()), Err(BrokerError::Unavailable("down".into())), Ok(()), Ok(())] {
+        f.ask(0, publish("a", "i", "x")).await;
+        f.script.answer(result);
+        f.settle().await;
+    }
+    f.ask(0, publish("b", "i", "x")).await;
+    let origins: Vec<_> = f.script.publications.lock().unwrap().iter().map(|p| p.origin.unwrap()).collect();
+    let pairs: Vec<_> = origins.iter().map(|o| (o.previous_sequence, o.sequence)).collect();
+    assert_eq!(pairs, [(0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (0, 1)]);
+    assert!(origins.iter().all(|Origin { node, node_start, .. }| (*node, *node_start) == (NodeId(7), 8)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_or_meant_for_the_nodes_does_not_reach_the_broker() {
+    let f = fixture();
+    f.ask(0, publish("a", "large", "eleven byte")).await;
+    f.ask(0, publish("fanout:nodes", "internal", "x")).await;
+    let told = f.told(0);
+    assert!(told[0].contains("message has 11 bytes, at most 10 are allowed"), "{told:?}");
+    assert!(told[1].contains("channel fanout:nodes is kept for the nodes"), "{told:?}");
+    assert!(f.script.calls().is_empty());
+}
