@@ -7,6 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod args;
 pub mod controller;
+pub mod events;
+pub mod health;
+pub mod lease;
+pub mod metrics;
+pub mod plan;
 pub mod redis;
 pub mod resources;
+pub mod scrape;

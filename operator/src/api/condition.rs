@@ -98,6 +98,10 @@ pub enum Reason {
     RevisionCreated,
     /// A child was made or brought back.
     ChildApplied,
+    /// A node that was to go stays after all.
+    NodeRestored,
+    /// A revision without nodes that nobody returns to is deleted.
+    RevisionForgotten,
 }
 
 // === impl ConditionType ===

@@ -1,0 +1,279 @@
+//! Fourth step: makes the API server's objects what build and plan say.
+//!
+//! Children are written by server-side apply with one field manager, and only where something differs: see
+//! [`write`](self::write). Then the plan's actions are performed in order. A plan that wants something is made again
+//! from a fresh reading, so that no disruptive step rests on an old one.
+
+mod act;
+mod compare;
+mod write;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use k8s_openapi::{apimachinery::pkg::util::intstr::IntOrString, jiff::Timestamp};
+use kube::{ResourceExt, api::DynamicObject};
+use serde::Serialize;
+use serde_json::Value;
+
+pub use self::write::FIELD_MANAGER;
+use self::write::Writer;
+use super::{
+    Error, Shared,
+    build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
+    dereference::Found,
+    diagnose,
+    mirror::Mirrors,
+    validate::Problem,
+};
+use crate::{
+    api::{FanoutCluster, v1alpha1::UpdateStrategyType},
+    events::Events,
+    plan::{self, Action, Desired, Observed, Replace, Strategy},
+    resources::labels,
+};
+
+/// Time between a node's leaving its Services and its removal: what kube-proxy needs on a slow day. The drain itself
+/// begins with the removal, in the pod's preStop.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Revisions without pods that are kept to return to.
+const REVISION_HISTORY_LIMIT: usize = 3;
+
+/// What was made of a cluster; status speaks of nothing else.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// What stands in the way.
+    pub problems: Vec<Problem>,
+    /// The revision that the spec asks for; `None` where the spec was refused.
+    pub revision: Option<String>,
+    /// The steps that were taken.
+    pub actions: Vec<Action>,
+    /// Until when nothing is due although nothing changes.
+    again: Option<Timestamp>,
+}
+
+/// Writes. One for all clusters of a scope.
+#[derive(Clone)]
+pub(super) struct Applier {
+    writer: Writer,
+    events: Events,
+    mirrors: Mirrors,
+}
+
+// === impl Applied ===
+
+impl Applied {
+    /// The spec cannot work; nothing was touched.
+    pub(super) fn refused(problems: Vec<Problem>) -> Self {
+        Self { problems, ..Self::default() }
+    }
+
+    /// How long until something is due although nothing changes.
+    pub(super) fn look_again(&self, now: Timestamp) -> Option<Duration> {
+        let left = self.again?.duration_since(now);
+        Some(Duration::try_from(left).unwrap_or_default().max(Duration::from_millis(50)))
+    }
+}
+
+// === impl Applier ===
+
+impl Applier {
+    pub(super) fn new(shared: &Shared, mirrors: Mirrors) -> Self {
+        Self { writer: Writer::new(shared), events: shared.events.clone(), mirrors }
+    }
+
+    /// Makes everything of a cluster what it should be; of a paused one, nothing.
+    pub(super) async fn apply(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        resources: Resources,
+    ) -> Result<Applied, Error> {
+        let name = revision_name(found, &resources.revision);
+        let mut applied = Applied { revision: Some(name.clone()), ..Applied::default() };
+        if cluster.spec.paused {
+            return Ok(applied);
+        }
+        let revision = self.children(cluster, found, resources).await?;
+        let desired = desired(cluster, name);
+        let observed = self.act(cluster, found, &desired, &revision, &mut applied.actions).await?;
+        applied.again = again(&observed, &desired, found);
+        Ok(applied)
+    }
+
+    /// Every child but the ReplicaSets' numbers.
+    async fn children(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        resources: Resources,
+    ) -> Result<RevisionSpec, Error> {
+        let Resources {
+            revision,
+            live_config_map,
+            services,
+            api_key,
+            managed_redis,
+            pdb,
+            service_account,
+            network_policies,
+            state: _,
+        } = resources;
+        let mut wanted = Wanted::default();
+        wanted.add(&service_account);
+        wanted.add(&live_config_map);
+        services.iter().for_each(|service| wanted.add(service));
+        network_policies.iter().for_each(|policy| wanted.add(policy));
+        pdb.iter().for_each(|pdb| wanted.add(pdb));
+        let mut secrets = vec![api_key];
+        if let Some(ManagedRedisResources { stateful_set, service, password, claim }) = managed_redis {
+            claim.iter().for_each(|claim| wanted.add(claim));
+            wanted.add(&service);
+            wanted.add(&stateful_set);
+            secrets.push(password);
+        }
+        // Secrets first: pods wait for them, and find them there.
+        self.secrets(cluster, &secrets).await?;
+        for child in &wanted.children {
+            self.writer.ensure(cluster, found, child.clone(), &self.events).await?;
+        }
+        self.revisions(cluster, found).await?;
+        self.orphans(cluster, found, &wanted, &revision).await?;
+        Ok(revision)
+    }
+
+    async fn secrets(&self, cluster: &FanoutCluster, secrets: &[GeneratedSecret]) -> Result<(), Error> {
+        for secret in secrets {
+            let live = self.mirrors.secret(cluster.namespace(), secret.name());
+            self.writer.ensure_secret(cluster, secret, live.as_deref()).await?;
+        }
+        Ok(())
+    }
+
+    /// Each revision that exists stays as it was written.
+    async fn revisions(&self, cluster: &FanoutCluster, found: &Found) -> Result<(), Error> {
+        for set in found.of_kind("ReplicaSet") {
+            let Some(stored) = act::Stored::of(set) else { continue };
+            let [replica_set, boot] = stored.as_it_should_be(set);
+            self.writer.ensure(cluster, found, boot, &self.events).await?;
+            self.writer.ensure(cluster, found, replica_set, &self.events).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes children that are wanted no longer. ReplicaSets are the plan's, claims outlive, and a boot document
+    /// lives as long as its revision.
+    async fn orphans(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        wanted: &Wanted,
+        revision: &RevisionSpec,
+    ) -> Result<(), Error> {
+        let revisions: BTreeSet<_> = found.of_kind("ReplicaSet").map(ResourceExt::name_any).collect();
+        let current = revision.boot_config_map.metadata.name.as_deref();
+        for (resource, child) in &found.children {
+            let name = child.name_any();
+            let kept = match resource.kind.as_str() {
+                "ReplicaSet" | "PersistentVolumeClaim" => true,
+                "ConfigMap" if revisions.contains(&name) || current == Some(&name) => true,
+                kind => wanted.contains(kind, &name),
+            };
+            if !kept && write::is_owned_by(child, cluster) {
+                self.writer.delete(resource, child).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans and acts; returns what the plan rested on.
+    async fn act(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        desired: &Desired,
+        revision: &RevisionSpec,
+        done: &mut Vec<Action>,
+    ) -> Result<Observed, Error> {
+        let observed = found.observed();
+        if plan::plan(&observed, desired, found.at).is_empty() {
+            return Ok(observed);
+        }
+        let fresh = self.writer.look(cluster, found).await?;
+        let observed = fresh.observed();
+        for action in plan::plan(&observed, desired, fresh.at) {
+            self.writer.perform(cluster, &fresh, revision, &action, &self.events).await?;
+            done.push(action);
+        }
+        Ok(observed)
+    }
+}
+
+/// Children that should exist.
+#[derive(Default)]
+struct Wanted {
+    children: Vec<Value>,
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn add(&mut self, child: &impl Serialize) {
+        self.children.push(serde_json::to_value(child).expect("a Kubernetes object is JSON"));
+    }
+
+    fn contains(&self, kind: &str, name: &str) -> bool {
+        self.children.iter().any(|child| child["kind"] == kind && child["metadata"]["name"] == name)
+    }
+}
+
+/// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name.
+fn revision_name(found: &Found, revision: &RevisionSpec) -> String {
+    let stands_for_it = |set: &&DynamicObject| {
+        let stored = set.annotations().get(labels::REVISION_SPEC);
+        let stored = stored.and_then(|text| serde_json::from_str(text).ok());
+        stored.is_some_and(|stored| revision.stands_for(&stored))
+    };
+    let existing = found.of_kind("ReplicaSet").find(stands_for_it);
+    existing
+        .and_then(|set| set.labels().get(labels::REVISION).cloned())
+        .unwrap_or_else(|| revision.name.clone())
+}
+
+/// What the spec asks the plan for.
+pub fn desired(cluster: &FanoutCluster, revision: String) -> Desired {
+    let replicas = u32::try_from(cluster.spec.replicas).unwrap_or(0);
+    let update = &cluster.spec.update_strategy;
+    Desired {
+        revision,
+        replicas,
+        strategy: Strategy {
+            replace: match update.type_ {
+                UpdateStrategyType::RollingUpdate => Replace::Rolling,
+                UpdateStrategyType::OnDelete => Replace::OnDelete,
+            },
+            max_surge: part_of(&update.max_surge, replicas, u32::div_ceil),
+            max_unavailable: part_of(&update.max_unavailable, replicas, |part, whole| part / whole),
+        },
+        settle: SETTLE,
+        history_limit: REVISION_HISTORY_LIMIT,
+    }
+}
+
+/// A number, or a percentage of `replicas`. The schema refuses anything else, which counts as none here.
+fn part_of(amount: &IntOrString, replicas: u32, divide: fn(u32, u32) -> u32) -> u32 {
+    match amount {
+        IntOrString::Int(number) => u32::try_from(*number).unwrap_or(0),
+        IntOrString::String(text) => {
+            let percent = text.strip_suffix('%').and_then(|percent| percent.parse::<u32>().ok());
+            percent.map_or(0, |percent| divide(replicas.saturating_mul(percent), 100))
+        }
+    }
+}
+
+fn again(observed: &Observed, desired: &Desired, found: &Found) -> Option<Timestamp> {
+    let planned =
+        plan::next_look(observed, desired, found.at).and_then(|wait| found.at.checked_add(wait).ok());
+    let late = found.nodes.iter().filter_map(|node| diagnose::late_at(&node.pod)).filter(|at| *at > found.at);
+    planned.into_iter().chain(late).min()
+}

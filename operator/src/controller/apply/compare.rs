@@ -1,0 +1,51 @@
+//! Whether an object is already as it should be. Pure.
+
+use kube::api::DynamicObject;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Whether every field of `desired` is in `live` with that value. The API server adds defaults, and others may add
+/// fields of their own; neither counts. Lists count as wholes.
+pub(super) fn is_within(desired: &Value, live: &Value) -> bool {
+    match (desired, live) {
+        (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(name, value)| {
+            live.get(name).map_or_else(|| is_empty(value), |live| is_within(value, live))
+        }),
+        (Value::Array(desired), Value::Array(live)) => {
+            desired.len() == live.len()
+                && desired.iter().zip(live).all(|(desired, live)| is_within(desired, live))
+        }
+        (desired, live) => desired == live,
+    }
+}
+
+/// What the API server may leave out.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Array(items) => items.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// Hash of what somebody may have edited: the object without its status and without what the API server counts.
+pub(super) fn fingerprint(live: &DynamicObject) -> String {
+    let mut value = serde_json::to_value(live).expect("a Kubernetes object is JSON");
+    if let Some(object) = value.as_object_mut() {
+        object.remove("status");
+    }
+    if let Some(metadata) = value["metadata"].as_object_mut() {
+        for counted in ["resourceVersion", "generation", "managedFields"] {
+            metadata.remove(counted);
+        }
+    }
+    // serde_json's maps are sorted, so equal objects give equal text.
+    hash(value.to_string().as_bytes())
+}
+
+/// First 16 hex digits of the SHA-256.
+pub(super) fn hash(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}

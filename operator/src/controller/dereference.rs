@@ -1,0 +1,226 @@
+//! First step: everything that a decision may rest on, read before any is taken.
+//!
+//! Children, pods and the nodes' reports come from memory; a Secret that the spec names is read from the API server
+//! once per version of it, and only the sizes of its values are kept. [`observed`] puts what was found into the
+//! words of [`plan`](crate::plan).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_openapi::{
+    api::core::v1::{Pod, Secret},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject},
+};
+
+use super::{
+    Error, diagnose,
+    mirror::Mirrors,
+    validate::{Dereferenced, SecretShape, referenced_secrets},
+};
+use crate::{
+    api::FanoutCluster,
+    plan::{Observed, ObservedPod, ObservedSet},
+    resources::labels,
+    scrape::{Report, Reports},
+};
+
+/// When the operator took a pod out of its Services to remove it.
+pub const RETIRED_AT: &str = "fanout.dev/retired-at";
+
+/// When a pod was marked as the next to go.
+pub const RELEASED_AT: &str = "fanout.dev/released-at";
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What the spec names.
+    pub named: Dereferenced,
+    /// Our own children, pods and Secrets apart.
+    pub children: Vec<(ApiResource, Arc<DynamicObject>)>,
+    /// The pods of the nodes.
+    pub nodes: Vec<Node>,
+    /// The pods of the managed Redis.
+    pub redis: Vec<Arc<Pod>>,
+    /// When that was.
+    pub at: Timestamp,
+}
+
+/// A pod of a node and what it said last.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// `None`: it was not asked yet.
+    pub report: Option<Report>,
+}
+
+/// Shapes of the Secrets that were read, each with the version it was read at.
+pub(super) struct SecretShapes {
+    client: Client,
+    known: Mutex<HashMap<(String, String), (String, SecretShape)>>,
+}
+
+/// Reads what a cluster rests on.
+pub(super) async fn dereference(
+    cluster: &FanoutCluster,
+    mirrors: &Mirrors,
+    reports: &Reports,
+    secrets: &SecretShapes,
+) -> Result<Found, Error> {
+    let mut named = Dereferenced::default();
+    for name in referenced_secrets(cluster) {
+        let shape = secrets.shape(mirrors, cluster.namespace(), &name).await?;
+        named.secrets.insert(name, shape);
+    }
+    let nodes = mirrors.nodes_of(cluster);
+    Ok(Found {
+        named,
+        children: mirrors.children_of(cluster),
+        nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
+        redis: mirrors.redis_of(cluster),
+        at: Timestamp::now(),
+    })
+}
+
+/// What was found, in the words of the plan.
+pub(super) fn observed<'a>(
+    sets: impl Iterator<Item = &'a DynamicObject>,
+    nodes: &[Node],
+    now: Timestamp,
+) -> Observed {
+    Observed {
+        sets: sets.map(observed_set).collect(),
+        pods: nodes.iter().filter_map(|node| observed_pod(node, now)).collect(),
+    }
+}
+
+fn observed_set(set: &DynamicObject) -> ObservedSet {
+    ObservedSet {
+        name: set.name_any(),
+        revision: set.labels().get(labels::REVISION).cloned().unwrap_or_default(),
+        replicas: set.data["spec"]["replicas"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+        created: created(set),
+    }
+}
+
+/// `None` for a pod that has ended, and for one that no ReplicaSet owns.
+fn observed_pod(node: &Node, now: Timestamp) -> Option<ObservedPod> {
+    let Node { pod, report } = node;
+    if matches!(phase(pod), "Failed" | "Succeeded") {
+        return None;
+    }
+    let owner = pod.owner_references().iter().find(|owner| owner.kind == "ReplicaSet")?;
+    let answered = report.as_ref().filter(|report| report.answered);
+    Some(ObservedPod {
+        name: pod.name_any(),
+        set: owner.name.clone(),
+        created: created(pod.as_ref()),
+        ready: is_ready(pod),
+        stuck: diagnose::pod(pod, now).is_some(),
+        serving: pod.labels().get(labels::SERVING).is_some_and(|serving| serving == "true"),
+        retired: time_of(pod, RETIRED_AT),
+        released: time_of(pod, RELEASED_AT),
+        ends_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
+        connections: answered.map(|report| report.connections),
+    })
+}
+
+/// Whether Kubernetes calls a pod ready.
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|ready| ready.status == "True")
+}
+
+/// A condition of a pod.
+pub(super) fn condition<'a>(
+    pod: &'a Pod,
+    type_: &str,
+) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// The phase of a pod; empty where the kubelet has not said any.
+pub(super) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+fn created(object: &impl ResourceExt) -> Timestamp {
+    object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+}
+
+/// A time that the operator wrote. One that cannot be read is long past, so that nothing waits for it.
+fn time_of(pod: &Pod, annotation: &str) -> Option<Timestamp> {
+    let text = pod.annotations().get(annotation)?;
+    Some(text.parse().unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+// === impl Found ===
+
+impl Found {
+    /// A child by kind and name.
+    pub(super) fn child(&self, kind: &str, name: &str) -> Option<&DynamicObject> {
+        self.of_kind(kind).find(|child| child.metadata.name.as_deref() == Some(name))
+    }
+
+    /// Children of a kind.
+    pub(super) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &DynamicObject> {
+        self.children
+            .iter()
+            .filter(move |(resource, _)| resource.kind == kind)
+            .map(|(_, child)| child.as_ref())
+    }
+
+    /// The plan's view of it.
+    pub(super) fn observed(&self) -> Observed {
+        observed(self.of_kind("ReplicaSet"), &self.nodes, self.at)
+    }
+}
+
+// === impl SecretShapes ===
+
+impl SecretShapes {
+    /// Nothing read yet.
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, known: Mutex::default() }
+    }
+
+    async fn shape(
+        &self,
+        mirrors: &Mirrors,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<SecretShape>, Error> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let Some(metadata) = mirrors.secret(namespace, name) else {
+            self.lock().remove(&key);
+            return Ok(None);
+        };
+        let version = metadata.resource_version().unwrap_or_default();
+        if let Some((_, shape)) = self.lock().get(&key).filter(|(read, _)| *read == version) {
+            return Ok(Some(shape.clone()));
+        }
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let secret = api.get_opt(name).await.map_err(Error::api("read", "Secret", name))?;
+        let shape = secret.map(|secret| shape_of(&secret));
+        if let Some(shape) = &shape {
+            self.lock().insert(key, (version, shape.clone()));
+        }
+        Ok(shape)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), (String, SecretShape)>> {
+        // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn shape_of(secret: &Secret) -> SecretShape {
+    let sizes = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.len()));
+    SecretShape { sizes: sizes.collect() }
+}

@@ -1,0 +1,131 @@
+//! Why a pod does not become ready, in words that name what to mend. Pure; called by dereference and status.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    api::core::v1::{ContainerState, ContainerStatus, Pod},
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::ResourceExt;
+
+use super::{
+    dereference::{condition, is_ready, phase},
+    validate::Problem,
+};
+use crate::api::Reason;
+
+/// A pod that is not ready for longer than this will hardly become so. An image of 100 MB and a slow start fit in.
+pub const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// Exit code of a sidecar that refused its settings.
+const EXIT_BAD_CONFIGURATION: i32 = 64;
+
+/// Ends of a container after which it counts as crashing, even between two starts.
+const CRASHES: i32 = 3;
+
+/// What keeps a pod from being ready; `None` where it is, or where it may still become so by itself.
+pub(super) fn pod(pod: &Pod, now: Timestamp) -> Option<Problem> {
+    if is_ready(pod) || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let container = containers(pod).find_map(|status| container(pod, status));
+    container.or_else(|| unschedulable(pod)).or_else(|| late(pod, now))
+}
+
+/// When a pod that is not ready will count as late; `None` where it is ready or ends.
+pub(super) fn late_at(pod: &Pod) -> Option<Timestamp> {
+    if is_ready(pod) || pod.metadata.deletion_timestamp.is_some() || phase(pod) != "Running" {
+        return None;
+    }
+    let since = condition(pod, "Ready")?.last_transition_time.as_ref()?.0;
+    since.checked_add(SignedDuration::try_from(READY_WITHIN).ok()?).ok()
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.iter();
+    status.flat_map(|status| {
+        let ordinary = status.container_statuses.iter().flatten();
+        status.init_container_statuses.iter().flatten().chain(ordinary)
+    })
+}
+
+fn container(pod: &Pod, status: &ContainerStatus) -> Option<Problem> {
+    let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
+    let reason = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
+    let detail = waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or(reason);
+    match reason {
+        "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" => Some(problem(
+            pod,
+            Reason::ImagePullFailed,
+            status,
+            format!(
+                "image {} of container {} cannot be pulled ({detail}): correct the image, or give a pull secret in spec.image.pullSecrets",
+                status.image, status.name
+            ),
+        )),
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Some(problem(
+            pod,
+            Reason::ContainerCrashing,
+            status,
+            format!("container {} cannot be started: {detail}", status.name),
+        )),
+        _ => crashing(pod, status, reason),
+    }
+}
+
+fn crashing(pod: &Pod, status: &ContainerStatus, reason: &str) -> Option<Problem> {
+    if reason != "CrashLoopBackOff" && status.restart_count < CRASHES {
+        return None;
+    }
+    let ended = |state: &Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.clone());
+    let ended = ended(&status.last_state).or_else(|| ended(&status.state));
+    let how = match ended {
+        Some(ended) if ended.exit_code == EXIT_BAD_CONFIGURATION => {
+            "refused its settings (exit code 64)".to_owned()
+        }
+        Some(ended) => format!("ended with exit code {}", ended.exit_code),
+        None => "ended".to_owned(),
+    };
+    let message = format!(
+        "container {name} {how} {count} times: see `kubectl logs {pod} -c {name} --previous`",
+        name = status.name,
+        count = status.restart_count,
+        pod = pod.name_any(),
+    );
+    Some(problem(pod, Reason::ContainerCrashing, status, message))
+}
+
+fn unschedulable(pod: &Pod) -> Option<Problem> {
+    let scheduled = condition(pod, "PodScheduled")?;
+    (scheduled.status == "False" && scheduled.reason.as_deref() == Some("Unschedulable")).then(|| Problem {
+        reason: Reason::Unschedulable,
+        object: object(pod),
+        key: None,
+        message: format!(
+            "pod {} finds no Kubernetes node to run on: {}",
+            pod.name_any(),
+            scheduled.message.as_deref().unwrap_or("no reason was given")
+        ),
+    })
+}
+
+fn late(pod: &Pod, now: Timestamp) -> Option<Problem> {
+    (late_at(pod)? <= now).then(|| Problem {
+        reason: Reason::NotReadyInTime,
+        object: object(pod),
+        key: None,
+        message: format!(
+            "pod {name} runs, but is not ready for {} s: see `kubectl describe pod {name}` and its logs",
+            READY_WITHIN.as_secs(),
+            name = pod.name_any(),
+        ),
+    })
+}
+
+fn problem(pod: &Pod, reason: Reason, status: &ContainerStatus, message: String) -> Problem {
+    Problem { reason, object: object(pod), key: Some(status.name.clone()), message }
+}
+
+fn object(pod: &Pod) -> String {
+    format!("Pod/{}", pod.name_any())
+}

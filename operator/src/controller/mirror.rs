@@ -1,0 +1,252 @@
+//! What the API server has, kept in step by watches: one [`Mirrors`] for each watched scope.
+//!
+//! Called by `controller` (which polls the stream of changes) and read by dereference. Nothing here writes. Only
+//! labelled children are kept, without their managed fields; of Secrets only the metadata.
+
+use std::{fmt::Debug, sync::Arc};
+
+use futures::{
+    Stream, StreamExt,
+    stream::{BoxStream, select_all},
+};
+use k8s_openapi::{
+    api::{
+        apps::v1::{ReplicaSet, StatefulSet},
+        core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
+    serde::de::DeserializeOwned,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, PartialObjectMeta},
+    core::DeserializeGuard,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, ObjectRef, Store, store::Writer},
+        watcher,
+    },
+};
+
+use super::validate::referenced_secrets;
+use crate::{api::FanoutCluster, metrics::Metrics, resources::labels};
+
+/// A FanoutCluster as the API server has it: read, or not readable.
+pub(crate) type Guarded = DeserializeGuard<FanoutCluster>;
+
+/// A cluster that should be looked at.
+pub(crate) type Trigger = ObjectRef<Guarded>;
+
+/// What to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    All,
+    Namespace(String),
+}
+
+/// Copies of what the API server has.
+#[derive(Clone)]
+pub(crate) struct Mirrors {
+    clusters: Store<Guarded>,
+    children: Arc<[(ApiResource, Store<DynamicObject>)]>,
+    pods: Store<Pod>,
+    redis: Store<Pod>,
+    secrets: Store<PartialObjectMeta<Secret>>,
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// One scope for everything, or one for each namespace.
+    pub(crate) fn all_of(namespaces: &[String]) -> Vec<Self> {
+        if namespaces.is_empty() {
+            return vec![Self::All];
+        }
+        namespaces.iter().cloned().map(Self::Namespace).collect()
+    }
+
+    fn api<K>(&self, client: Client) -> Api<K>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Self::All => Api::all(client),
+            Self::Namespace(namespace) => Api::namespaced(client, namespace),
+        }
+    }
+
+    fn dynamic(&self, client: Client, resource: &ApiResource) -> Api<DynamicObject> {
+        match self {
+            Self::All => Api::all_with(client, resource),
+            Self::Namespace(namespace) => Api::namespaced_with(client, namespace, resource),
+        }
+    }
+}
+
+// === impl Mirrors ===
+
+impl Mirrors {
+    /// Starts to watch `scope`. The mirrors move while the stream is polled.
+    pub(crate) fn start(
+        client: &Client,
+        scope: &Scope,
+        metrics: &Metrics,
+    ) -> (Self, impl Stream<Item = Trigger> + Send + use<>) {
+        let mut changes: Vec<BoxStream<'static, Trigger>> = Vec::new();
+        let (clusters, touched) = reflect(watcher(scope.api(client.clone()), config()), (), metrics);
+        changes.push(touched.map(|cluster: Guarded| ObjectRef::from_obj(&cluster)).boxed());
+
+        let children = child_kinds().map(|resource| {
+            let api = scope.dynamic(client.clone(), &resource);
+            let (store, touched) =
+                reflect(watcher(api, config().labels(labels::CLUSTER)), resource.clone(), metrics);
+            changes.push(touched.filter_map(async |child: DynamicObject| labelled_cluster(&child)).boxed());
+            (resource, store)
+        });
+        let pods_by = |label| watcher(scope.api(client.clone()), config().labels(label));
+        let (pods, touched) = reflect(pods_by(labels::CLUSTER), (), metrics);
+        changes.push(touched.filter_map(async |pod: Pod| labelled_cluster(&pod)).boxed());
+        let (redis, touched) = reflect(pods_by(labels::REDIS), (), metrics);
+        changes.push(touched.filter_map(async |pod: Pod| named_by(&pod, labels::REDIS)).boxed());
+
+        let (secrets, touched) = reflect(watcher(scope.api(client.clone()), config()), (), metrics);
+        let index = clusters.clone();
+        changes
+            .push(touched.flat_map(move |secret| futures::stream::iter(users_of(&index, &secret))).boxed());
+
+        (Self { clusters, children: children.into(), pods, redis, secrets }, select_all(changes))
+    }
+
+    /// Waits until each mirror has been filled once.
+    pub(crate) async fn ready(&self) {
+        let Self { clusters, children, pods, redis, secrets } = self;
+        // A writer that is gone means that the process ends; there is nothing to wait for then.
+        _ = clusters.wait_until_ready().await;
+        _ = pods.wait_until_ready().await;
+        _ = redis.wait_until_ready().await;
+        _ = secrets.wait_until_ready().await;
+        for (_, store) in children.iter() {
+            _ = store.wait_until_ready().await;
+        }
+    }
+
+    /// The clusters themselves.
+    pub(crate) fn clusters(&self) -> Store<Guarded> {
+        self.clusters.clone()
+    }
+
+    /// Children of a cluster, pods and Secrets apart.
+    pub(crate) fn children_of(&self, cluster: &FanoutCluster) -> Vec<(ApiResource, Arc<DynamicObject>)> {
+        let belongs = |child: &DynamicObject| belongs_to(child, cluster);
+        let of_kind = |(resource, store): &(ApiResource, Store<DynamicObject>)| {
+            let found = store.state_filter(belongs);
+            found.into_iter().map(|child| (resource.clone(), child)).collect::<Vec<_>>()
+        };
+        self.children.iter().flat_map(of_kind).collect()
+    }
+
+    /// Pods of a cluster's nodes.
+    pub(crate) fn nodes_of(&self, cluster: &FanoutCluster) -> Vec<Arc<Pod>> {
+        self.pods.state_filter(|pod| belongs_to(pod, cluster))
+    }
+
+    /// Pods of every cluster's nodes.
+    pub(crate) fn nodes(&self) -> Vec<Arc<Pod>> {
+        self.pods.state()
+    }
+
+    /// Pods of a cluster's managed Redis.
+    pub(crate) fn redis_of(&self, cluster: &FanoutCluster) -> Vec<Arc<Pod>> {
+        self.redis.state_filter(|pod| is_labelled(pod, labels::REDIS, cluster))
+    }
+
+    /// Metadata of a Secret.
+    pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<Arc<PartialObjectMeta<Secret>>> {
+        self.secrets.get(&ObjectRef::new(name).within(namespace))
+    }
+}
+
+fn child_kinds() -> [ApiResource; 8] {
+    [
+        ApiResource::erase::<ReplicaSet>(&()),
+        ApiResource::erase::<Service>(&()),
+        ApiResource::erase::<ConfigMap>(&()),
+        ApiResource::erase::<ServiceAccount>(&()),
+        ApiResource::erase::<StatefulSet>(&()),
+        ApiResource::erase::<PersistentVolumeClaim>(&()),
+        ApiResource::erase::<PodDisruptionBudget>(&()),
+        ApiResource::erase::<NetworkPolicy>(&()),
+    ]
+}
+
+/// A kind of child by its name.
+pub(crate) fn resource_of(kind: &str) -> ApiResource {
+    let known = child_kinds().into_iter().find(|resource| resource.kind == kind);
+    known.expect("every kind of child is listed in child_kinds")
+}
+
+fn config() -> watcher::Config {
+    watcher::Config::default()
+}
+
+/// A store that follows a watch, and the objects that the watch touches. A watch that breaks is started again,
+/// with back-off.
+fn reflect<K, W>(
+    watch: W,
+    kind: K::DynamicType,
+    metrics: &Metrics,
+) -> (Store<K>, impl Stream<Item = K> + Send + use<K, W>)
+where
+    W: Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Eq + std::hash::Hash + Clone + Send + Sync,
+{
+    let writer = Writer::new(kind);
+    let store = writer.as_reader();
+    let broken = metrics.watch_errors.clone();
+    let slim = watch.default_backoff().modify(|object| object.managed_fields_mut().clear());
+    let touched = reflector::reflector(writer, slim).touched_objects().filter_map(move |object| {
+        let broken = broken.clone();
+        async move {
+            object
+                .inspect_err(|error| {
+                    broken.inc();
+                    tracing::warn!(%error, "a watch broke and is started again");
+                })
+                .ok()
+        }
+    });
+    (store, touched)
+}
+
+fn belongs_to(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
+    is_labelled(child, labels::CLUSTER, cluster)
+}
+
+fn is_labelled(child: &impl ResourceExt, label: &str, cluster: &FanoutCluster) -> bool {
+    child.namespace().as_deref() == cluster.metadata.namespace.as_deref()
+        && child.labels().get(label).map(String::as_str) == Some(cluster.name())
+}
+
+/// The cluster that a child belongs to.
+pub(crate) fn labelled_cluster(child: &impl ResourceExt) -> Option<Trigger> {
+    named_by(child, labels::CLUSTER)
+}
+
+fn named_by(child: &impl ResourceExt, label: &str) -> Option<Trigger> {
+    let name = child.labels().get(label)?;
+    Some(ObjectRef::new(name).within(&child.namespace()?))
+}
+
+/// Clusters that made a Secret or name it.
+fn users_of(clusters: &Store<Guarded>, secret: &PartialObjectMeta<Secret>) -> Vec<Trigger> {
+    let name = secret.name_any();
+    let uses = |guarded: &Guarded| {
+        let DeserializeGuard(Ok(cluster)) = guarded else { return false };
+        cluster.metadata.namespace == secret.namespace()
+            && (secret.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name())
+                || referenced_secrets(cluster).contains(&name))
+    };
+    clusters.state_filter(uses).iter().map(|cluster| ObjectRef::from_obj(cluster.as_ref())).collect()
+}

@@ -1,0 +1,286 @@
+//! Fifth step: tells the truth. [`compute`] is pure; [`Reporter`] writes it where it differs from what is there, at
+//! most once a second for a cluster, and sends an Event where something begins to stand in the way.
+
+mod conditions;
+mod nodes;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    core::{ObjectMeta, error_boundary::InvalidObject},
+};
+use serde_json::json;
+
+use super::{
+    Error, Shared,
+    apply::Applied,
+    dereference::{Found, is_ready},
+    validate::Problem,
+};
+use crate::{
+    api::{ConditionType, FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
+    events::{Events, Severity},
+    lease::Claim,
+    metrics::Metrics,
+    resources::labels,
+};
+
+/// Who the operator is to the API server when it writes status.
+pub const FIELD_MANAGER: &str = "fanout-operator-status";
+
+/// Nodes that are listed one by one.
+const MAX_NODES: usize = 100;
+
+/// Time between two writes of one cluster's status.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Writes status. One for all clusters of a scope.
+#[derive(Clone)]
+pub(super) struct Reporter {
+    client: Client,
+    claim: Claim,
+    events: Events,
+    metrics: Metrics,
+    memory: Arc<Mutex<HashMap<String, Written>>>,
+}
+
+/// The last status that was written.
+#[derive(Clone, Debug)]
+struct Written {
+    status: FanoutClusterStatus,
+    version: u64,
+    at: Instant,
+}
+
+/// The status of a cluster, from what was found and what was done.
+pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> FanoutClusterStatus {
+    let before = cluster.status.clone().unwrap_or_default();
+    let counts = Counts::of(found, applied.revision.as_deref());
+    let nodes = nodes::list(found);
+    let complete = counts.is_complete(cluster);
+    let update = applied.revision.clone().unwrap_or_else(|| before.update_revision.clone());
+    let verdicts = conditions::judge(cluster, found, &conditions::problems(found, applied), &counts);
+    FanoutClusterStatus {
+        observed_generation: cluster.metadata.generation,
+        replicas: counts.serving,
+        ready_replicas: counts.ready,
+        updated_replicas: counts.updated,
+        selector: labels::status_selector(cluster),
+        version: if complete { cluster.spec.version.clone() } else { before.version },
+        current_revision: if complete { update.clone() } else { before.current_revision },
+        update_revision: update,
+        connections: nodes.iter().filter_map(|node| node.connections).sum(),
+        endpoint: endpoint(cluster),
+        nodes: nodes.into_iter().take(MAX_NODES).collect::<Vec<NodeStatus>>(),
+        conditions: conditions::merge(&before.conditions, verdicts, cluster.metadata.generation, found.at),
+    }
+}
+
+/// Numbers of nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// Selected by `status.selector`.
+    serving: i32,
+    /// Of these, ready.
+    ready: i32,
+    /// Of these, of the revision that the spec asks for.
+    updated: i32,
+    /// Ready and of that revision.
+    updated_ready: i32,
+    /// Of an older revision, serving or not.
+    outdated: i32,
+    /// Taken out of their Services, or ending.
+    leaving: i32,
+}
+
+// === impl Counts ===
+
+impl Counts {
+    fn of(found: &Found, revision: Option<&str>) -> Self {
+        let mut counts = Self::default();
+        for node in nodes::existing(found) {
+            let pod = &node.pod;
+            let updated = pod.labels().get(labels::REVISION).map(String::as_str) == revision;
+            let ending = pod.metadata.deletion_timestamp.is_some();
+            let serving =
+                pod.labels().get(labels::SERVING).is_some_and(|serving| serving == "true") && !ending;
+            let ready = serving && is_ready(pod);
+            counts.serving += i32::from(serving);
+            counts.ready += i32::from(ready);
+            counts.updated += i32::from(serving && updated);
+            counts.updated_ready += i32::from(ready && updated);
+            counts.outdated += i32::from(!updated && !ending);
+            counts.leaving += i32::from(!serving);
+        }
+        counts
+    }
+
+    /// Whether every node is as the spec wants it.
+    fn is_complete(&self, cluster: &FanoutCluster) -> bool {
+        let wanted = cluster.spec.replicas;
+        self.updated_ready == wanted && self.serving == wanted && self.outdated == 0
+    }
+}
+
+fn endpoint(cluster: &FanoutCluster) -> String {
+    let host = format!("ws://{}.{}.svc", cluster.name(), cluster.namespace());
+    match cluster.spec.service.port {
+        80 => host,
+        port => format!("{host}:{port}"),
+    }
+}
+
+// === impl Reporter ===
+
+impl Reporter {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self {
+            client: shared.client.clone(),
+            claim: shared.claim.clone(),
+            events: shared.events.clone(),
+            metrics: shared.metrics.clone(),
+            memory: Arc::default(),
+        }
+    }
+
+    /// Writes what is true now. `Some`: it was written a moment ago, and there is more to say after this time.
+    pub(super) async fn report(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        applied: &Applied,
+    ) -> Result<Option<Duration>, Error> {
+        let status = compute(cluster, found, applied);
+        let uid = cluster.metadata.uid.clone().unwrap_or_default();
+        let written = self.lock().get(&uid).cloned();
+        if is_told(cluster, &status, written.as_ref()) {
+            return Ok(None);
+        }
+        if let Some(wait) = written.and_then(|written| PACE.checked_sub(written.at.elapsed())) {
+            return Ok(Some(wait));
+        }
+        self.tell_problems(cluster, found, applied, &status).await;
+        let version = self.write(&cluster.metadata, json!(status)).await?;
+        self.lock().insert(uid, Written { status, version, at: Instant::now() });
+        Ok(None)
+    }
+
+    /// A step before this one failed: the condition says so.
+    pub(super) async fn failed(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        error: &Error,
+    ) -> Result<(), Error> {
+        let Some(problem) = problem_of(error) else { return Ok(()) };
+        let revision = cluster.status.as_ref().map(|status| status.update_revision.clone());
+        let mut applied = Applied::refused(vec![problem]);
+        applied.revision = revision;
+        self.report(cluster, found, &applied).await.map(drop)
+    }
+
+    /// An object that this operator cannot read.
+    pub(super) async fn malformed(&self, invalid: &InvalidObject) -> Result<(), Error> {
+        let InvalidObject { error, metadata } = invalid;
+        let uid = metadata.uid.clone().unwrap_or_default();
+        let conditions = conditions::malformed(metadata, error, Timestamp::now());
+        let status = FanoutClusterStatus { conditions, ..FanoutClusterStatus::default() };
+        let told = |written: &Written| conditions::same_words(&written.status.conditions, &status.conditions);
+        if self.lock().get(&uid).is_some_and(told) {
+            return Ok(());
+        }
+        let mut cluster = FanoutCluster::new("", Default::default());
+        cluster.metadata = metadata.clone();
+        self.events.publish(&cluster, Severity::Warning, Reason::InvalidSpec, error, None).await;
+        let version = self.write(metadata, json!({ "conditions": status.conditions })).await?;
+        self.lock().insert(uid, Written { status, version, at: Instant::now() });
+        Ok(())
+    }
+
+    /// One Event where something begins to stand in the way, or something else does.
+    async fn tell_problems(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        applied: &Applied,
+        status: &FanoutClusterStatus,
+    ) {
+        let before = cluster.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let reason_of = |conditions: &[Condition]| {
+            let degraded = conditions::find(conditions, ConditionType::Degraded);
+            degraded.filter(|degraded| degraded.status == "True").map(|degraded| degraded.reason.clone())
+        };
+        let problems = conditions::problems(found, applied);
+        let Some(first) = problems.first() else { return };
+        if reason_of(before) != reason_of(&status.conditions) {
+            self.events.publish(cluster, Severity::Warning, first.reason, &first.message, None).await;
+        }
+    }
+
+    async fn write(&self, metadata: &ObjectMeta, status: serde_json::Value) -> Result<u64, Error> {
+        if !self.claim.holds() {
+            return Err(Error::NotLeading);
+        }
+        let kind = "FanoutCluster";
+        let name = metadata.name.clone().unwrap_or_default();
+        let namespace = metadata.namespace.clone().unwrap_or_default();
+        // Untyped, for the answer may be an object that this operator cannot read.
+        let resource = ApiResource::erase::<FanoutCluster>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, &resource);
+        let patch = json!({
+            "apiVersion": FanoutCluster::api_version(&()),
+            "kind": kind,
+            "metadata": { "name": name, "uid": metadata.uid },
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        self.metrics.wrote("FanoutCluster/status");
+        let made = api.patch_status(&name, &params, &Patch::Apply(patch)).await;
+        let made = made.map_err(Error::api("write the status of", kind, &name))?;
+        if made.metadata.resource_version == metadata.resource_version {
+            self.metrics.wrote_nothing("FanoutCluster/status");
+        }
+        Ok(version(&made.metadata))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Written>> {
+        // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the API server has this status already. Our copy of the cluster may be older than our own last write; it
+/// says nothing then.
+fn is_told(cluster: &FanoutCluster, status: &FanoutClusterStatus, written: Option<&Written>) -> bool {
+    let current = cluster.status.as_ref() == Some(status);
+    match written {
+        Some(written) if version(&cluster.metadata) < written.version => written.status == *status,
+        _ => current,
+    }
+}
+
+fn version(metadata: &ObjectMeta) -> u64 {
+    metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// What a person should know of an error; `None` for what passes by itself.
+fn problem_of(error: &Error) -> Option<Problem> {
+    let (reason, object) = match error {
+        Error::NotOurs { kind, name } => (Reason::NotOurs, format!("{kind}/{name}")),
+        Error::Api { kind, name, source, .. } => match source.as_ref() {
+            kube::Error::Api(status) if !status.is_conflict() => {
+                (Reason::ApplyFailed, format!("{kind}/{name}"))
+            }
+            _ => return None,
+        },
+        Error::Malformed(_) | Error::NotLeading => return None,
+    };
+    Some(Problem { reason, object, key: None, message: super::chain(error) })
+}

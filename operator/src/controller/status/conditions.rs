@@ -1,0 +1,273 @@
+//! The conditions: each is judged from what is there, and its time moves only when its status flips. Pure.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::{Timestamp, Unit},
+};
+use kube::{ResourceExt, api::DynamicObject, core::ObjectMeta};
+
+use super::{Counts, nodes};
+use crate::{
+    api::{
+        ConditionType, FanoutCluster, Reason,
+        v1alpha1::{RedisKind, UpdateStrategyType},
+    },
+    controller::{
+        apply::Applied,
+        dereference::{Found, Node, phase},
+        diagnose,
+        validate::Problem,
+    },
+    scrape::Report,
+};
+
+/// Problems that one message names, and bytes it may have. Kubernetes refuses more than 32 KiB.
+const MAX_PROBLEMS: usize = 5;
+const MESSAGE_BYTES: usize = 4096;
+
+/// What a condition should say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    type_: ConditionType,
+    status: &'static str,
+    reason: Reason,
+    message: String,
+}
+
+/// Judges each condition.
+pub(super) fn judge(
+    cluster: &FanoutCluster,
+    found: &Found,
+    problems: &[Problem],
+    counts: &Counts,
+) -> Vec<Verdict> {
+    let stuck = found.nodes.iter().any(|node| diagnose::pod(&node.pod, found.at).is_some());
+    let judge = |type_: ConditionType| match type_ {
+        ConditionType::Ready => ready(cluster, counts, problems),
+        ConditionType::Available => available(cluster, counts),
+        ConditionType::Progressing => progressing(cluster, counts, stuck),
+        ConditionType::Degraded => degraded(problems),
+        ConditionType::RedisReachable => redis(cluster, found),
+        ConditionType::Paused => paused(cluster),
+    };
+    ConditionType::ALL.into_iter().map(judge).collect()
+}
+
+/// Everything that stands in the way, what was found first in front.
+pub(super) fn problems(found: &Found, applied: &Applied) -> Vec<Problem> {
+    let pods = found.nodes.iter().map(|node| &node.pod).chain(&found.redis);
+    let pods = pods.filter_map(|pod| diagnose::pod(pod, found.at));
+    let sets =
+        ["ReplicaSet", "StatefulSet"].into_iter().flat_map(|kind| found.of_kind(kind)).filter_map(refused);
+    let settings = nodes::existing(found).filter_map(rejected);
+    applied.problems.iter().cloned().chain(sets).chain(pods).chain(settings).collect()
+}
+
+fn refused(set: &DynamicObject) -> Option<Problem> {
+    let conditions = set.data["status"]["conditions"].as_array()?;
+    let failure = conditions.iter().find(|c| c["type"] == "ReplicaFailure" && c["status"] == "True")?;
+    Some(Problem {
+        reason: Reason::PodRefused,
+        object: format!("ReplicaSet/{}", set.name_any()),
+        key: None,
+        message: format!(
+            "the API server refuses the pods of {}: {}",
+            set.name_any(),
+            failure["message"].as_str().unwrap_or("no reason was given")
+        ),
+    })
+}
+
+fn rejected(node: &Node) -> Option<Problem> {
+    let name = node.pod.name_any();
+    node.report.as_ref().filter(|report| report.settings_rejected).map(|_| Problem {
+        reason: Reason::SettingsRejected,
+        object: format!("Pod/{name}"),
+        key: None,
+        message: format!(
+            "node {name} refuses its new settings and keeps the old ones: see `kubectl logs {name}` for the field"
+        ),
+    })
+}
+
+fn ready(cluster: &FanoutCluster, counts: &Counts, problems: &[Problem]) -> Verdict {
+    let wanted = cluster.spec.replicas;
+    let numbers = format!("{} of {wanted} nodes serve at the current revision", counts.updated_ready);
+    let (status, reason, message) = match problems.first() {
+        Some(problem) => ("False", problem.reason, problem.message.clone()),
+        None if counts.is_complete(cluster) && wanted == 0 => ("True", Reason::ScaledToZero, numbers),
+        None if counts.is_complete(cluster) => ("True", Reason::AllNodesServing, numbers),
+        None if counts.outdated > 0 => ("False", Reason::RollingOut, numbers),
+        None => ("False", Reason::NodesNotReady, numbers),
+    };
+    Verdict { type_: ConditionType::Ready, status, reason, message }
+}
+
+fn available(cluster: &FanoutCluster, counts: &Counts) -> Verdict {
+    let message = format!("{} nodes serve", counts.ready);
+    let (status, reason) = match counts.ready {
+        0 if cluster.spec.replicas == 0 => ("False", Reason::ScaledToZero),
+        0 => ("False", Reason::NoNodeServing),
+        ready if ready >= cluster.spec.replicas => ("True", Reason::AllNodesServing),
+        _ => ("True", Reason::NodesNotReady),
+    };
+    Verdict { type_: ConditionType::Available, status, reason, message }
+}
+
+fn progressing(cluster: &FanoutCluster, counts: &Counts, stuck: bool) -> Verdict {
+    let wanted = cluster.spec.replicas;
+    let by_hand = cluster.spec.update_strategy.type_ == UpdateStrategyType::OnDelete;
+    let present = counts.serving;
+    let (status, reason, message) = if cluster.spec.paused {
+        ("False", Reason::Paused, "spec.paused is set".to_owned())
+    } else if counts.outdated > 0 && stuck {
+        let message =
+            format!("a new node does not become ready; {} older nodes are left alone", counts.outdated);
+        ("False", Reason::RolloutStuck, message)
+    } else if counts.outdated > 0 && by_hand && counts.leaving == 0 && present == wanted {
+        let message = format!("{} nodes are of an older revision: delete their pods", counts.outdated);
+        ("False", Reason::WaitingForDelete, message)
+    } else if counts.outdated > 0 {
+        let message = format!("{} of {wanted} nodes are of the new revision", counts.updated);
+        ("True", Reason::RollingOut, message)
+    } else if present < wanted || counts.ready < wanted {
+        ("True", Reason::ScalingUp, format!("{} of {wanted} nodes are ready", counts.ready))
+    } else if present > wanted || counts.leaving > 0 {
+        let message = format!("{} nodes leave", counts.leaving.max(present - wanted));
+        ("True", Reason::ScalingDown, message)
+    } else {
+        ("False", Reason::UpToDate, format!("{wanted} of {wanted} nodes are as the spec asks"))
+    };
+    Verdict { type_: ConditionType::Progressing, status, reason, message }
+}
+
+fn degraded(problems: &[Problem]) -> Verdict {
+    let type_ = ConditionType::Degraded;
+    let Some(first) = problems.first() else {
+        let message = "nothing stands in the way".to_owned();
+        return Verdict { type_, status: "False", reason: Reason::AsExpected, message };
+    };
+    let mut told: Vec<_> =
+        problems.iter().take(MAX_PROBLEMS).map(|problem| problem.message.as_str()).collect();
+    let more = format!("and {} more", problems.len().saturating_sub(MAX_PROBLEMS));
+    if problems.len() > MAX_PROBLEMS {
+        told.push(&more);
+    }
+    Verdict { type_, status: "True", reason: first.reason, message: told.join("; ") }
+}
+
+fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
+    let verdict =
+        |status, reason, message| Verdict { type_: ConditionType::RedisReachable, status, reason, message };
+    if cluster.spec.redis.kind() == Some(RedisKind::Memory) {
+        return verdict("True", Reason::MemoryBroker, "redis.memory: there is no Redis to reach".to_owned());
+    }
+    let answers: Vec<_> = nodes::existing(found)
+        .filter(|node| phase(&node.pod) == "Running" && node.pod.metadata.deletion_timestamp.is_none())
+        .filter_map(|node| node.report.as_ref().filter(|report| report.answered).map(|report| (node, report)))
+        .filter(|(_, report)| report.broker_connected.is_some())
+        .collect();
+    let named = |nodes: Vec<&(&Node, &Report)>| {
+        let names: Vec<_> = nodes.iter().take(MAX_PROBLEMS).map(|(node, _)| node.pod.name_any()).collect();
+        (nodes.len(), names.join(", "))
+    };
+    let cut: Vec<_> = answers.iter().filter(|(_, report)| report.broker_connected == Some(false)).collect();
+    let lost: Vec<_> = answers.iter().filter(|(_, report)| report.broker_verified == Some(false)).collect();
+    if answers.is_empty() {
+        return verdict("Unknown", Reason::NotObserved, "no node could be asked yet".to_owned());
+    }
+    if !cut.is_empty() {
+        let (count, names) = named(cut);
+        let message = format!(
+            "{count} of {} nodes have no connection to {} ({names}): {}",
+            answers.len(),
+            target(cluster),
+            advice(cluster)
+        );
+        return verdict("False", Reason::RedisUnreachable, message);
+    }
+    if !lost.is_empty() {
+        let (count, names) = named(lost);
+        let message = format!(
+            "{count} of {} nodes are connected to {}, but their own messages do not come back ({names}): see its load and its logs",
+            answers.len(),
+            target(cluster)
+        );
+        return verdict("False", Reason::CanaryLost, message);
+    }
+    let message =
+        format!("{} nodes see their own messages come back through {}", answers.len(), target(cluster));
+    verdict("True", Reason::CanaryReturned, message)
+}
+
+fn target(cluster: &FanoutCluster) -> String {
+    match cluster.spec.redis.kind() {
+        Some(RedisKind::External(external)) => format!("Redis at {}", external.addresses.join(", ")),
+        _ => "the managed Redis".to_owned(),
+    }
+}
+
+fn advice(cluster: &FanoutCluster) -> String {
+    let Some(RedisKind::External(external)) = cluster.spec.redis.kind() else {
+        return "see the pod of its StatefulSet".to_owned();
+    };
+    let credentials = external.credentials_secret_ref.as_ref().map_or_else(
+        || "whether it asks for a password (spec.redis.external.credentialsSecretRef)".to_owned(),
+        |secret| format!("key {} of Secret/{}", secret.password_key, secret.name),
+    );
+    let tls = if external.tls.is_some() { ", and spec.redis.external.tls" } else { "" };
+    format!("check spec.redis.external.addresses, {credentials}{tls}; the nodes' logs say what Redis answers")
+}
+
+fn paused(cluster: &FanoutCluster) -> Verdict {
+    let (status, reason, message) = if cluster.spec.paused {
+        ("True", Reason::Paused, "spec.paused is set: nothing is changed")
+    } else {
+        ("False", Reason::Reconciling, "spec.paused is not set")
+    };
+    Verdict { type_: ConditionType::Paused, status, reason, message: message.to_owned() }
+}
+
+/// The conditions of an object that cannot be read.
+pub(super) fn malformed(metadata: &ObjectMeta, error: &str, now: Timestamp) -> Vec<Condition> {
+    let verdict =
+        |type_, status| Verdict { type_, status, reason: Reason::InvalidSpec, message: error.to_owned() };
+    let verdicts = [verdict(ConditionType::Ready, "False"), verdict(ConditionType::Degraded, "True")];
+    merge(&[], verdicts.into(), metadata.generation, now)
+}
+
+/// Verdicts as conditions. A time moves only when its status flips.
+pub(super) fn merge(
+    before: &[Condition],
+    verdicts: Vec<Verdict>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let conditions = verdicts.into_iter().map(|Verdict { type_, status, reason, message }| {
+        let kept = find(before, type_).filter(|old| old.status == status);
+        Condition {
+            type_: type_.to_string(),
+            status: status.to_owned(),
+            reason: reason.to_string(),
+            message: message[..message.floor_char_boundary(MESSAGE_BYTES)].to_owned(),
+            observed_generation: generation,
+            // Whole seconds, as the API server keeps them.
+            last_transition_time: kept.map_or_else(
+                || Time(now.round(Unit::Second).unwrap_or(now)),
+                |old| old.last_transition_time.clone(),
+            ),
+        }
+    });
+    conditions.collect()
+}
+
+/// A condition by type.
+pub(super) fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_.to_string())
+}
+
+/// Whether conditions say the same, whenever they began to.
+pub(super) fn same_words(one: &[Condition], other: &[Condition]) -> bool {
+    let words = |c: &Condition| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone());
+    one.iter().map(words).eq(other.iter().map(words))
+}

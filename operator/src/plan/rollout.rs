@@ -1,0 +1,171 @@
+//! How many: the arithmetic of a rollout, taken once per plan from what exists. Pure; called by
+//! [`change`](super::change) only.
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{
+    Desired, Observed, ObservedPod, ObservedSet, Replace,
+    victim::{self, Candidate},
+};
+
+/// One set and its pods.
+#[derive(Debug)]
+pub(super) struct Squad<'a> {
+    pub(super) set: &'a ObservedSet,
+    /// Pods that exist and are not on their way out.
+    pub(super) staying: Vec<&'a ObservedPod>,
+    /// Pods that exist although the set is asked for fewer.
+    leaving: usize,
+    pub(super) current: bool,
+}
+
+/// All sets of a cluster, the current one last, and the numbers that bound what may be done to them.
+#[derive(Debug)]
+pub(super) struct Fleet<'a> {
+    pub(super) squads: Vec<Squad<'a>>,
+    desired: &'a Desired,
+    ending: usize,
+}
+
+// === impl Squad ===
+
+impl<'a> Squad<'a> {
+    fn new(set: &'a ObservedSet, observed: &'a Observed, desired: &Desired) -> Self {
+        let (staying, leaving) = victim::split(set, &observed.pods);
+        Self { set, staying, leaving: leaving.len(), current: set.revision == desired.revision }
+    }
+
+    /// Pods that the set is asked for and that do not exist yet.
+    pub(super) fn missing(&self) -> u32 {
+        self.set.replicas.saturating_sub(count(self.staying.len()))
+    }
+}
+
+// === impl Fleet ===
+
+impl<'a> Fleet<'a> {
+    pub(super) fn new(observed: &'a Observed, desired: &'a Desired, now: Timestamp) -> Self {
+        let mut squads: Vec<_> = observed.sets.iter().map(|set| Squad::new(set, observed, desired)).collect();
+        squads.sort_by_key(|squad| (squad.current, squad.set.created));
+        let ending = observed.pods.iter().filter(|pod| pod.is_ending() && !pod.is_overdue(now)).count();
+        Self { squads, desired, ending }
+    }
+
+    pub(super) fn current(&self) -> Option<&Squad<'a>> {
+        self.squads.last().filter(|squad| squad.current)
+    }
+
+    pub(super) fn old(&self) -> &[Squad<'a>] {
+        let end = self.squads.len() - usize::from(self.current().is_some());
+        &self.squads[..end]
+    }
+
+    pub(super) fn squad_of(&self, pod: &ObservedPod) -> Option<&Squad<'a>> {
+        self.squads.iter().find(|squad| squad.set.name == pod.set)
+    }
+
+    fn staying(&self) -> impl Iterator<Item = &'a ObservedPod> {
+        self.squads.iter().flat_map(|squad| squad.staying.iter().copied())
+    }
+
+    /// Pods to which clients are sent.
+    pub(super) fn available(&self) -> u32 {
+        count(self.staying().filter(|pod| pod.is_available()).count())
+    }
+
+    /// Pods to which clients must be sent at any time.
+    pub(super) fn min_available(&self) -> u32 {
+        self.desired.replicas.saturating_sub(self.desired.strategy.max_unavailable)
+    }
+
+    /// Nodes that lose their clients now or soon.
+    pub(super) fn draining(&self) -> u32 {
+        let retired = self.staying().filter(|pod| pod.retired.is_some()).count();
+        let leaving: usize = self.squads.iter().map(|squad| squad.leaving).sum();
+        count(retired + leaving + self.ending)
+    }
+
+    fn asked_for(&self) -> u32 {
+        self.squads.iter().map(|squad| squad.set.replicas).sum()
+    }
+
+    /// Pods that may be added before the surge is used up.
+    pub(super) fn room(&self) -> u32 {
+        (self.desired.replicas + self.desired.strategy.max_surge).saturating_sub(self.asked_for())
+    }
+
+    /// Pods that are missing from what the user asked for.
+    pub(super) fn shortfall(&self) -> u32 {
+        self.desired.replicas.saturating_sub(self.asked_for())
+    }
+
+    /// Pods that the current revision should have in the end.
+    pub(super) fn target(&self) -> u32 {
+        self.desired.replicas.saturating_sub(self.kept())
+    }
+
+    /// Pods of older revisions that stay, since a person replaces them.
+    fn kept(&self) -> u32 {
+        self.old()
+            .iter()
+            .map(|squad| squad.set.replicas - self.quota(squad))
+            .sum::<u32>()
+            .min(self.desired.replicas)
+    }
+
+    /// Whether the current revision has a pod that needs help before it serves.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.current().is_some_and(|squad| squad.staying.iter().any(|pod| pod.stuck && !pod.ready))
+    }
+
+    /// Pods that a set should give up, those that do not exist yet included.
+    pub(super) fn quota(&self, squad: &Squad<'_>) -> u32 {
+        if squad.current {
+            return squad.set.replicas.saturating_sub(self.target());
+        }
+        match self.desired.strategy.replace {
+            Replace::Rolling => squad.set.replicas,
+            Replace::OnDelete => self.replaced_by_hand(squad).min(squad.set.replicas),
+        }
+    }
+
+    /// With OnDelete: pods that the old set made after the current revision was there. A person has deleted their
+    /// predecessors, and wants new ones.
+    fn replaced_by_hand(&self, squad: &Squad<'_>) -> u32 {
+        let Some(current) = self.current() else { return 0 };
+        let late = squad.staying.iter().filter(|pod| pod.created > current.set.created).count();
+        count(late) + self.surplus_of_old(squad)
+    }
+
+    /// With OnDelete, after a scale-down: old pods beyond what the user asks for in all, oldest sets first.
+    fn surplus_of_old(&self, squad: &Squad<'_>) -> u32 {
+        let mut surplus =
+            self.old().iter().map(|old| old.set.replicas).sum::<u32>().saturating_sub(self.desired.replicas);
+        for old in self.old() {
+            let share = surplus.min(old.set.replicas);
+            if old.set.name == squad.set.name {
+                return share;
+            }
+            surplus -= share;
+        }
+        0
+    }
+
+    /// Every pod that should go, whom we would give up first in front.
+    pub(super) fn candidates(&self) -> Vec<Candidate<'a>> {
+        let mut all: Vec<_> = self
+            .squads
+            .iter()
+            .flat_map(|squad| {
+                let going = self.quota(squad).saturating_sub(squad.missing());
+                victim::choose(&squad.staying, !squad.current, going as usize)
+            })
+            .collect();
+        all.sort_by(|a, b| victim::preference(a).cmp(&victim::preference(b)));
+        all
+    }
+}
+
+fn count(pods: usize) -> u32 {
+    u32::try_from(pods).unwrap_or(u32::MAX)
+}

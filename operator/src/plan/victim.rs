@@ -1,0 +1,67 @@
+//! Who goes. Pure; called by the other modules of [`plan`](super) only.
+//!
+//! Two orders meet here and must not be mixed up: [`preference`] is whom we would give up first, and
+//! [`next_out`] is whom the ReplicaSet controller may delete when its set shrinks. The mark that a released pod
+//! carries (its deletion cost) makes the second follow the first.
+
+use std::cmp::Reverse;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{ObservedPod, ObservedSet};
+
+/// A pod that should go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate<'a> {
+    pub(super) pod: &'a ObservedPod,
+    pub(super) outdated: bool,
+}
+
+/// Sort key of the pods we would give up first: not ready, then already leaving, then of an older revision, then
+/// with the fewest connections. The youngest of equals goes, for its clients came last; the name makes it stable.
+pub(super) fn preference<'a>(candidate: &Candidate<'a>) -> impl Ord + use<'a> {
+    let Candidate { pod, outdated } = *candidate;
+    (
+        pod.ready,
+        pod.retired.is_none(),
+        !outdated,
+        pod.connections.unwrap_or(0),
+        Reverse(pod.created),
+        pod.name.as_str(),
+    )
+}
+
+/// The `count` pods of one set that should go first.
+pub(super) fn choose<'a>(pods: &[&'a ObservedPod], outdated: bool, count: usize) -> Vec<Candidate<'a>> {
+    let mut candidates: Vec<_> = pods.iter().map(|&pod| Candidate { pod, outdated }).collect();
+    candidates.sort_by(|a, b| preference(a).cmp(&preference(b)));
+    candidates.truncate(count);
+    candidates
+}
+
+/// The order in which a ReplicaSet controller deletes: not ready before ready, then by deletion cost, then the
+/// youngest. (It also looks at phase and at its own restarts; both come with not being ready.)
+fn deletion_rank(pod: &ObservedPod) -> (bool, bool, Reverse<Timestamp>) {
+    (pod.ready, pod.released.is_none(), Reverse(pod.created))
+}
+
+/// The pods of which one goes when the set shrinks by one. Several, where the controller decides by what the plan
+/// cannot see.
+pub(super) fn next_out<'a>(pods: &[&'a ObservedPod]) -> Vec<&'a ObservedPod> {
+    let rank = |pod: &ObservedPod| (pod.ready, pod.released.is_none());
+    let first = pods.iter().map(|pod| rank(pod)).min();
+    pods.iter().copied().filter(|pod| Some(rank(pod)) == first).collect()
+}
+
+/// Splits a set's pods into those that stay for now and those that its controller is about to delete, because the
+/// set is asked for fewer than exist. A pod that is ending is in neither.
+pub(super) fn split<'a>(
+    set: &ObservedSet,
+    pods: &'a [ObservedPod],
+) -> (Vec<&'a ObservedPod>, Vec<&'a ObservedPod>) {
+    let mut live: Vec<_> = pods.iter().filter(|pod| pod.set == set.name && !pod.is_ending()).collect();
+    live.sort_by_key(|pod| deletion_rank(pod));
+    let surplus = live.len().saturating_sub(set.replicas as usize);
+    let staying = live.split_off(surplus);
+    (staying, live)
+}

@@ -1,0 +1,217 @@
+//! What the nodes say of themselves: their `/metrics`, read every ten seconds.
+//!
+//! The operator's main loop polls [`Scraper::run`]; reconcile reads [`Reports`]. A report moves only when it says
+//! something new (a flag flipped, a count changed by a twentieth, or half a minute passed), so that a busy cluster
+//! does not turn into writes. A node that does not answer is an observation, never an error.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use crate::metrics::{Metrics, Scrape};
+
+/// Time between two looks at a node.
+pub const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A count that changed by less is reported after this long.
+const SLOW_REPORT: Duration = Duration::from_secs(30);
+
+/// A node that takes longer does not answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Nodes asked at one time.
+const AT_ONCE: usize = 32;
+
+/// A page that is longer is not a node's.
+const MAX_PAGE_BYTES: usize = 4 << 20;
+
+/// What a node says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Whether it answered.
+    pub answered: bool,
+    /// Open client connections.
+    pub connections: u64,
+    /// Channels with a subscriber.
+    pub channels: u64,
+    /// Whether it has a connection to its broker.
+    pub broker_connected: Option<bool>,
+    /// Whether its last canary came back.
+    pub broker_verified: Option<bool>,
+    /// Whether it refused its live settings.
+    pub settings_rejected: bool,
+    /// Hash of the live settings it runs by.
+    pub settings_hash: Option<String>,
+    /// Whether its clients are leaving.
+    pub draining: bool,
+}
+
+/// The last report of each node, by the uid of its pod. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Reports(Arc<Mutex<HashMap<String, (Report, Instant)>>>);
+
+/// Asks nodes.
+#[derive(Clone, Debug)]
+pub struct Scraper {
+    client: Client<HttpConnector, Empty<bytes::Bytes>>,
+    metrics: Metrics,
+    reports: Reports,
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Reads a page of metrics. A metric that is not there keeps its default.
+    pub fn parse(page: &str) -> Self {
+        let mut report = Self { answered: true, ..Self::default() };
+        for line in page.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, value)) = line.split_once([' ', '{']) else { continue };
+            // With labels the value stands behind the closing brace.
+            let value = value.rsplit_once("} ").map_or(value, |(_, value)| value);
+            let number = value.split(' ').next().and_then(|number| number.parse::<f64>().ok());
+            let flag = number.map(|number| number > 0.0);
+            match name {
+                "fanout_node_connections" => report.connections += count(number),
+                "fanout_node_channels" => report.channels += count(number),
+                "fanout_broker_connected" => report.broker_connected = flag,
+                "fanout_broker_verified" => report.broker_verified = flag,
+                "fanout_settings_rejected" => report.settings_rejected = flag == Some(true),
+                "fanout_drain_draining" => report.draining = flag == Some(true),
+                "fanout_settings_info" => report.settings_hash = label(line, "hash"),
+                _ => {}
+            }
+        }
+        report
+    }
+
+    /// Whether `newer` should be told at once rather than in a while.
+    fn differs_much(&self, newer: &Self) -> bool {
+        let much = |old: u64, new: u64| old.abs_diff(new) * 20 > old.max(new) || (old == 0) != (new == 0);
+        let flags = |report: &Self| Self { connections: 0, channels: 0, ..report.clone() };
+        flags(self) != flags(newer)
+            || much(self.connections, newer.connections)
+            || much(self.channels, newer.channels)
+    }
+}
+
+fn count(number: Option<f64>) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates, and counts are whole"
+    )]
+    number.map_or(0, |number| number as u64)
+}
+
+fn label(line: &str, name: &str) -> Option<String> {
+    let (_, rest) = line.split_once(&format!("{name}=\""))?;
+    rest.split_once('"').map(|(value, _)| value.to_owned())
+}
+
+// === impl Reports ===
+
+impl Reports {
+    /// What a node said last; `None` if it was never asked.
+    pub fn of(&self, pod: &Pod) -> Option<Report> {
+        let uid = pod.metadata.uid.as_deref()?;
+        self.lock().get(uid).map(|(report, _)| report.clone())
+    }
+
+    /// Takes a report over if it says something new, and tells whether it did.
+    fn take(&self, uid: &str, report: Report, now: Instant) -> bool {
+        let mut reports = self.lock();
+        if let Some((known, since)) = reports.get(uid) {
+            let late = now.duration_since(*since) >= SLOW_REPORT;
+            if *known == report || !(late || known.differs_much(&report)) {
+                return false;
+            }
+        }
+        reports.insert(uid.to_owned(), (report, now));
+        true
+    }
+
+    fn keep_only(&self, pods: &[Arc<Pod>]) {
+        let alive: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        self.lock().retain(|uid, _| alive.contains(uid.as_str()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Report, Instant)>> {
+        // Each entry is replaced whole, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Scraper ===
+
+impl Scraper {
+    /// A scraper that fills `reports`.
+    pub fn new(metrics: Metrics, reports: Reports) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(TIMEOUT));
+        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
+        Self { client, metrics, reports }
+    }
+
+    /// Asks every pod once; returns those that said something new.
+    pub async fn round(&self, pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
+        self.reports.keep_only(&pods);
+        let asked = futures::stream::iter(pods).map(|pod| async {
+            let news = self.ask(&pod).await;
+            news.then_some(pod)
+        });
+        asked.buffer_unordered(AT_ONCE).filter_map(async |pod| pod).collect().await
+    }
+
+    async fn ask(&self, pod: &Pod) -> bool {
+        let Some(uid) = pod.metadata.uid.as_deref() else { return false };
+        let Some(address) = metrics_address(pod) else { return false };
+        let report = match tokio::time::timeout(TIMEOUT, self.fetch(&address)).await {
+            Ok(Ok(page)) => {
+                self.metrics.scraped(Scrape::Answered);
+                Report::parse(&page)
+            }
+            failed => {
+                self.metrics.scraped(Scrape::Unreachable);
+                tracing::debug!(pod = pod.name_any(), address, ?failed, "a node does not answer");
+                Report::default()
+            }
+        };
+        self.reports.take(uid, report, Instant::now())
+    }
+
+    async fn fetch(&self, address: &str) -> anyhow::Result<String> {
+        let response = self.client.get(address.parse()?).await?;
+        anyhow::ensure!(response.status().is_success(), "status {}", response.status());
+        let body = Limited::new(response.into_body(), MAX_PAGE_BYTES).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+        Ok(String::from_utf8(body.into())?)
+    }
+}
+
+/// Where a pod's metrics are; `None` where it does not run.
+fn metrics_address(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Running"))?;
+    let address: std::net::IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
+    let port = admin_port(pod)?;
+    Some(format!("http://{}/metrics", std::net::SocketAddr::new(address, port)))
+}
+
+/// The port that the pod's sidecar calls `admin`: that of its own revision.
+fn admin_port(pod: &Pod) -> Option<u16> {
+    let spec = pod.spec.as_ref()?;
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let port = ports.find(|port| port.name.as_deref() == Some("admin"))?;
+    u16::try_from(port.container_port).ok()
+}

@@ -1,0 +1,453 @@
+//! The plan against a small model of Kubernetes: what holds for every cluster and every order of events.
+
+use std::time::Duration;
+
+use fanout_operator::{
+    api::Reason,
+    plan::{
+        Action, Desired, MARK_SETTLES, Observed, ObservedPod, ObservedSet, Replace, Step, Strategy,
+        next_look, plan,
+    },
+};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use proptest::{prelude::*, strategy::Strategy as _};
+
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Kubernetes as far as the plan can tell: ReplicaSet controller, kubelet and a clock.
+struct World {
+    observed: Observed,
+    now: Timestamp,
+    made: u64,
+    /// Revisions whose pods never become ready.
+    bad: Vec<String>,
+    /// Seconds that an ending pod takes.
+    drain: i64,
+}
+
+impl World {
+    fn new(observed: Observed) -> Self {
+        Self { observed, now: second(1_000_000), made: 0, bad: Vec::new(), drain: 3 }
+    }
+
+    /// A cluster that runs `revision` and is left alone.
+    fn settled(desired: &Desired) -> Self {
+        let mut world = Self::new(Observed::default());
+        world.play(desired);
+        world
+    }
+
+    /// Performs the plan and lets a tenth of a second pass, until nothing is left to do.
+    fn play(&mut self, desired: &Desired) -> Vec<Action> {
+        let mut all = Vec::new();
+        let mut quiet = 0;
+        for _ in 0..20_000 {
+            let actions = plan(&self.observed, desired, self.now);
+            let idle = actions.is_empty() && next_look(&self.observed, desired, self.now).is_none();
+            self.check(desired, &actions);
+            for action in &actions {
+                self.perform(&action.step);
+            }
+            all.extend(actions);
+            let changed = self.pass(100);
+            quiet = if idle && !changed { quiet + 1 } else { 0 };
+            // Longer than a pod takes to become ready.
+            if quiet > 10 {
+                return all;
+            }
+        }
+        panic!("the plan does not come to an end: {:#?}", self.observed);
+    }
+
+    /// What must hold of every plan.
+    fn check(&self, desired: &Desired, actions: &[Action]) {
+        let retired = actions.iter().filter(|action| matches!(action.step, Step::Retire { .. })).count();
+        let draining = self.draining();
+        assert!(
+            retired == 0 || draining + retired <= desired.strategy.max_draining() as usize,
+            "{retired} pods are retired while {draining} drain"
+        );
+        for action in actions {
+            let Step::Remove { pod, .. } = &action.step else { continue };
+            let pod = self.pod(pod);
+            let Some(retired) = pod.retired else {
+                assert!(!pod.ready, "{} is removed while it serves", pod.name);
+                continue;
+            };
+            assert!(!pod.ready || self.now.duration_since(retired) >= signed(SETTLE), "removed too early");
+        }
+    }
+
+    fn draining(&self) -> usize {
+        let leaves = |pod: &&ObservedPod| pod.retired.is_some() || pod.ends_by.is_some();
+        self.observed.pods.iter().filter(leaves).count()
+    }
+
+    fn serving(&self) -> usize {
+        self.observed.pods.iter().filter(|pod| pod.is_available()).count()
+    }
+
+    fn pod(&self, name: &str) -> &ObservedPod {
+        self.observed.pods.iter().find(|pod| pod.name == name).expect("the plan names pods that exist")
+    }
+
+    fn pod_mut(&mut self, name: &str) -> &mut ObservedPod {
+        self.observed.pods.iter_mut().find(|pod| pod.name == name).expect("the plan names pods that exist")
+    }
+
+    fn set_mut(&mut self, name: &str) -> &mut ObservedSet {
+        self.observed.sets.iter_mut().find(|set| set.name == name).expect("the plan names sets that exist")
+    }
+
+    fn perform(&mut self, step: &Step) {
+        let now = self.now;
+        match step {
+            Step::CreateSet { revision, replicas } => self.observed.sets.push(ObservedSet {
+                name: revision.clone(),
+                revision: revision.clone(),
+                replicas: *replicas,
+                created: now,
+            }),
+            Step::ResizeSet { set, to } => self.set_mut(set).replicas = *to,
+            Step::Remove { set, to, pod } => {
+                self.set_mut(set).replicas = *to;
+                let served = self.serving();
+                self.control();
+                assert_eq!(self.serving(), served, "the ReplicaSet removed a pod that serves, not {pod}");
+            }
+            Step::Retire { pod } => {
+                let pod = self.pod_mut(pod);
+                (pod.serving, pod.retired) = (false, Some(now));
+            }
+            Step::Restore { pod } => {
+                let pod = self.pod_mut(pod);
+                (pod.serving, pod.retired, pod.released) = (true, None, None);
+            }
+            Step::Release { pod } => self.pod_mut(pod).released = Some(now),
+            Step::DeleteSet { set } => {
+                assert!(self.observed.pods.iter().all(|pod| pod.set != *set), "a set with pods was deleted");
+                self.observed.sets.retain(|known| known.name != *set);
+            }
+        }
+    }
+
+    /// Lets time pass; tells whether anything changed.
+    fn pass(&mut self, milliseconds: i64) -> bool {
+        let before = self.observed.clone();
+        self.now += SignedDuration::from_millis(milliseconds);
+        self.control();
+        let (now, bad) = (self.now, self.bad.clone());
+        self.observed.pods.retain(|pod| pod.ends_by.is_none_or(|end| end > now));
+        for pod in &mut self.observed.pods {
+            let up = now.duration_since(pod.created) >= SignedDuration::from_millis(500);
+            let is_bad = bad.contains(&pod.set);
+            pod.ready |= up && !is_bad;
+            pod.stuck = up && is_bad;
+        }
+        self.observed != before
+    }
+
+    /// The ReplicaSet controller, with the ranking of Kubernetes.
+    fn control(&mut self) {
+        for set in self.observed.sets.clone() {
+            let mut live: Vec<_> = self
+                .observed
+                .pods
+                .iter()
+                .filter(|pod| pod.set == set.name && pod.ends_by.is_none())
+                .collect();
+            live.sort_by_key(|pod| (pod.ready, pod.released.is_none(), std::cmp::Reverse(pod.created)));
+            let surplus = live.len().saturating_sub(set.replicas as usize);
+            let out: Vec<_> = live.iter().take(surplus).map(|pod| pod.name.clone()).collect();
+            let missing = (set.replicas as usize).saturating_sub(live.len());
+            for name in out {
+                self.pod_mut(&name).ends_by = Some(self.now + SignedDuration::from_secs(self.drain));
+            }
+            for _ in 0..missing {
+                self.made += 1;
+                let name = format!("{}-{}", set.name, self.made);
+                self.observed.pods.push(pod(&name, &set.name, self.now, false));
+            }
+        }
+    }
+}
+
+fn pod(name: &str, set: &str, created: Timestamp, ready: bool) -> ObservedPod {
+    ObservedPod {
+        name: name.to_owned(),
+        set: set.to_owned(),
+        created,
+        ready,
+        stuck: false,
+        serving: true,
+        retired: None,
+        released: None,
+        ends_by: None,
+        connections: Some(0),
+    }
+}
+
+fn second(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a time of this century")
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).expect("a short time")
+}
+
+fn desired(revision: &str, replicas: u32) -> Desired {
+    Desired {
+        revision: revision.to_owned(),
+        replicas,
+        strategy: Strategy { replace: Replace::Rolling, max_surge: 1, max_unavailable: 0 },
+        settle: SETTLE,
+        history_limit: 3,
+    }
+}
+
+fn strategies() -> impl proptest::strategy::Strategy<Value = Strategy> {
+    (0_u32..3, 0_u32..3)
+        .prop_filter("both zero is refused by the schema", |(surge, unavailable)| surge + unavailable > 0)
+        .prop_map(|(max_surge, max_unavailable)| Strategy {
+            replace: Replace::Rolling,
+            max_surge,
+            max_unavailable,
+        })
+}
+
+/// A cluster in any state, reachable or not.
+fn clusters() -> impl proptest::strategy::Strategy<Value = Observed> {
+    let pods = proptest::collection::vec((any::<[bool; 4]>(), 0_i64..100, 0_u64..50), 0..12);
+    (pods, proptest::collection::vec(0_u32..5, 3)).prop_map(|(pods, replicas)| {
+        let set = |(at, replicas): (usize, u32)| ObservedSet {
+            name: format!("r{at}"),
+            revision: format!("r{at}"),
+            replicas,
+            created: second(999_000 + at as i64),
+        };
+        let member = |(at, ([ready, serving, retired, released], age, connections)): (
+            usize,
+            ([bool; 4], i64, u64),
+        )| {
+            ObservedPod {
+                serving,
+                retired: retired.then(|| second(1_000_000 - age / 10)),
+                released: (retired && released).then(|| second(1_000_000 - age / 20)),
+                connections: Some(connections),
+                ..pod(&format!("p{at}"), &format!("r{}", at % 3), second(999_900 - age), ready)
+            }
+        };
+        Observed {
+            sets: replicas.into_iter().enumerate().map(set).collect(),
+            pods: pods.into_iter().enumerate().map(member).collect(),
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn observed_as_desired_plans_nothing(replicas in 0_u32..8, strategy in strategies()) {
+        let desired = Desired { strategy, ..desired("a", replicas) };
+        let mut world = World::settled(&desired);
+        prop_assert_eq!(world.serving(), replicas as usize);
+        prop_assert_eq!(world.play(&desired), vec![]);
+    }
+
+    #[test]
+    fn any_cluster_comes_to_what_is_desired_and_stays(observed in clusters(), replicas in 0_u32..6, strategy in strategies()) {
+        let desired = Desired { strategy, ..desired("r2", replicas) };
+        let mut world = World::new(observed);
+        world.play(&desired);
+        prop_assert_eq!(world.serving(), replicas as usize);
+        prop_assert!(world.observed.pods.iter().all(|pod| pod.set == "r2"));
+        prop_assert_eq!(world.play(&desired), vec![]);
+    }
+
+    #[test]
+    fn a_rollout_never_goes_below_what_must_serve(replicas in 1_u32..8, strategy in strategies()) {
+        let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
+        let next = Desired { strategy, ..desired("b", replicas) };
+        let least = replicas.saturating_sub(strategy.max_unavailable) as usize;
+        for _ in 0..2_000 {
+            let actions = plan(&world.observed, &next, world.now);
+            world.check(&next, &actions);
+            actions.iter().for_each(|action| world.perform(&action.step));
+            world.pass(100);
+            prop_assert!(world.serving() >= least, "{} serve, {least} must", world.serving());
+            let asked: u32 = world.observed.sets.iter().map(|set| set.replicas).sum();
+            prop_assert!(asked <= replicas + strategy.max_surge, "{asked} pods are asked for");
+        }
+        prop_assert!(world.observed.pods.iter().all(|pod| pod.set == "b" && pod.ready));
+    }
+
+    #[test]
+    fn a_bad_revision_leaves_old_pods_alone(replicas in 1_u32..8, surge in 1_u32..3) {
+        let strategy = Strategy { replace: Replace::Rolling, max_surge: surge, max_unavailable: 0 };
+        let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
+        let before: Vec<_> = world.observed.pods.iter().map(|pod| pod.name.clone()).collect();
+        world.bad.push("bad".to_owned());
+        world.play(&Desired { strategy, ..desired("bad", replicas) });
+        let after: Vec<_> = world.observed.pods.iter().filter(|pod| pod.ready).map(|pod| pod.name.clone()).collect();
+        prop_assert_eq!(&before, &after);
+        // And the way back touches none of them either.
+        world.play(&Desired { strategy, ..desired("a", replicas) });
+        let after: Vec<_> = world.observed.pods.iter().map(|pod| pod.name.clone()).collect();
+        prop_assert_eq!(before, after);
+    }
+
+    #[test]
+    fn a_change_midway_still_ends(replicas in 1_u32..6, then in 0_u32..6, steps in 0_usize..60, strategy in strategies()) {
+        let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
+        let next = Desired { strategy, ..desired("b", replicas) };
+        for _ in 0..steps {
+            let actions = plan(&world.observed, &next, world.now);
+            actions.iter().for_each(|action| world.perform(&action.step));
+            world.pass(100);
+        }
+        let last = Desired { strategy, ..desired("c", then) };
+        world.play(&last);
+        prop_assert_eq!(world.serving(), then as usize);
+        prop_assert!(world.observed.pods.iter().all(|pod| pod.set == "c"));
+    }
+}
+
+#[test]
+fn a_first_install_makes_all_pods_at_once() {
+    let actions = plan(&Observed::default(), &desired("a", 3), second(0));
+    let step = Step::CreateSet { revision: "a".to_owned(), replicas: 3 };
+    assert_eq!(actions, [Action { step, reason: Reason::RevisionCreated }]);
+}
+
+#[test]
+fn the_pod_with_the_fewest_connections_goes() {
+    let mut world = World::settled(&desired("a", 3));
+    for (at, connections) in [9, 4, 7].into_iter().enumerate() {
+        world.observed.pods[at].connections = Some(connections);
+    }
+    let fewest = world.observed.pods[1].name.clone();
+    let actions = plan(&world.observed, &desired("a", 2), world.now);
+    assert_eq!(actions, [Action { step: Step::Retire { pod: fewest }, reason: Reason::ScaleDown }]);
+}
+
+#[test]
+fn a_pod_that_is_not_ready_goes_before_one_with_fewer_connections() {
+    let mut world = World::settled(&desired("a", 3));
+    world.observed.pods[0].connections = Some(0);
+    world.observed.pods[2].ready = false;
+    world.observed.pods[2].connections = Some(50);
+    let broken = world.observed.pods[2].name.clone();
+    let actions = plan(&world.observed, &desired("a", 2), world.now);
+    assert_eq!(actions[0].step, Step::Retire { pod: broken });
+}
+
+#[test]
+fn an_old_pod_goes_before_a_new_one() {
+    let mut world = World::settled(&desired("a", 2));
+    world.observed.sets.push(ObservedSet {
+        name: "b".to_owned(),
+        revision: "b".to_owned(),
+        replicas: 2,
+        created: world.now,
+    });
+    for name in ["b-1", "b-2"] {
+        world.observed.pods.push(ObservedPod { connections: Some(0), ..pod(name, "b", world.now, true) });
+    }
+    world.observed.pods.iter_mut().filter(|pod| pod.set == "a").for_each(|pod| pod.connections = Some(99));
+    let actions = plan(&world.observed, &desired("b", 2), world.now);
+    let Step::Retire { pod } = &actions[0].step else { panic!("{actions:?}") };
+    assert!(pod.starts_with("a-"), "{pod} was chosen");
+}
+
+#[test]
+fn a_pod_is_marked_after_it_settled_and_removed_after_the_mark_settled() {
+    let mut world = World::settled(&desired("a", 2));
+    let less = desired("a", 1);
+    let steps = |world: &World| {
+        let actions = plan(&world.observed, &less, world.now);
+        actions.into_iter().map(|action| action.step).collect::<Vec<_>>()
+    };
+    let [Step::Retire { pod }] = &steps(&world)[..] else { panic!() };
+    world.perform(&Step::Retire { pod: pod.clone() });
+    assert_eq!(steps(&world), []);
+    assert_eq!(next_look(&world.observed, &less, world.now), Some(SETTLE));
+    world.now += signed(SETTLE);
+    assert_eq!(steps(&world), [Step::Release { pod: pod.clone() }]);
+    world.perform(&Step::Release { pod: pod.clone() });
+    assert_eq!(steps(&world), []);
+    world.now += signed(MARK_SETTLES);
+    assert_eq!(steps(&world), [Step::Remove { set: "a".to_owned(), to: 1, pod: pod.clone() }]);
+}
+
+#[test]
+fn a_pod_that_stays_after_all_serves_again() {
+    let mut world = World::settled(&desired("a", 2));
+    let [Action { step, .. }] = &plan(&world.observed, &desired("a", 1), world.now)[..] else { panic!() };
+    world.perform(step);
+    let actions = plan(&world.observed, &desired("a", 2), world.now);
+    let Step::Retire { pod } = step else { panic!() };
+    assert_eq!(actions, [Action { step: Step::Restore { pod: pod.clone() }, reason: Reason::NodeRestored }]);
+}
+
+#[test]
+fn a_label_that_somebody_took_away_is_given_back() {
+    let mut world = World::settled(&desired("a", 2));
+    world.observed.pods[0].serving = false;
+    let name = world.observed.pods[0].name.clone();
+    let actions = plan(&world.observed, &desired("a", 2), world.now);
+    assert_eq!(actions[0].step, Step::Restore { pod: name });
+}
+
+#[test]
+fn a_scale_up_during_a_stuck_rollout_is_served_by_the_revision_that_works() {
+    let mut world = World::settled(&desired("a", 2));
+    world.bad.push("bad".to_owned());
+    world.play(&desired("bad", 2));
+    world.play(&desired("bad", 5));
+    assert_eq!(world.serving(), 4, "the surge is used up by the pod that does not start");
+    assert!(world.observed.pods.iter().filter(|pod| pod.ready).all(|pod| pod.set == "a"));
+}
+
+#[test]
+fn a_pod_on_a_lost_machine_holds_nothing_up_for_ever() {
+    let mut world = World::settled(&desired("a", 3));
+    let ended = world.now;
+    let lost = &mut world.observed.pods[0];
+    lost.ends_by = Some(ended);
+    world.control();
+    let less = desired("a", 2);
+    world.observed.pods.iter_mut().for_each(|pod| pod.ready = true);
+    assert_eq!(plan(&world.observed, &less, world.now), [], "one drains already");
+    let wait = next_look(&world.observed, &less, world.now).expect("it looks again");
+    world.now += signed(wait);
+    assert!(matches!(
+        plan(&world.observed, &less, world.now)[..],
+        [Action { step: Step::Retire { .. }, .. }]
+    ));
+}
+
+#[test]
+fn old_revisions_are_forgotten_beyond_the_limit() {
+    let mut world = World::settled(&desired("r0", 1));
+    for revision in ["r1", "r2", "r3", "r4", "r5"] {
+        world.play(&desired(revision, 1));
+    }
+    let names: Vec<_> = world.observed.sets.iter().map(|set| set.name.as_str()).collect();
+    assert_eq!(names, ["r2", "r3", "r4", "r5"]);
+}
+
+#[test]
+fn on_delete_replaces_only_what_a_person_deleted() {
+    let strategy = Strategy { replace: Replace::OnDelete, max_surge: 1, max_unavailable: 0 };
+    let mut world = World::settled(&Desired { strategy, ..desired("a", 3) });
+    let next = Desired { strategy, ..desired("b", 3) };
+    world.pass(1_000);
+    world.play(&next);
+    assert_eq!(world.observed.pods.iter().filter(|pod| pod.set == "a").count(), 3);
+    world.pass(1_000);
+    world.observed.pods.remove(0);
+    world.play(&next);
+    let of = |set: &str| world.observed.pods.iter().filter(|pod| pod.set == set && pod.ready).count();
+    assert_eq!((of("a"), of("b")), (2, 1));
+}
