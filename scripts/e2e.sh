@@ -6,15 +6,15 @@ set -euo pipefail
 cd "$root"
 need_rust
 scripts/tools.sh
-run=(cargo nextest run -p fanout-e2e --locked --no-fail-fast "$@")
+run=(cargo nextest run -p fanout-e2e --locked --no-fail-fast --test-threads 4 "$@")
 if [ -n "${KUBECONFIG:-}" ]; then exec "${run[@]}"; fi
 [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || die "the lab needs Linux and root: set KUBECONFIG to a cluster of yours instead"
-lab/lab.sh install
 lab/lab.sh build
 images/build.sh
-if [ ! -d "${LAB_DIR:-/run/fanout-lab}" ]; then
+cargo nextest run -p fanout-e2e --locked --no-run
+if ! lab/lab.sh status >/dev/null 2>&1; then
   lab/lab.sh up
   trap 'lab/lab.sh down' EXIT
+  lab/lab.sh load target/images/*.tar
 fi
-images/load.sh
 lab/lab.sh exec "${run[@]}"

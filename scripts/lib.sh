@@ -36,6 +36,6 @@ need_go() { command -v go >/dev/null || die "go is missing: install Go 1.26 or n
 
 # The real helm: of the lab's build, else any on the PATH.
 need_helm() {
-  [ -x "$LAB_CACHE/bin/helm" ] || command -v helm >/dev/null || { need_go; mkdir -p "$LAB_CACHE/bin"; (cd "$root/lab/helm" && CGO_ENABLED=0 GOFLAGS=-mod=mod go build -trimpath -ldflags "-s -w" -o "$LAB_CACHE/bin/" helm.sh/helm/v4/cmd/helm); }
+  [ -x "$LAB_CACHE/bin/helm" ] || command -v helm >/dev/null || { need_go; "$root/lab/lab.sh" build helm; }
   PATH=$LAB_CACHE/bin:$PATH
 }
