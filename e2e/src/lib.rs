@@ -1,4 +1,5 @@
-//! The tests' frame: finds the cluster, gives each test a namespace, reports what explains a failure.
+//! The tests' frame: finds the cluster, installs the operator once, gives each test a namespace, and reports what
+//! explains a failure.
 //!
 //! The tests themselves are in `tests/`; run them by `make e2e`. Without a cluster they are skipped, loudly, and with
 //! `CI=true` a skip is a failure.
@@ -7,8 +8,16 @@
 
 use std::env;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use fanout_lab::{Cluster, Namespace};
+
+mod delivery;
+mod fanout;
+pub mod operator;
+pub mod pods;
+
+pub use delivery::{assert_silent, exchange, warm_up};
+pub use fanout::{Condition, Fanout, open_lobby};
 
 /// Which Pod Security Standard a test's namespace enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +53,42 @@ pub async fn in_namespace(
     test: impl AsyncFnOnce(&Namespace) -> Result<()>,
 ) {
     let Some(cluster) = cluster().await else { return };
-    let namespace = cluster
-        .namespace(prefix, security == PodSecurity::Restricted)
-        .await
-        .expect("a namespace can be made");
+    run(&cluster, prefix, security, test).await;
+}
+
+/// The same with the operator installed, in a namespace that enforces the restricted Pod Security Standard. The test
+/// fails, too, if RBAC refused the operator anything meanwhile.
+///
+/// # Panics
+/// When `test` fails.
+pub async fn with_operator(prefix: &str, test: impl AsyncFnOnce(&Namespace) -> Result<()>) {
+    let Some(cluster) = cluster().await else { return };
+    operator::install_once(&cluster).await.expect("the chart can be installed");
+    run(&cluster, prefix, PodSecurity::Restricted, async |namespace| {
+        let audit = cluster.audit_log();
+        let began = audit.as_ref().map(|log| log.position()).transpose()?;
+        test(namespace).await?;
+        let Some((audit, began)) = audit.zip(began) else { return Ok(()) };
+        let mut refused =
+            audit.requests_since(began, operator::USER).context("failed to read the audit log")?;
+        refused.retain(fanout_lab::ApiRequest::is_forbidden);
+        ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
+        Ok(())
+    })
+    .await;
+}
+
+async fn run(
+    cluster: &Cluster,
+    prefix: &str,
+    security: PodSecurity,
+    test: impl AsyncFnOnce(&Namespace) -> Result<()>,
+) {
+    let restricted = security == PodSecurity::Restricted;
+    let namespace = cluster.namespace(prefix, restricted).await.expect("a namespace can be made");
     if let Err(error) = test(&namespace).await {
         let report = namespace.report().await;
-        panic!("{error:#}\n\n{report}");
+        let operator = operator::log(cluster).await;
+        panic!("{error:#}\n\n{report}\n--- the operator's log\n{operator}");
     }
 }

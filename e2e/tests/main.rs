@@ -1,0 +1,4 @@
+//! The end-to-end tests: one binary, a module a subject. Those whose name begins with `alone_` take away what the
+//! others stand on; nextest runs them by themselves (`.config/nextest.toml`).
+
+mod lab;
