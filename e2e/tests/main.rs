@@ -1,4 +1,14 @@
 //! The end-to-end tests: one binary, a module a subject. Those whose name begins with `alone_` take away what the
 //! others stand on; nextest runs them by themselves (`.config/nextest.toml`).
 
+mod app;
+mod chart;
+mod delivery;
+mod examples;
 mod lab;
+mod lifecycle;
+mod policy;
+mod redis;
+mod repair;
+mod rollout;
+mod scale;
