@@ -107,8 +107,9 @@ pub fn start(parts: Parts) -> Bridge {
     tasks.spawn(until(shutdown.clone(), canary.run()));
     tasks.spawn(until(shutdown.clone(), listen(broker, internal, notes.clone())));
     tasks.spawn(peers.clone().announce(shutdown.clone()));
-    let deliver = Deliver::new(hub, mailboxes, metrics.clone());
-    let pump = Pump { deliver, channels, peers: peers.clone(), notes, metrics, lost: false };
+    let deliver = Deliver::new(hub, &mailboxes, metrics.clone());
+    let pump =
+        Pump { deliver, channels, peers: peers.clone(), notes, metrics, was_connected: false, lost: false };
     tasks.spawn(until(shutdown, pump.run(events)));
     tasks.close();
     Bridge { health, peers, tasks }
@@ -135,6 +136,7 @@ struct Pump {
     peers: Peers,
     notes: mpsc::UnboundedSender<Note>,
     metrics: Metrics,
+    was_connected: bool,
     /// The connection was lost and is not back.
     lost: bool,
 }
@@ -186,14 +188,15 @@ impl Pump {
     fn connected(&mut self) {
         if std::mem::take(&mut self.lost) {
             self.metrics.reconnects.inc();
-            self.peers.say_hello();
         }
+        self.was_connected = true;
+        self.peers.say_hello();
         self.metrics.connected.set(1);
         let _ = self.notes.send(Note::Connected);
     }
 
     fn disconnected(&mut self, reason: String) {
-        self.lost = true;
+        self.lost = self.was_connected;
         self.metrics.connected.set(0);
         let _ = self.notes.send(Note::Disconnected(reason.into()));
     }

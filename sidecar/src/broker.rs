@@ -3,8 +3,9 @@
 //! [`open`] makes the broker of the settings. Callers are `bridge`, which takes the events, and `work`, which
 //! sends. A broker knows neither shards nor clients.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
+use sidecar_config::BrokerKind;
 use tokio::sync::mpsc;
 
 use crate::domain::{ChannelName, Publication, StreamPosition};
@@ -15,6 +16,7 @@ pub mod conformance;
 pub mod envelope;
 mod memory;
 mod recent;
+pub mod redis;
 
 pub use memory::Bus;
 pub use recent::Recent;
@@ -25,6 +27,15 @@ pub const INTERNAL_NAMESPACE: &str = sidecar_config::RESERVED_NAMESPACE;
 
 /// What a broker tells, in order and in batches. Bounded: what a broker does when it is full, it documents.
 pub type Events = mpsc::Receiver<Vec<BrokerEvent>>;
+
+/// Starts the broker that the settings chose on the current runtime; `client_name` is what it is called there. It
+/// ends when the handle is dropped.
+pub fn open(kind: BrokerKind<'_>, client_name: &str) -> (Arc<dyn Broker>, Events) {
+    match kind {
+        BrokerKind::Memory => Bus::default().join(),
+        BrokerKind::Redis(settings) => redis::open(settings, client_name),
+    }
+}
 
 /// The answer of a broker, later.
 pub type Reply<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;
@@ -56,7 +67,7 @@ pub trait Broker: Send + Sync + 'static {
 pub enum BrokerEvent {
     /// A publication of a subscribed channel.
     Publication(Publication),
-    /// The connection is lost; a new one is being made.
+    /// There is no connection, or it is lost; a new one is being made. Told again when the reason changes.
     Disconnected { reason: String },
     /// All subscriptions are live, for the first time or again.
     Connected,

@@ -122,7 +122,10 @@ impl Desk {
                     let joined = self.hub.joined(&channel, result.is_ok());
                     self.grace.extend(joined.emptied);
                     for shard in joined.waiting {
-                        let result = result.as_ref().map(|()| ()).map_err(|_| CommandError::Unavailable);
+                        let result = match &result {
+                            Ok(()) => Ok(()),
+                            Err(_) => Err(CommandError::Unavailable),
+                        };
                         self.subscribed(shard, channel.clone(), result);
                     }
                 }

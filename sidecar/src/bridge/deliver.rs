@@ -28,7 +28,7 @@ struct Outgoing {
 }
 
 impl Deliver {
-    pub(super) fn new(hub: Hub, mailboxes: Arc<[Mailbox]>, metrics: Metrics) -> Self {
+    pub(super) fn new(hub: Hub, mailboxes: &[Mailbox], metrics: Metrics) -> Self {
         let outgoing = |mailbox: &Mailbox| Outgoing {
             mailbox: mailbox.clone(),
             batch: Vec::new(),

@@ -1,0 +1,298 @@
+//! The connection that brings publications.
+
+use std::{pin::pin, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    Prefix,
+    interests::{Answer, Interests, encode},
+    resp::{self, Item},
+    topology::{Connector, Transport},
+};
+use crate::broker::{BrokerError, BrokerEvent, backoff::Backoff, envelope};
+
+/// Room for one read: what Redis sends in one turn under load.
+const READ: usize = 64 << 10;
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// A connection that was silent for this long is asked whether it lives.
+const SILENCE: Duration = Duration::from_secs(5);
+/// And this long it has to answer.
+const PONG: Duration = Duration::from_secs(5);
+
+/// What the handle asks.
+pub(super) enum Command {
+    Subscribe { channels: Vec<crate::domain::ChannelName>, reply: Answer },
+    Unsubscribe { channels: Vec<crate::domain::ChannelName>, reply: oneshot::Sender<Result<(), BrokerError>> },
+    Rebuild(String),
+}
+
+/// The task.
+pub(super) struct SubscribeTask {
+    connector: Connector,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<Vec<BrokerEvent>>,
+    interests: Interests,
+    /// All subscriptions were live once.
+    was_live: bool,
+    /// Why there is no connection, as it was last told.
+    told: Option<String>,
+}
+
+/// Why serving a connection ended.
+enum End {
+    /// The handle or the bridge is gone.
+    Closed,
+    /// The connection is lost.
+    Lost(String),
+}
+
+/// One connection.
+struct Connection {
+    reader: ReadHalf<Box<dyn Transport>>,
+    writer: WriteHalf<Box<dyn Transport>>,
+    input: BytesMut,
+    /// TLS may hold back what was written.
+    unflushed: bool,
+    heard: Instant,
+    pinged: bool,
+}
+
+impl SubscribeTask {
+    pub(super) fn new(
+        connector: Connector,
+        prefix: Prefix,
+        commands: mpsc::UnboundedReceiver<Command>,
+        events: mpsc::Sender<Vec<BrokerEvent>>,
+    ) -> Self {
+        let interests = Interests::new(prefix);
+        Self { connector, commands, events, interests, was_live: false, told: None }
+    }
+
+    /// Connects, serves, and connects anew, until the handle is dropped.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        loop {
+            let end = match self.connect().await {
+                Ok(connection) => self.serve(connection, &mut backoff).await,
+                Err(end) => end,
+            };
+            let End::Lost(reason) = end else { return };
+            if backoff.tell() {
+                let attempts = backoff.attempts();
+                tracing::warn!(%reason, attempts, "no subscriber connection to Redis");
+            }
+            if self.lost(reason).await.is_err() || self.wait(sleep(backoff.next())).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Tells the bridge, once a reason.
+    async fn lost(&mut self, reason: String) -> Result<(), mpsc::error::SendError<Vec<BrokerEvent>>> {
+        self.interests.disconnected(reason.clone());
+        if self.told.as_ref() == Some(&reason) {
+            return Ok(());
+        }
+        self.told = Some(reason.clone());
+        self.events.send(vec![BrokerEvent::Disconnected { reason }]).await
+    }
+
+    async fn connect(&mut self) -> Result<Connection, End> {
+        let connector = self.connector.clone();
+        match self.wait(connector.connect("subscriber")).await {
+            Some(Ok(transport)) => Ok(Connection::new(transport)),
+            Some(Err(error)) => Err(End::Lost(error.to_string())),
+            None => Err(End::Closed),
+        }
+    }
+
+    /// Waits for something while there is no connection. `None` where the handle is gone.
+    async fn wait<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        let mut tick = interval(TICK);
+        loop {
+            tokio::select! {
+                done = &mut future => return Some(done),
+                command = self.commands.recv() => { self.command(command?); }
+                now = tick.tick() => self.interests.expire(now),
+            }
+        }
+    }
+
+    async fn serve(&mut self, mut connection: Connection, backoff: &mut Backoff) -> End {
+        if self.interests.connected()
+            && let Err(end) = self.live(backoff).await
+        {
+            return end;
+        }
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let Connection { reader, writer, input, unflushed, .. } = &mut connection;
+            let out = &mut self.interests.out;
+            let step = tokio::select! {
+                read = reader.read_buf(input) => match read {
+                    Ok(0) => Err(End::Lost("Redis closed the connection".to_owned())),
+                    Ok(_) => self.read(&mut connection, backoff).await,
+                    Err(error) => Err(End::Lost(format!("failed to read from Redis: {error}"))),
+                },
+                written = write(writer, out, unflushed), if !out.is_empty() || *unflushed => {
+                    written.map_err(|error| End::Lost(format!("failed to write to Redis: {error}")))
+                }
+                command = self.commands.recv() => command.and_then(|command| self.command(command)).map_or(Ok(()), Err),
+                now = tick.tick() => {
+                    self.interests.expire(now);
+                    connection.check(now, &mut self.interests.out)
+                }
+            };
+            if let Err(end) = step {
+                return end;
+            }
+            if self.commands.is_closed() {
+                return End::Closed;
+            }
+        }
+    }
+
+    /// Does what the handle asks, which ends a connection only where it asks for that.
+    fn command(&mut self, command: Command) -> Option<End> {
+        match command {
+            Command::Subscribe { channels, reply } => {
+                self.interests.subscribe(channels, reply, Instant::now())
+            }
+            Command::Unsubscribe { channels, reply } => {
+                self.interests.unsubscribe(&channels);
+                // From here on its messages are dropped, whatever is still under way.
+                let _ = reply.send(Ok(()));
+            }
+            Command::Rebuild(reason) => return Some(End::Lost(reason)),
+        }
+        None
+    }
+
+    /// Handles all that is complete in the input.
+    async fn read(&mut self, connection: &mut Connection, backoff: &mut Backoff) -> Result<(), End> {
+        let (items, end) = connection.items()?;
+        let bytes = connection.input.split_to(end).freeze();
+        let mut events = Vec::with_capacity(items.len());
+        let mut live = false;
+        for item in items {
+            live |= self.item(item, &bytes, &mut events)?;
+        }
+        if !events.is_empty() {
+            self.events.send(events).await.map_err(|_| End::Closed)?;
+        }
+        if live {
+            self.live(backoff).await?;
+        }
+        connection.heard_now();
+        Ok(())
+    }
+
+    /// Handles one; whether all subscriptions are live with it.
+    fn item(&mut self, item: Item, bytes: &Bytes, events: &mut Vec<BrokerEvent>) -> Result<bool, End> {
+        let useless = |error: super::interests::Useless| End::Lost(error.to_string());
+        match item {
+            Item::Message { channel, payload } => {
+                if let Some(channel) = self.interests.wanted(&bytes[channel]) {
+                    events.push(decode(channel, bytes.slice(payload)));
+                }
+            }
+            Item::Subscribed(_) => return self.interests.subscribed().map_err(useless),
+            Item::Unsubscribed => self.interests.unsubscribed().map_err(useless)?,
+            Item::Error(text) => {
+                self.interests.refused(&String::from_utf8_lossy(&bytes[text])).map_err(useless)?;
+            }
+            Item::Pong | Item::Status(_) | Item::Other => {}
+        }
+        Ok(false)
+    }
+
+    /// All subscriptions are live.
+    async fn live(&mut self, backoff: &mut Backoff) -> Result<(), End> {
+        backoff.reset();
+        self.told = None;
+        let mut events = vec![BrokerEvent::Connected];
+        if std::mem::replace(&mut self.was_live, true) {
+            events.push(BrokerEvent::Resumed);
+        }
+        self.events.send(events).await.map_err(|_| End::Closed)
+    }
+}
+
+impl Connection {
+    fn new(transport: Box<dyn Transport>) -> Self {
+        let (reader, writer) = tokio::io::split(transport);
+        let (input, heard) = (BytesMut::with_capacity(READ), Instant::now());
+        Self { reader, writer, input, unflushed: false, heard, pinged: false }
+    }
+
+    /// What is complete in the input, and where it ends. Leaves room for the next read.
+    fn items(&mut self) -> Result<(Vec<Item>, usize), End> {
+        let (mut items, mut end) = (Vec::new(), 0);
+        loop {
+            match resp::parse(&self.input, end) {
+                Ok(Some((item, next))) => {
+                    items.push(item);
+                    end = next;
+                }
+                Ok(None) => break,
+                Err(error) => return Err(End::Lost(error.to_string())),
+            }
+        }
+        Ok((items, end))
+    }
+
+    fn heard_now(&mut self) {
+        self.heard = Instant::now();
+        self.pinged = false;
+        if self.input.capacity() - self.input.len() < READ / 2 {
+            self.input.reserve(READ);
+        }
+    }
+
+    /// Asks a silent connection whether it lives, and ends it where it does not say so.
+    fn check(&mut self, now: Instant, out: &mut BytesMut) -> Result<(), End> {
+        let silent = now.saturating_duration_since(self.heard);
+        if silent >= SILENCE + PONG {
+            return Err(End::Lost(format!("Redis did not answer a PING in {} s", PONG.as_secs())));
+        }
+        if silent >= SILENCE && !std::mem::replace(&mut self.pinged, true) {
+            encode::<&[u8]>(out, b"PING", &[]);
+        }
+        Ok(())
+    }
+}
+
+fn decode(channel: &crate::domain::ChannelName, payload: Bytes) -> BrokerEvent {
+    match envelope::decode(channel.clone(), payload) {
+        Ok(publication) => BrokerEvent::Publication(publication),
+        Err(error) => {
+            tracing::debug!(%channel, %error, "dropped a publication");
+            BrokerEvent::Malformed { channel: channel.clone() }
+        }
+    }
+}
+
+/// Writes some of `out`, or flushes once it is empty. Loses nothing when dropped.
+async fn write(
+    writer: &mut WriteHalf<Box<dyn Transport>>,
+    out: &mut BytesMut,
+    unflushed: &mut bool,
+) -> std::io::Result<()> {
+    if out.is_empty() {
+        writer.flush().await?;
+        *unflushed = false;
+    } else {
+        writer.write_buf(out).await?;
+        *unflushed = true;
+    }
+    Ok(())
+}

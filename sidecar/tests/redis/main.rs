@@ -1,0 +1,396 @@
+//! The Redis broker against a real redis-server: the contract, and what happens when Redis does not do its part.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+mod certificates;
+mod proxy;
+mod server;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use fanout_sidecar::{
+    bridge::{self, Bridge, Counts, Node},
+    broker::{
+        self, Broker, BrokerError, BrokerEvent, Events,
+        conformance::{self, publish, subscribe, text, texts},
+        redis::resp::MAX_BULK,
+    },
+    domain::{ChannelName, Payload, Publication},
+    hub::Hub,
+    work::NodeRun,
+};
+use sidecar_config::{BrokerKind, RedisBroker, RedisTls};
+use tempfile::tempdir;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    certificates::Certificates,
+    proxy::Proxy,
+    server::{PREFIX, Server},
+};
+
+type Handle = (Arc<dyn Broker>, Events);
+
+fn open(settings: &RedisBroker) -> Handle {
+    broker::open(BrokerKind::Redis(settings), "test")
+}
+
+async fn connected(settings: &RedisBroker) -> Handle {
+    conformance::connected(&async || open(settings)).await
+}
+
+fn channel(name: &str) -> ChannelName {
+    name.parse().unwrap()
+}
+
+async fn next_event(events: &mut Events) -> BrokerEvent {
+    let mut batch =
+        timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("the broker lives");
+    assert_eq!(batch.len(), 1, "{batch:?}");
+    batch.remove(0)
+}
+
+/// The first reason why there is no connection.
+async fn reason(settings: &RedisBroker) -> String {
+    let (_broker, mut events) = open(settings);
+    match next_event(&mut events).await {
+        BrokerEvent::Disconnected { reason } => reason,
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+async fn resumed(events: &mut Events) {
+    let told =
+        timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("the broker lives");
+    assert!(matches!(told[..], [BrokerEvent::Connected, BrokerEvent::Resumed]), "{told:?}");
+}
+
+async fn lost(events: &mut Events) -> String {
+    match next_event(events).await {
+        BrokerEvent::Disconnected { reason } => reason,
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+// === the contract ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_keeps_the_contract() {
+    let server = Server::start();
+    let settings = server.settings();
+    conformance::suite(async || open(&settings)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_keeps_the_contract_by_tls_with_a_client_certificate_and_an_acl_user() {
+    let certificates = Certificates::make("redis.test");
+    let lines = [
+        "tls-cert-file server.crt",
+        "tls-key-file server.key",
+        "tls-ca-cert-file ca.crt",
+        "tls-auth-clients yes",
+        "user default off",
+        "user fanout on >s3cret resetchannels &test.site:* -@all +publish +subscribe +unsubscribe +select",
+    ];
+    let server = Server::prepared(certificates.directory, &lines);
+    let at = |name: &str| Some(server.directory.path().join(name));
+    let tls = RedisTls {
+        ca_file: at("ca.crt"),
+        cert_file: at("client.crt"),
+        key_file: at("client.key"),
+        server_name: Some("redis.test".to_owned()),
+    };
+    let settings = RedisBroker {
+        username_file: Some(server.file("username", "fanout\n")),
+        password_file: Some(server.file("password", "s3cret\n")),
+        database: 3,
+        tls: Some(tls.clone()),
+        ..server.settings()
+    };
+    conformance::suite(async || open(&settings)).await;
+
+    let other_name = RedisTls { server_name: None, ..tls.clone() };
+    let told = reason(&RedisBroker { tls: Some(other_name), ..settings.clone() }).await;
+    assert!(told.contains("as `localhost` failed") && told.contains("serverName"), "{told}");
+    let no_ca = RedisTls { ca_file: at("none.crt"), ..tls.clone() };
+    let told = reason(&RedisBroker { tls: Some(no_ca), ..settings.clone() }).await;
+    assert!(told.contains("none.crt (broker.redis.tls.caFile)"), "{told}");
+    let anonymous = RedisTls { cert_file: None, key_file: None, ..tls.clone() };
+    let told = reason(&RedisBroker { tls: Some(anonymous), ..settings.clone() }).await;
+    assert!(told.contains("check that Redis trusts broker.redis.tls.certFile"), "{told}");
+    let told = reason(&RedisBroker { tls: None, ..settings }).await;
+    assert!(told.contains("set broker.redis.tls if it is a TLS port"), "{told}");
+}
+
+#[tokio::test]
+async fn what_redis_cli_publishes_arrives_bare() {
+    let server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("lobby")]).await;
+    assert_eq!(server.cli(&["PUBLISH", &format!("{PREFIX}:lobby"), "{\"hi\":1}"]).trim(), "1");
+    let expected = Publication::bare(channel("lobby"), Payload::Text(Bytes::from_static(b"{\"hi\":1}")));
+    assert_eq!(conformance::next(&mut events, 1).await, [expected]);
+}
+
+#[tokio::test]
+async fn an_envelope_of_another_version_is_told_and_dropped() {
+    let server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("lobby")]).await;
+    let script = format!("return redis.call('PUBLISH', '{PREFIX}:lobby', '\\245FN\\2hi')");
+    server.cli(&["EVAL", &script, "0"]);
+    let event = next_event(&mut events).await;
+    assert!(matches!(&event, BrokerEvent::Malformed { channel } if channel.as_str() == "lobby"), "{event:?}");
+}
+
+#[tokio::test]
+async fn a_message_of_16_mib_passes_and_one_beyond_the_bound_costs_a_reconnect_and_a_gap() {
+    // By default Redis itself hangs up at 32 MB.
+    let server = Server::prepared(tempdir().unwrap(), &["client-output-buffer-limit pubsub 0 0 0"]);
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("big")]).await;
+    let payload = Bytes::from(vec![0xff; 16 << 20]);
+    let publication = Publication::bare(channel("big"), Payload::Binary(payload));
+    broker.publish(publication.clone()).await.unwrap();
+    assert_eq!(conformance::next(&mut events, 1).await, [publication]);
+    let script = format!("return redis.call('PUBLISH', '{PREFIX}:big', string.rep('x', {}))", MAX_BULK + 1);
+    server.cli(&["EVAL", &script, "0"]);
+    let told = lost(&mut events).await;
+    assert!(told.contains("at most 67108864 are taken"), "{told}");
+    resumed(&mut events).await;
+    publish(&broker, &channel("big"), "on").await;
+    assert_eq!(texts(&mut events, 1).await, ["on"]);
+}
+
+#[tokio::test]
+async fn a_dropped_handle_closes_its_connections() {
+    let server = Server::start();
+    let (broker, events) = connected(&server.settings()).await;
+    let clients = || server.cli(&["CLIENT", "LIST"]).matches("name=fanout-").count();
+    assert_eq!(clients(), 2);
+    drop((broker, events));
+    timeout(Duration::from_secs(5), async {
+        while clients() > 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("both are closed");
+}
+
+// === when Redis goes away ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_crash_everything_is_subscribed_anew_the_gap_is_told_and_meanwhile_publishing_fails_at_once()
+{
+    let mut server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("kept")]).await;
+    let given_back = channel("given-back");
+    subscribe(&broker, [&given_back]).await;
+    server.kill();
+    lost(&mut events).await;
+
+    let started = Instant::now();
+    let refused = broker.publish(text(&channel("kept"), "lost")).await.unwrap_err();
+    assert!(matches!(&refused, BrokerError::Unavailable(_)), "{refused:?}");
+    assert!(started.elapsed() < Duration::from_millis(100), "at once: {:?}", started.elapsed());
+    broker.unsubscribe(vec![given_back.clone()]).await.unwrap();
+    let early = broker.subscribe(vec![channel("early")]).await.unwrap_err();
+    assert!(matches!(&early, BrokerError::Unavailable(_)), "{early:?}");
+    let waited = started.elapsed();
+    assert!(waited > Duration::from_secs(4) && waited < Duration::from_secs(7), "{waited:?}");
+    let late = broker.subscribe(vec![channel("late")]);
+
+    server.restart();
+    timeout(Duration::from_secs(10), late).await.expect("in time").expect("subscribed once Redis was back");
+    let told = drain_until_resumed(&mut events).await;
+    assert!(told.iter().all(|event| matches!(event, BrokerEvent::Disconnected { .. })), "{told:?}");
+    for name in ["kept", "late"] {
+        eventually_published(&broker, &channel(name)).await;
+        assert_eq!(texts(&mut events, 1).await, ["back"]);
+    }
+    let subscribed = server.cli(&["PUBSUB", "CHANNELS", "*"]);
+    assert!(!subscribed.contains("given-back") && !subscribed.contains("early"), "{subscribed}");
+}
+
+async fn drain_until_resumed(events: &mut Events) -> Vec<BrokerEvent> {
+    let mut told = Vec::new();
+    loop {
+        let batch =
+            timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("it lives");
+        if matches!(batch[..], [BrokerEvent::Connected, BrokerEvent::Resumed]) {
+            return told;
+        }
+        told.extend(batch);
+    }
+}
+
+/// The publisher's connection is its own, and may come back a little later.
+async fn eventually_published(broker: &Arc<dyn Broker>, channel: &ChannelName) {
+    timeout(Duration::from_secs(10), async {
+        while broker.publish(text(channel, "back")).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("publishing works again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_channels_are_subscribed_anew_by_a_few_commands() {
+    let mut server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    let channels: Vec<_> = (0..10_000).map(|number| channel(&format!("room:{number}"))).collect();
+    for part in channels.chunks(100) {
+        subscribe(&broker, part).await;
+    }
+    server.kill();
+    lost(&mut events).await;
+    server.restart();
+    let started = Instant::now();
+    drain_until_resumed(&mut events).await;
+    println!("10,000 channels live again {:?} after Redis was", started.elapsed());
+    let stats = server.cli(&["INFO", "commandstats"]);
+    assert!(stats.contains("cmdstat_subscribe:calls=10,"), "{stats}");
+    for channel in channels.iter().step_by(1_999) {
+        eventually_published(&broker, channel).await;
+        assert_eq!(texts(&mut events, 1).await, ["back"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_redis_is_noticed_on_idle_connections_and_publishing_does_not_hang() {
+    let server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("a")]).await;
+    server.freeze();
+    let started = Instant::now();
+    let first = broker.publish(text(&channel("a"), "lost")).await.unwrap_err();
+    assert!(
+        matches!(&first, BrokerError::Unavailable(text) if text.contains("did not answer in 2 s")),
+        "{first:?}"
+    );
+    sleep(Duration::from_millis(50)).await;
+    let again = Instant::now();
+    broker.publish(text(&channel("a"), "lost")).await.unwrap_err();
+    assert!(again.elapsed() < Duration::from_millis(100), "the second fails at once: {:?}", again.elapsed());
+    assert!(lost(&mut events).await.contains("PING"));
+    assert!(started.elapsed() < Duration::from_secs(13), "{:?}", started.elapsed());
+    server.thaw();
+    drain_until_resumed(&mut events).await;
+}
+
+// === credentials ===
+
+#[tokio::test]
+async fn a_wrong_password_is_told_with_its_file_and_mending_the_file_heals() {
+    let server = Server::prepared(tempdir().unwrap(), &["requirepass right"]);
+    let password_file = server.file("password", "wrong\n");
+    let settings = RedisBroker { password_file: Some(password_file.clone()), ..server.settings() };
+    let (_broker, mut events) = open(&settings);
+    let told = lost(&mut events).await;
+    let named = format!("{} (broker.redis.passwordFile)", password_file.display());
+    assert!(told.contains("WRONGPASS") && told.contains(&named) && told.contains("check that"), "{told}");
+    server.file("password", "right\n");
+    assert!(matches!(next_event(&mut events).await, BrokerEvent::Connected));
+}
+
+#[tokio::test]
+async fn a_missing_password_and_an_unreachable_address_say_what_to_set() {
+    let server = Server::prepared(tempdir().unwrap(), &["requirepass right"]);
+    let told = reason(&server.settings()).await;
+    assert!(told.contains("NOAUTH") && told.contains("set broker.redis.passwordFile"), "{told}");
+    let told = reason(&RedisBroker { address: "nowhere.invalid:6379".into(), ..server.settings() }).await;
+    assert!(told.contains("failed to resolve nowhere.invalid:6379 (broker.redis.address)"), "{told}");
+    let missing = RedisBroker { password_file: Some("/no/such/file".into()), ..server.settings() };
+    let told = reason(&missing).await;
+    assert!(told.contains("failed to read /no/such/file (broker.redis.passwordFile)"), "{told}");
+}
+
+#[tokio::test]
+async fn a_channel_that_the_acl_does_not_grant_is_refused_and_others_go_on() {
+    let lines = ["user default on nopass resetchannels &test.site:chat:* &test.site:conformance:* +@all"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (broker, mut events) = connected(&server.settings()).await;
+    let refused = broker.subscribe(vec![channel("secret")]).await.unwrap_err();
+    assert!(matches!(&refused, BrokerError::Refused(text) if text.contains("NOPERM")), "{refused:?}");
+    let refused = broker.publish(text(&channel("secret"), "x")).await.unwrap_err();
+    assert!(matches!(&refused, BrokerError::Refused(_)), "{refused:?}");
+    subscribe(&broker, [&channel("chat:1")]).await;
+    publish(&broker, &channel("chat:1"), "on").await;
+    assert_eq!(texts(&mut events, 1).await, ["on"]);
+}
+
+// === the canary ===
+
+fn bridge(settings: &RedisBroker) -> (Bridge, CancellationToken) {
+    let (broker, events) = open(settings);
+    let shutdown = CancellationToken::new();
+    let bridge = bridge::start(bridge::Parts {
+        node: Node { run: NodeRun::begin(), name: "a".into(), version: "1".into() },
+        broker,
+        events,
+        hub: Hub::default(),
+        mailboxes: Vec::new().into(),
+        counts: Box::new(Counts::default),
+        metrics: bridge::Metrics::default(),
+        shutdown: shutdown.clone(),
+    });
+    (bridge, shutdown)
+}
+
+async fn verified(bridge: &Bridge, verified: bool, within: Duration) -> Duration {
+    let started = Instant::now();
+    let mut health = bridge.health.clone();
+    let waited = timeout(within, health.wait_for(|health| health.verified == verified)).await;
+    waited
+        .unwrap_or_else(|_| panic!("not {verified} within {within:?}: {:?}", bridge.health.borrow()))
+        .unwrap();
+    started.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_verified_soon_after_its_start() {
+    let server = Server::start();
+    let (bridge, shutdown) = bridge(&server.settings());
+    let took = verified(&bridge, true, Duration::from_secs(2)).await;
+    println!("verified {took:?} after the start, round trip {:?}", bridge.health.borrow().round_trip);
+    assert_eq!(bridge.peers.nodes().len(), 1);
+    shutdown.cancel();
+    timeout(Duration::from_secs(3), bridge.tasks.wait()).await.expect("the bridge ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_redis_behind_one_address_are_noticed_and_the_connections_made_anew() {
+    let (here, there) = (Server::start(), Server::start());
+    let proxy = Proxy::to(here.port, there.port).await;
+    let settings = RedisBroker { address: format!("127.0.0.1:{}", proxy.port), ..here.settings() };
+    let (bridge, _shutdown) = bridge(&settings);
+    // One connection went to each: both answer pings, and nothing that goes in comes out.
+    sleep(Duration::from_secs(4)).await;
+    assert!(!bridge.health.borrow().verified, "{:?}", bridge.health.borrow());
+    proxy.point_to(there.port);
+    let took = verified(&bridge, true, Duration::from_secs(10)).await;
+    println!("verified {took:?} after the address was mended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_went_silent_is_noticed_and_heals() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port, server.port).await;
+    let settings = RedisBroker { address: format!("127.0.0.1:{}", proxy.port), ..server.settings() };
+    let (bridge, _shutdown) = bridge(&settings);
+    verified(&bridge, true, Duration::from_secs(5)).await;
+    proxy.swallow(true);
+    let took = verified(&bridge, false, Duration::from_secs(18)).await;
+    println!("no longer verified {took:?} after the connection went silent");
+    proxy.swallow(false);
+    let took = verified(&bridge, true, Duration::from_secs(15)).await;
+    println!("verified again {took:?} after it spoke again");
+}
