@@ -89,3 +89,30 @@ impl AuditLog {
         Ok(requests)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_refused_patch_of_a_status_is_a_forbidden_write() {
+        let request = ApiRequest::from_event(&json!({
+            "verb": "patch",
+            "user": {"username": "system:serviceaccount:fanout-system:operator"},
+            "objectRef": {"resource": "fanoutclusters", "subresource": "status", "namespace": "shop", "name": "chat"},
+            "responseStatus": {"code": 403},
+        }))
+        .expect("an event with a user");
+        assert_eq!(request.resource, "fanoutclusters/status");
+        assert!(request.is_write() && request.is_forbidden());
+    }
+
+    #[test]
+    fn a_watch_is_no_write() {
+        let event = json!({"verb": "watch", "user": {"username": "x"}, "responseStatus": {"code": 200}});
+        let request = ApiRequest::from_event(&event).expect("an event with a user");
+        assert!(!request.is_write() && !request.is_forbidden());
+    }
+}

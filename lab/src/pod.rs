@@ -64,3 +64,35 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
     let conditions = object.pointer("/status/conditions")?.as_array()?;
     conditions.iter().find(|condition| condition["type"] == kind)?["status"].as_str()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_counts_the_restarts_of_sidecars_too() {
+        let pod = Pod::from_object(json!({
+            "metadata": {"name": "chat-1", "uid": "u"},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"restartCount": 1}],
+                "initContainerStatuses": [{"restartCount": 2}],
+            },
+        }))
+        .expect("a pod with a name");
+        assert!(pod.ready && !pod.terminating);
+        assert_eq!(pod.restarts, 3);
+    }
+
+    #[test]
+    fn a_pod_whose_ready_condition_is_false_is_not_ready() {
+        let object = json!({
+            "metadata": {"name": "chat-1", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"conditions": [{"type": "Ready", "status": "False"}]},
+        });
+        let pod = Pod::from_object(object).expect("a pod with a name");
+        assert!(!pod.ready && pod.terminating);
+    }
+}
