@@ -1,4 +1,16 @@
 //! What clients speak, sans-IO: bytes → commands, publications and replies → bytes. No tokio, no socket, no clock.
+//!
+//! A publication is encoded once for each [`WireForm`], framing included, and the same bytes go to everybody who
+//! uses that form. Each protocol maps every [`CloseReason`] to a code of its own: a new reason does not compile
+//! until each has given one.
+
+pub mod raw;
+pub mod sse;
+pub mod websocket;
+
+use std::time::Duration;
+
+use crate::domain::{ChannelName, CloseReason, Command, CommandError, Publication, StreamPosition};
 
 /// The client protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -9,4 +21,174 @@ pub enum Protocol {
     RawFramed,
     /// Server-sent events: publications only.
     Sse,
+}
+
+/// In which bytes a publication travels; a log holds one form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WireForm {
+    /// A WebSocket message that is the payload.
+    Bare,
+    /// A WebSocket message with a JSON object.
+    Framed,
+    /// A server-sent event.
+    Sse,
+}
+
+/// What a server tells one client, apart from publications.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
+pub enum Reply<'a> {
+    /// A subscription is live.
+    Subscribed { channel: &'a ChannelName, id: Option<&'a str> },
+    /// A subscription has ended.
+    Unsubscribed { channel: &'a ChannelName, id: Option<&'a str> },
+    /// The broker took a publication.
+    Published { channel: &'a ChannelName, id: &'a str },
+    /// A command failed.
+    Error { error: &'a CommandError, channel: Option<&'a ChannelName>, id: Option<&'a str> },
+    /// Publications were lost, between these offsets where known.
+    Gap {
+        channel: &'a ChannelName,
+        reason: &'a str,
+        from: Option<StreamPosition>,
+        to: Option<StreamPosition>,
+    },
+}
+
+/// When a client that has to leave should come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// After this long,
+    pub after: Duration,
+    /// and a random part of this.
+    pub jitter: Duration,
+}
+
+/// What a client's message means.
+#[derive(Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
+pub enum Message {
+    /// A command.
+    Command(Command),
+    /// A mistake, answered where the protocol can.
+    Mistake { error: CommandError, id: Option<String> },
+}
+
+/// What a client's frame brought.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// A whole message.
+    Message(Message),
+    /// A ping to be answered with these bytes.
+    Ping(Vec<u8>),
+    /// The closing handshake, with the code to answer it with.
+    Close(Option<u16>),
+    /// A fragment, or a sign of life.
+    Nothing,
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::RawBare, Self::RawFramed, Self::Sse];
+
+    /// Name for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RawBare => "raw_bare",
+            Self::RawFramed => "raw_framed",
+            Self::Sse => "sse",
+        }
+    }
+
+    /// The form in which publications are sent.
+    pub fn wire_form(self) -> WireForm {
+        match self {
+            Self::RawBare => WireForm::Bare,
+            Self::RawFramed => WireForm::Framed,
+            Self::Sse => WireForm::Sse,
+        }
+    }
+
+    /// Whether it runs over WebSocket frames.
+    pub fn is_websocket(self) -> bool {
+        match self {
+            Self::RawBare | Self::RawFramed => true,
+            Self::Sse => false,
+        }
+    }
+
+    /// Whether a failed command or a gap can be told while the connection stays.
+    pub fn has_replies(self) -> bool {
+        match self {
+            Self::RawFramed | Self::Sse => true,
+            Self::RawBare => false,
+        }
+    }
+
+    /// The most bytes that a client's message may have where payloads may have `max_payload`.
+    pub fn max_message(self, max_payload: usize) -> usize {
+        match self {
+            Self::RawBare => max_payload,
+            Self::RawFramed => raw::framed::max_message(max_payload),
+            Self::Sse => 0,
+        }
+    }
+
+    /// Appends a reply's bytes; nothing where the protocol has no such reply.
+    pub fn put_reply(self, out: &mut Vec<u8>, reply: &Reply<'_>) {
+        match self {
+            Self::RawBare => {}
+            Self::RawFramed => raw::framed::put_reply(out, reply),
+            Self::Sse => sse::put_reply(out, reply),
+        }
+    }
+
+    /// Appends the bytes that keep a connection alive and ask whether the client is there.
+    pub fn put_ping(self, out: &mut Vec<u8>) {
+        match self {
+            Self::RawBare | Self::RawFramed => websocket::frame::put(out, websocket::Opcode::Ping, b""),
+            Self::Sse => out.extend_from_slice(sse::PING),
+        }
+    }
+
+    /// Appends the last bytes of a connection that the server ends.
+    pub fn put_close(self, out: &mut Vec<u8>, reason: CloseReason, advice: Option<Advice>) {
+        match self {
+            Self::RawBare => raw::put_close(out, reason, advice),
+            Self::RawFramed => {
+                if let Some(advice) = advice {
+                    raw::framed::put_reconnect(out, advice);
+                }
+                raw::put_close(out, reason, advice);
+            }
+            Self::Sse => sse::put_close(out, reason, advice),
+        }
+    }
+}
+
+// === impl WireForm ===
+
+impl WireForm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Bare, Self::Framed, Self::Sse];
+
+    /// The protocol that sends it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::Bare => Protocol::RawBare,
+            Self::Framed => Protocol::RawFramed,
+            Self::Sse => Protocol::Sse,
+        }
+    }
+
+    /// Appends a publication as clients of this form receive it, whole frames only.
+    pub fn put_publication(self, out: &mut Vec<u8>, publication: &Publication) {
+        match self {
+            Self::Bare => raw::bare::put_publication(out, publication),
+            Self::Framed => raw::framed::put_publication(out, publication),
+            Self::Sse => sse::put_publication(out, publication),
+        }
+    }
 }

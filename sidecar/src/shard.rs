@@ -1,13 +1,275 @@
-//! A shard: a thread that owns its connections. What others see of it: [`Door`] to bring a connection,
-//! [`Mailbox`] to send it mail, and the [`Work`] it sends out; everything else is private.
+//! A shard: a thread that owns its connections. What others see of it: [`Shards`] to start and ask them all,
+//! [`Door`] to bring a connection, [`Mailbox`] to send mail, and the [`Work`] that comes out; everything else is
+//! private.
 //!
-//! A shard never blocks, locks (but for its mailbox), awaits or logs per message. It calls nobody: it hands
-//! [`Work`] to a sender that `app` gave it.
+//! A shard never blocks, locks (but for its mailbox and a pipe), awaits or logs per message. It calls nobody: it
+//! hands [`Work`] to a sender that `app` gave it.
 
+mod connection;
+mod core;
+mod door;
+mod index;
 mod link;
+mod log;
 mod mail;
 mod mailbox;
+mod metrics;
+mod outbox;
+mod pipe;
+mod reactor;
+mod read;
+mod timer;
+mod visit;
 
+use std::{
+    collections::HashMap,
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use mio::{Poll, Waker};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{metrics::ShardMetrics, reactor::Reactor};
+use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
+
+pub use door::{Door, Visitor};
 pub use link::Link;
 pub use mail::{Completion, Mail, Refusal, Reservation, Reserved, Rules, Task, Work};
 pub use mailbox::{Full, Inbox, Mailbox};
+pub use metrics::Totals;
+pub use pipe::{Receiver as PipeReceiver, Sender as PipeSender};
+
+/// How the shards are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How many; 0 means one for each core that the process may use.
+    pub shards: u16,
+    /// This run of this node, for client ids in the log.
+    pub node: NodeId,
+    /// Connections that the open-files limit allows.
+    pub max_connections: u32,
+    /// Payload bytes of publications that may wait for one shard.
+    pub mailbox_bytes: usize,
+}
+
+/// All shards of a node.
+#[derive(Debug)]
+pub struct Shards {
+    door: Door,
+    members: Vec<Member>,
+    died: watch::Receiver<Option<u16>>,
+}
+
+#[derive(Debug)]
+struct Member {
+    mailbox: Mailbox,
+    metrics: Arc<ShardMetrics>,
+    seats: Arc<door::Seats>,
+    thread: JoinHandle<()>,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// 16 MiB: some 10 ms of the fastest ingest, and far above what waits while a shard keeps up.
+    pub const MAILBOX_BYTES: usize = 16 * 1_024 * 1_024;
+
+    fn count(self) -> u16 {
+        match self.shards {
+            0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(256) as u16),
+            shards => shards,
+        }
+    }
+}
+
+// === impl Shards ===
+
+impl Shards {
+    /// Starts the threads. What must wait goes out by `work`; its receiver answers by [`Shards::mailboxes`].
+    ///
+    /// # Errors
+    /// When the system has no poll, waker or thread left.
+    pub fn spawn(config: Config, rules: Arc<Rules>, work: &mpsc::Sender<Work>) -> io::Result<Self> {
+        let (death, died) = watch::channel(None);
+        let members = (0..config.count())
+            .map(|shard| Member::spawn(shard, config, Arc::clone(&rules), work.clone(), death.clone()))
+            .collect::<io::Result<Vec<_>>>()?;
+        let hall = members.iter().map(|member| (member.mailbox.clone(), Arc::clone(&member.seats)));
+        let door = Door::new(hall.collect(), rules, config.max_connections);
+        Ok(Self { door, members, died })
+    }
+
+    /// The way in for connections.
+    pub fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// The mailbox of each shard, by its number.
+    pub fn mailboxes(&self) -> Vec<Mailbox> {
+        self.members.iter().map(|member| member.mailbox.clone()).collect()
+    }
+
+    /// Puts new settings in force: at the door at once, in each shard with its next mail.
+    pub fn set_rules(&self, rules: &Arc<Rules>) {
+        self.door.set_rules(Arc::clone(rules));
+        self.send_all(|| Mail::Settings(Arc::clone(rules)));
+    }
+
+    /// Counters of all shards.
+    pub fn totals(&self) -> Totals {
+        Totals::of(self.members.iter().map(|member| &*member.metrics))
+    }
+
+    /// Connections that are open or promised, without a look at the counters.
+    pub fn connections(&self) -> u32 {
+        self.members.iter().map(|member| member.seats.taken()).sum()
+    }
+
+    /// Closes `count` connections for a drain, spread over the shards by what they hold.
+    pub fn shed(&self, count: usize, after: Duration, jitter: Duration) {
+        let held: Vec<usize> = self.members.iter().map(|member| member.seats.taken() as usize).collect();
+        for (member, count) in self.members.iter().zip(shares(count, &held)) {
+            if count > 0 {
+                member.mailbox.send(Mail::Shed { count, after, jitter });
+            }
+        }
+    }
+
+    /// Closes all connections: the deadline of a drain passed.
+    pub fn force(&self) {
+        self.send_all(|| Mail::Force);
+    }
+
+    /// Closes one connection, or those of a user; says how many there were.
+    pub async fn disconnect(
+        &self,
+        connection: Option<ConnectionId>,
+        user: Option<Arc<str>>,
+        reason: CloseReason,
+    ) -> usize {
+        let concerned = |shard: usize| connection.is_none_or(|id| usize::from(id.shard) == shard);
+        let members = self.members.iter().enumerate().filter(|(shard, _)| concerned(*shard));
+        let ask = |(_, member): (usize, &Member)| {
+            let (count, answer) = oneshot::channel();
+            member.mailbox.send(Mail::Disconnect { connection, user: user.clone(), reason, count });
+            answer
+        };
+        let answers: Vec<_> = members.map(ask).collect();
+        let mut sum = 0;
+        for answer in answers {
+            sum += answer.await.unwrap_or(0);
+        }
+        sum
+    }
+
+    /// The channels with subscribers on this node, and how many each has.
+    pub async fn channels(&self) -> HashMap<ChannelName, u32> {
+        let ask = |member: &Member| {
+            let (reply, answer) = oneshot::channel();
+            member.mailbox.send(Mail::Channels { reply });
+            answer
+        };
+        let answers: Vec<_> = self.members.iter().map(ask).collect();
+        let mut sums = HashMap::new();
+        for answer in answers {
+            for (channel, count) in answer.await.unwrap_or_default() {
+                *sums.entry(channel).or_default() += count;
+            }
+        }
+        sums
+    }
+
+    /// Returns only when a shard's thread ended without being told to. Its connections are gone and its channels
+    /// are served no more, so the process should end.
+    pub async fn died(&self) -> u16 {
+        let mut died = self.died.clone();
+        let shard = died.wait_for(Option::is_some).await.map(|shard| *shard);
+        match shard {
+            Ok(shard) => shard.expect("waited for one"),
+            // Every thread was told to stop.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Writes what can be written at once, then ends the threads.
+    pub fn stop(self) {
+        self.send_all(|| Mail::Stop);
+        for member in self.members {
+            // A thread that panicked has told so by `died`.
+            drop(member.thread.join());
+        }
+    }
+
+    fn send_all(&self, mail: impl Fn() -> Mail) {
+        self.members.iter().for_each(|member| member.mailbox.send(mail()));
+    }
+}
+
+impl Member {
+    fn spawn(
+        shard: u16,
+        config: Config,
+        rules: Arc<Rules>,
+        work: mpsc::Sender<Work>,
+        death: watch::Sender<Option<u16>>,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), reactor::WAKE)?;
+        // A failed wake-up of an eventfd would mean that its counter is full: then the shard is awake anyway.
+        let (mailbox, inbox) = Mailbox::new(config.mailbox_bytes, move || drop(waker.wake()));
+        let (metrics, seats) = (Arc::<ShardMetrics>::default(), Arc::<door::Seats>::default());
+        let core = core::Core::new(shard, config.node, rules, work, Arc::clone(&metrics), Arc::clone(&seats));
+        let reactor = Reactor::new(poll, inbox, core);
+        let thread = thread::Builder::new().name(format!("shard-{shard}")).spawn(move || {
+            let _guard = DeathGuard { shard, death };
+            reactor.run();
+        })?;
+        Ok(Self { mailbox, metrics, seats, thread })
+    }
+}
+
+/// Tells of a panic that unwinds the thread.
+struct DeathGuard {
+    shard: u16,
+    death: watch::Sender<Option<u16>>,
+}
+
+impl Drop for DeathGuard {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        let shard = self.shard;
+        tracing::error!(shard, "a shard's thread panicked: its connections are lost, the process has to end");
+        self.death.send_replace(Some(shard));
+    }
+}
+
+/// `count` in parts as large as what each one holds, rounded up so that the sum is not below it.
+fn shares(count: usize, held: &[usize]) -> Vec<usize> {
+    let total = held.iter().sum::<usize>().max(1);
+    let mut left = count;
+    let mut share = |held: &usize| {
+        let part = (count * held).div_ceil(total).min(*held).min(left);
+        left -= part;
+        part
+    };
+    held.iter().map(&mut share).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_takes_from_each_shard_by_what_it_holds() {
+        assert_eq!(shares(10, &[10, 30]), [3, 7]);
+        assert_eq!(shares(3, &[1, 1, 1]), [1, 1, 1]);
+        assert_eq!(shares(1, &[0, 5]), [0, 1]);
+        assert_eq!(shares(100, &[2, 3]), [2, 3]);
+        assert_eq!(shares(5, &[0, 0]), [0, 0]);
+    }
+}

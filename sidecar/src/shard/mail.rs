@@ -27,6 +27,8 @@ pub enum Mail {
     Attach { connection: ConnectionId, link: Link, leftover: Bytes },
     /// A reserved connection's transport will not come.
     Abandon { connection: ConnectionId },
+    /// The task at the other end of a pipe has made room, or is gone.
+    Pipe { connection: ConnectionId },
     /// Close connections: one, or all of a user.
     Disconnect {
         connection: Option<ConnectionId>,

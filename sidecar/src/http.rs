@@ -1,0 +1,97 @@
+//! The client port: HTTP requests come in, connections of shards come out.
+//!
+//! `GET /ws/{channel}` and `GET /ws?channel=…` become WebSockets, `GET /sse/{channel}` and `/sse?channel=…` event
+//! streams. A request is checked here (origin, token, form); what it may do in its channels is the shard's session.
+//! Of the data plane this knows [`Door`] only.
+
+mod error;
+mod listener;
+mod proxy_protocol;
+mod remote;
+mod request;
+mod sse;
+mod upgrade;
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{Router, routing::get};
+
+use crate::{auth::Auth, shard::Door};
+
+/// The client port. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ClientPort(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    door: Door,
+    auth: Arc<Auth>,
+    accepting: AtomicBool,
+}
+
+/// Who is at the other end of a TCP connection: the client, or a proxy that we may or may not trust.
+#[derive(Clone, Copy, Debug)]
+struct Peer(SocketAddr);
+
+impl ClientPort {
+    /// A port that leads to this door.
+    pub fn new(door: Door, auth: Arc<Auth>) -> Self {
+        Self(Arc::new(Shared { door, auth, accepting: AtomicBool::new(false) }))
+    }
+
+    /// Whether clients are accepted now: not before [`Self::serve`], not behind its stop, and not while the process
+    /// has no descriptor left.
+    pub fn is_accepting(&self) -> bool {
+        self.0.accepting.load(Ordering::Relaxed)
+    }
+
+    /// Accepts clients until `stop`, then closes the listener and lets requests that are under way end; an event
+    /// stream ends when its shard closes it.
+    ///
+    /// # Errors
+    /// When the listener cannot be used.
+    pub async fn serve(
+        self,
+        listener: std::net::TcpListener,
+        stop: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        listener::serve(&self, listener, stop).await
+    }
+
+    fn router(&self) -> Router {
+        let (socket, stream) = (get(upgrade::accept), get(sse::open).options(sse::preflight));
+        Router::new()
+            .route("/ws", socket.clone())
+            .route("/ws/", socket.clone())
+            .route("/ws/{*channel}", socket)
+            .route("/sse", stream.clone())
+            .route("/sse/", stream.clone())
+            .route("/sse/{*channel}", stream)
+            .fallback(error::unknown_path)
+            .method_not_allowed_fallback(error::wrong_method)
+            .with_state(self.clone())
+    }
+
+    fn door(&self) -> &Door {
+        &self.0.door
+    }
+
+    fn auth(&self) -> &Auth {
+        &self.0.auth
+    }
+
+    fn set_accepting(&self, accepting: bool) {
+        self.0.accepting.store(accepting, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! What a request is told that does not become a connection: a status and `{"error":{"code","message"}}`.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use crate::{
+    auth::TokenError,
+    domain::{CommandError, InvalidChannelName},
+    protocol::{raw, websocket::BadHandshake},
+    shard::Refusal,
+};
+
+/// A full node may have room again when clients left; a leaving one is out of its Service within a second or two.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// Why a request does not become a connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RequestError {
+    #[error("no such path: use /ws/{{channel}} or /sse/{{channel}}")]
+    UnknownPath,
+    #[error("method not allowed: use GET")]
+    WrongMethod,
+    #[error("request line and headers have {bytes} bytes, at most {limit} are allowed")]
+    HeadersTooLarge { bytes: usize, limit: usize },
+    #[error("origin not allowed: the setting `hub.allowedOrigins` does not list it")]
+    Origin,
+    #[error("{0}")]
+    Token(#[from] TokenError),
+    #[error("this path wants a WebSocket handshake: `Connection: Upgrade` and `Upgrade: websocket`")]
+    NoHandshake,
+    #[error("WebSocket version not supported: use `Sec-WebSocket-Version: 13`")]
+    Version,
+    #[error("{0}")]
+    Key(#[from] BadHandshake),
+    #[error("subprotocol not supported: offer `{framed}` or `{bare}` (beside a `{token}…`, if any)",
+        framed = raw::FRAMED, bare = raw::BARE, token = raw::TOKEN_PREFIX)]
+    Subprotocol,
+    #[error("{channels} channels without `Sec-WebSocket-Protocol: {framed}`: a bare connection has exactly one",
+        framed = raw::FRAMED)]
+    NotFramed { channels: usize },
+    #[error("{0} needs `Sec-WebSocket-Protocol: {framed}`", framed = raw::FRAMED)]
+    NeedsFramed(&'static str),
+    #[error("no channel: name it in the path (/sse/{{channel}}) or as ?channel=")]
+    NoChannel,
+    #[error("channel: {0}")]
+    Channel(#[from] InvalidChannelName),
+    #[error("query: {0}")]
+    Query(String),
+    #[error("{0}")]
+    Refused(#[from] Refused),
+}
+
+/// A [`Refusal`] as text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("channel {channel}: {error}")]
+    Command { channel: String, error: CommandError },
+    #[error("{0}")]
+    History(CommandError),
+    #[error("this node is full, try again later")]
+    Full,
+    #[error("this node is leaving, connect again")]
+    Draining,
+}
+
+impl RequestError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownPath => StatusCode::NOT_FOUND,
+            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Origin => StatusCode::FORBIDDEN,
+            Self::Token(_) => StatusCode::UNAUTHORIZED,
+            Self::NoHandshake | Self::Version => StatusCode::UPGRADE_REQUIRED,
+            Self::Key(_)
+            | Self::Subprotocol
+            | Self::NotFramed { .. }
+            | Self::NeedsFramed(_)
+            | Self::NoChannel
+            | Self::Channel(_)
+            | Self::Query(_) => StatusCode::BAD_REQUEST,
+            Self::Refused(refused) => refused.status(),
+        }
+    }
+
+    /// Numbers of the server API's errors, where they say the same.
+    fn code(&self) -> u16 {
+        match self {
+            Self::Token(TokenError::Expired) => 109,
+            Self::Token(_) => 101,
+            Self::Origin => 103,
+            Self::UnknownPath => 104,
+            Self::Refused(Refused::Command { error, .. } | Refused::History(error)) => error.code(),
+            Self::Refused(Refused::Full | Refused::Draining) => 111,
+            Self::WrongMethod
+            | Self::HeadersTooLarge { .. }
+            | Self::NoHandshake
+            | Self::Version
+            | Self::Key(_)
+            | Self::Subprotocol
+            | Self::NotFramed { .. }
+            | Self::NeedsFramed(_)
+            | Self::NoChannel
+            | Self::Channel(_)
+            | Self::Query(_) => 107,
+        }
+    }
+}
+
+impl Refused {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Full | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Command { error, .. } | Self::History(error) => match error {
+                CommandError::Unavailable | CommandError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+                CommandError::UnknownChannel => StatusCode::NOT_FOUND,
+                CommandError::PermissionDenied => StatusCode::FORBIDDEN,
+                CommandError::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
+                CommandError::AlreadySubscribed
+                | CommandError::NotSubscribed
+                | CommandError::TooManyChannels { .. }
+                | CommandError::NoHistory
+                | CommandError::BadRequest(_) => StatusCode::BAD_REQUEST,
+            },
+        }
+    }
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(match refusal {
+            Refusal::Channel { channel, error } => Refused::Command { channel: channel.to_string(), error },
+            Refusal::Full => Refused::Full,
+            Refusal::Draining => Refused::Draining,
+        })
+    }
+}
+
+impl IntoResponse for RequestError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let body = json!({"error": {"code": self.code(), "message": self.to_string()}});
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => drop(set(header::RETRY_AFTER, RETRY_AFTER_SECONDS)),
+            StatusCode::UPGRADE_REQUIRED => {
+                set(header::UPGRADE, "websocket");
+                set(header::CONNECTION, "upgrade");
+                set(header::SEC_WEBSOCKET_VERSION, "13");
+            }
+            StatusCode::UNAUTHORIZED => drop(set(header::WWW_AUTHENTICATE, "Bearer")),
+            _ => {}
+        }
+        response
+    }
+}
+
+pub(super) async fn unknown_path() -> RequestError {
+    RequestError::UnknownPath
+}
+
+pub(super) async fn wrong_method() -> RequestError {
+    RequestError::WrongMethod
+}

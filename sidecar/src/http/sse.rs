@@ -1,0 +1,103 @@
+//! An event stream: a response whose body is the far end of a pipe from a shard.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::Body,
+    extract::{Path, Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
+use hyper::body::Frame;
+
+use super::{
+    ClientPort,
+    error::RequestError,
+    request::{self, Asked},
+};
+use crate::{
+    protocol::Protocol,
+    shard::{PipeReceiver, Visitor},
+};
+
+/// What the pipe brings.
+#[derive(Debug)]
+struct Events(PipeReceiver);
+
+pub(super) async fn open(
+    State(port): State<ClientPort>,
+    path: Option<Path<String>>,
+    request: Request,
+) -> Response {
+    let (parts, _) = request.into_parts();
+    let opened = subscribe(&port, &parts, path.map(|Path(channel)| channel)).await;
+    let mut response = opened.unwrap_or_else(RequestError::into_response);
+    allow_origin(&port, &parts.headers, response.headers_mut());
+    response
+}
+
+async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Result<Response, RequestError> {
+    let Asked { identity, channels, remote, history } = request::read(port, parts, path)?;
+    if channels.is_empty() {
+        return Err(RequestError::NoChannel);
+    }
+    if history.is_some() {
+        return Err(request::no_history());
+    }
+    let visitor = Visitor { protocol: Protocol::Sse, identity, channels, remote };
+    let reserved = port.door().reserve(visitor).await?;
+    let (link, receiver) = port.door().pipe(reserved);
+    port.door().attach(reserved, link, Bytes::new());
+    Ok(stream(Events(receiver)))
+}
+
+fn stream(events: Events) -> Response {
+    let mut response = Response::new(Body::new(events));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    // nginx holds a response back until its buffer is full, unless told otherwise.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    response
+}
+
+/// The answer to a browser that asks whether a page may.
+pub(super) async fn preflight(State(port): State<ClientPort>, headers: HeaderMap) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let answer = response.headers_mut();
+    if allow_origin(&port, &headers, answer) {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET"));
+        let allowed = HeaderValue::from_static("authorization, cache-control, last-event-id");
+        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+        answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    }
+    response
+}
+
+/// Lets an allowed page read the answer, be it an error. Credentials are no cookies here, so none are allowed.
+fn allow_origin(port: &ClientPort, asked: &HeaderMap, answer: &mut HeaderMap) -> bool {
+    answer.append(header::VARY, HeaderValue::from_static("origin"));
+    let Some(origin) = asked.get(header::ORIGIN) else { return false };
+    let allowed = origin.to_str().is_ok_and(|text| port.auth().origin(Some(text)));
+    if allowed {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
+    allowed
+}
+
+impl hyper::body::Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_bytes(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}

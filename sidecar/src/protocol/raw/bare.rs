@@ -1,0 +1,43 @@
+//! Bare mode: a message is a payload, both ways. There are no replies: what fails is told by the close code.
+
+use bytes::Bytes;
+
+use super::super::{Message, websocket::Opcode, websocket::frame};
+use crate::domain::{ChannelName, CloseReason, Command, CommandError, Payload, Publication};
+
+/// Appends a publication.
+pub(in crate::protocol) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
+    match &publication.payload {
+        Payload::Text(bytes) => frame::put(out, Opcode::Text, bytes),
+        Payload::Binary(bytes) => frame::put(out, Opcode::Binary, bytes),
+    }
+}
+
+/// What a client's message means: publish it in the connection's channel.
+pub fn publish(channel: &ChannelName, payload: Payload) -> Message {
+    Message::Command(Command::Publish { channel: channel.clone(), payload, id: None })
+}
+
+/// A text message's payload.
+pub fn text(message: &str) -> Payload {
+    Payload::Text(Bytes::copy_from_slice(message.as_bytes()))
+}
+
+/// A binary message's payload.
+pub fn binary(message: &[u8]) -> Payload {
+    Payload::Binary(Bytes::copy_from_slice(message))
+}
+
+/// Why a connection closes whose publication failed.
+pub fn close_reason(error: &CommandError) -> CloseReason {
+    match error {
+        CommandError::Unavailable | CommandError::Overloaded => CloseReason::Unavailable,
+        CommandError::TooManyRequests { .. } => CloseReason::TooManyRequests,
+        CommandError::UnknownChannel | CommandError::PermissionDenied => CloseReason::PermissionDenied,
+        CommandError::AlreadySubscribed
+        | CommandError::NotSubscribed
+        | CommandError::TooManyChannels { .. }
+        | CommandError::NoHistory
+        | CommandError::BadRequest(_) => CloseReason::BadRequest,
+    }
+}

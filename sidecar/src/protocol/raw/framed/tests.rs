@@ -1,0 +1,153 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::{NodeId, Origin};
+
+fn body(frame: &[u8]) -> Value {
+    let start = match frame[1] {
+        126 => 4,
+        127 => 10,
+        _ => 2,
+    };
+    serde_json::from_slice(&frame[start..]).expect("a JSON object")
+}
+
+fn publication(payload: Payload) -> Publication {
+    Publication::bare("chat:\"room\"".parse().unwrap(), payload)
+}
+
+fn encoded(publication: &Publication) -> Value {
+    let mut out = Vec::new();
+    put_publication(&mut out, publication);
+    body(&out)
+}
+
+fn command(text: &str) -> Command {
+    match parse(text, 100) {
+        Message::Command(command) => command,
+        other => panic!("{text} gave {other:?}"),
+    }
+}
+
+fn error(text: &str) -> (String, Option<String>) {
+    match parse(text, 100) {
+        Message::Mistake { error, id } => (error.to_string(), id),
+        other => panic!("{text} gave {other:?}"),
+    }
+}
+
+#[test]
+fn a_json_payload_is_embedded_and_any_other_text_is_a_string() {
+    for (text, data) in [
+        (r#"{"a":[1,2.50]}"#, json!({"a": [1, 2.50]})),
+        (" 1 ", json!(1)),
+        ("hello", json!("hello")),
+        ("{broken", json!("{broken")),
+        ("a\nb\u{1}", json!("a\nb\u{1}")),
+        ("", json!("")),
+    ] {
+        let value = encoded(&publication(Payload::Text(Bytes::from_static(text.as_bytes()))));
+        assert_eq!(value, json!({"pub": {"channel": "chat:\"room\"", "data": data}}));
+    }
+}
+
+#[test]
+fn a_publication_tells_its_position_node_and_time_where_known() {
+    let origin = Origin { node: NodeId(255), node_start: 1, sequence: 2, previous_sequence: 1 };
+    let publication = Publication {
+        origin: Some(origin),
+        position: Some(StreamPosition { epoch: 16, offset: 3 }),
+        published_at_ms: Some(1_700_000_000_000),
+        ..publication(Payload::Binary(Bytes::from_static(&[0, 255])))
+    };
+    assert_eq!(
+        encoded(&publication),
+        json!({"pub": {"channel": "chat:\"room\"", "b64data": "AP8=", "epoch": "10", "offset": 3,
+            "node": "00000000000000ff", "publishedAt": 1_700_000_000_000_u64}})
+    );
+}
+
+#[test]
+fn frames_of_any_size_have_the_right_header() {
+    for size in [0, 1, 60, 90, 100, 125, 126, 127, 200, 65_300, 65_500, 65_535, 65_536, 70_000] {
+        let text = format!("\"{}\"", "x".repeat(size));
+        let mut out = b"before".to_vec();
+        put_publication(&mut out, &publication(Payload::Text(text.into())));
+        let frame = &out[6..];
+        let (length, start) = match frame[1] {
+            126 => (u64::from(u16::from_be_bytes([frame[2], frame[3]])), 4),
+            127 => (u64::from_be_bytes(frame[2..10].try_into().unwrap()), 10),
+            short => (u64::from(short), 2),
+        };
+        assert_eq!(length, (frame.len() - start) as u64, "{size}");
+        assert_eq!(body(frame)["pub"]["data"].as_str().unwrap().len(), size);
+    }
+}
+
+#[test]
+fn a_publish_carries_the_json_text_as_it_was_sent() {
+    let channel: ChannelName = "a".parse().unwrap();
+    assert_eq!(
+        command(r#"{"publish":{"channel":"a","data":{ "x" : 1.0 },"id":"7"}}"#),
+        Command::Publish {
+            channel: channel.clone(),
+            payload: Payload::Text(r#"{ "x" : 1.0 }"#.into()),
+            id: Some("7".to_owned())
+        }
+    );
+    assert_eq!(
+        command(r#"{"publish":{"channel":"a","b64data":"AP8="}}"#),
+        Command::Publish {
+            channel: channel.clone(),
+            payload: Payload::Binary(vec![0, 255].into()),
+            id: None
+        }
+    );
+    assert_eq!(
+        command(r#"{"publish":{"channel":"a","data":null}}"#),
+        Command::Publish { channel, payload: Payload::Text("null".into()), id: None }
+    );
+}
+
+#[test]
+fn mistakes_say_what_is_wrong_and_keep_the_id() {
+    for (text, expected, id) in [
+        (r#"{"publish":{"channel":"a","id":"7"}}"#, "exactly one of `data` and `b64data`", Some("7")),
+        (r#"{"publish":{"channel":"a b","data":1,"id":"7"}}"#, "white space", Some("7")),
+        (r#"{"publish":{"channel":"a","b64data":"!"}}"#, "b64data", None),
+        (r#"{"publish":{"channel":"a","data":1,"dta":2}}"#, "unknown field `dta`", None),
+        (r#"{"subscribe":{"channel":"a","since":{},"id":"8"}}"#, "keeps no history", Some("8")),
+        (r#"{"hello":{}}"#, "unknown variant `hello`", None),
+        ("[]", "no message of fanout.v1", None),
+        ("", "no message of fanout.v1", None),
+    ] {
+        let (message, found) = error(text);
+        assert!(message.contains(expected), "{text}: {message}");
+        assert_eq!(found.as_deref(), id, "{text}");
+    }
+    let (message, _) = error(&format!(r#"{{"publish":{{"channel":"a","data":"{}"}}}}"#, "x".repeat(100)));
+    assert!(message.contains("payload has 102 bytes, at most 100"), "{message}");
+}
+
+#[test]
+fn replies_name_the_channel_and_the_id() {
+    let channel: ChannelName = "a".parse().unwrap();
+    let reply = |reply: Reply<'_>| {
+        let mut out = Vec::new();
+        put_reply(&mut out, &reply);
+        body(&out)
+    };
+    assert_eq!(
+        reply(Reply::Subscribed { channel: &channel, id: Some("1") }),
+        json!({"subscribed": {"channel": "a", "id": "1"}})
+    );
+    assert_eq!(
+        reply(Reply::Error { error: &CommandError::Unavailable, channel: Some(&channel), id: None }),
+        json!({"error": {"code": 100, "message": CommandError::Unavailable.to_string(), "temporary": true,
+            "channel": "a"}})
+    );
+    assert_eq!(
+        reply(Reply::Gap { channel: &channel, reason: "slowConsumer", from: None, to: None }),
+        json!({"gap": {"channel": "a", "reason": "slowConsumer"}})
+    );
+}

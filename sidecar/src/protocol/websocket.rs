@@ -1,0 +1,136 @@
+//! WebSocket (RFC 6455), the server's side, sans-IO: bytes → messages and control frames.
+//!
+//! [`Decoder`] keeps only what must outlive a read: a fragmented message. An incomplete frame stays with the
+//! caller, who offers it again with more bytes behind it.
+
+pub mod frame;
+mod handshake;
+mod mask;
+mod utf8;
+
+pub use frame::{Header, Opcode, Violation};
+pub use handshake::{BadHandshake, accept_key};
+
+use self::utf8::Utf8;
+
+/// What a client said.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A whole text message; valid UTF-8.
+    Text(&'a str),
+    /// A whole binary message.
+    Binary(&'a [u8]),
+    /// A ping to be answered with these bytes.
+    Ping(&'a [u8]),
+    /// An answer to a ping.
+    Pong(&'a [u8]),
+    /// The closing handshake: its code and reason, where given.
+    Close(Option<(u16, &'a str)>),
+}
+
+/// How far one step came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// The frame is not complete: offer the same bytes again with more behind them.
+    Incomplete,
+    /// So many bytes were consumed; there is an event unless it was a fragment that more will follow.
+    Consumed(usize, Option<Event<'a>>),
+}
+
+/// The state between frames.
+#[derive(Debug, Default)]
+pub struct Decoder(Option<Box<Fragments>>);
+
+#[derive(Debug)]
+struct Fragments {
+    text: bool,
+    bytes: Vec<u8>,
+    utf8: Utf8,
+}
+
+// === impl Decoder ===
+
+impl Decoder {
+    /// Whether nothing has to be kept between reads.
+    pub fn is_idle(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Reads the frame at the start of `input`, unmasking it in place.
+    ///
+    /// # Errors
+    /// What the frame or message does against the RFC or the limit of `max_message` payload bytes. The stream
+    /// cannot be read any further.
+    pub fn step<'a>(&'a mut self, input: &'a mut [u8], max_message: usize) -> Result<Step<'a>, Violation> {
+        let Some(header) = Header::parse(input)? else { return Ok(Step::Incomplete) };
+        self.admit(&header, max_message)?;
+        let Header { fin, opcode, key, length, bytes: start } = header;
+        // `admit` bounds the length by `max_message`, a usize.
+        let end = start + length as usize;
+        let Some(payload) = input.get_mut(start..end) else { return Ok(Step::Incomplete) };
+        mask::apply(payload, key);
+        let event = match opcode {
+            Opcode::Ping => Some(Event::Ping(payload)),
+            Opcode::Pong => Some(Event::Pong(payload)),
+            Opcode::Close => Some(Event::Close(frame::parse_close(payload)?)),
+            Opcode::Text if fin => Some(Event::Text(utf8::check(payload)?)),
+            Opcode::Binary if fin => Some(Event::Binary(payload)),
+            Opcode::Text | Opcode::Binary => {
+                self.begin(opcode == Opcode::Text, payload)?;
+                None
+            }
+            Opcode::Continuation => self.go_on(payload, fin)?,
+        };
+        Ok(Step::Consumed(end, event))
+    }
+
+    /// Checks a header before its payload has arrived, so that a bad frame is refused at once.
+    fn admit(&mut self, header: &Header, max_message: usize) -> Result<(), Violation> {
+        // A finished message's buffer was lent to its event until now.
+        if self.0.as_ref().is_some_and(|fragments| fragments.utf8.is_finished()) {
+            self.0 = None;
+        }
+        let so_far = match (&self.0, header.opcode) {
+            (None, Opcode::Continuation) => return Err(Violation::LoneContinuation),
+            (Some(_), Opcode::Text | Opcode::Binary) => return Err(Violation::Interleaved),
+            (Some(fragments), Opcode::Continuation) => fragments.bytes.len(),
+            (_, _) => 0,
+        };
+        if header.length > max_message.saturating_sub(so_far) as u64 && !header.opcode.is_control() {
+            return Err(Violation::TooBig);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, text: bool, payload: &[u8]) -> Result<(), Violation> {
+        let mut fragments = Fragments { text, bytes: Vec::new(), utf8: Utf8::default() };
+        fragments.push(payload, false)?;
+        self.0 = Some(Box::new(fragments));
+        Ok(())
+    }
+
+    fn go_on(&mut self, payload: &[u8], fin: bool) -> Result<Option<Event<'_>>, Violation> {
+        let fragments = self.0.as_mut().expect("admit refuses a continuation of nothing");
+        fragments.push(payload, fin)?;
+        if !fin {
+            return Ok(None);
+        }
+        let bytes = &fragments.bytes;
+        Ok(Some(if fragments.text { Event::Text(utf8::check(bytes)?) } else { Event::Binary(bytes) }))
+    }
+}
+
+impl Fragments {
+    fn push(&mut self, payload: &[u8], fin: bool) -> Result<(), Violation> {
+        if self.text {
+            self.utf8.push(payload, fin)?;
+        } else if fin {
+            self.utf8.finish();
+        }
+        self.bytes.extend_from_slice(payload);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

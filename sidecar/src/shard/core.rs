@@ -1,0 +1,803 @@
+//! What a shard knows and does, apart from polling: connections come, join channels, receive and end.
+//!
+//! Reading is in `read`, writing in `visit`. Time comes from the reactor as [`Now`]; nothing here reads a clock.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::sync::mpsc;
+
+use super::{
+    Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Work,
+    connection::{Count, Flags, NONE, Passport, Reserving, Slots},
+    door::Seats,
+    index::{Index, State, Subscriber, Waiter},
+    log::Spares,
+    metrics::ShardMetrics,
+    timer::{Entry, Wheel},
+};
+use crate::{
+    domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, Publication, client_id},
+    protocol::{Advice, Protocol, Reply, raw, sse},
+    session::{Circumstances, Session},
+};
+
+/// For a client whose handshake was answered to arrive here: a slow link's TCP, no more.
+const RESERVATION_MS: u64 = 10_000;
+/// For a client to answer a close frame.
+const CLOSE_MS: u64 = 5_000;
+/// Where what all logs hold passes this, mail waits until what is there was offered to everybody once.
+const MAX_LOG_BYTES: usize = 256 * 1_024 * 1_024;
+
+/// The moment of a turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Now {
+    /// Milliseconds since the shard began; only goes forward.
+    pub(crate) ms: u64,
+    /// Milliseconds of the Unix clock.
+    pub(crate) unix_ms: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(super) shard: u16,
+    pub(super) node: NodeId,
+    pub(super) rules: Arc<Rules>,
+    pub(super) work: mpsc::Sender<Work>,
+    pub(super) metrics: Arc<ShardMetrics>,
+    pub(super) seats: Arc<Seats>,
+    pub(super) now: Now,
+    pub(super) slots: Slots,
+    pub(super) index: Index,
+    pub(super) spares: Spares,
+    pub(super) wheel: Wheel,
+    /// Lanes with something new for subscribers that were not offered it yet.
+    pub(super) dirty_lanes: VecDeque<u32>,
+    /// Connections with something to send.
+    pub(super) dirty: VecDeque<u32>,
+    /// Connections whose turn to be read from ended before all was read.
+    pub(super) unread: VecDeque<u32>,
+    /// Channels that could not be given back yet.
+    pub(super) leaving: Vec<ChannelName>,
+    /// Who leaves next in a drain, the oldest last.
+    pub(super) queue_out: Vec<ConnectionId>,
+    pub(super) scratch: Vec<u8>,
+    pub(super) random: SmallRng,
+    pub(super) log_bytes: usize,
+}
+
+impl Core {
+    pub(crate) fn new(
+        shard: u16,
+        node: NodeId,
+        rules: Arc<Rules>,
+        work: mpsc::Sender<Work>,
+        metrics: Arc<ShardMetrics>,
+        seats: Arc<Seats>,
+    ) -> Self {
+        Self {
+            shard,
+            node,
+            rules,
+            work,
+            metrics,
+            seats,
+            now: Now::default(),
+            slots: Slots::default(),
+            index: Index::default(),
+            spares: Spares::default(),
+            wheel: Wheel::new(),
+            dirty_lanes: VecDeque::new(),
+            dirty: VecDeque::new(),
+            unread: VecDeque::new(),
+            leaving: Vec::new(),
+            queue_out: Vec::new(),
+            scratch: Vec::new(),
+            random: SmallRng::seed_from_u64(node.0 ^ u64::from(shard) << 48),
+            log_bytes: 0,
+        }
+    }
+
+    /// Whether there is something to do without waiting for an event.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.dirty_lanes.is_empty() || !self.dirty.is_empty() || !self.unread.is_empty()
+    }
+
+    /// Whether mail has to wait: the logs are full and what they hold was not offered to everybody yet.
+    pub(crate) fn is_full(&self) -> bool {
+        self.log_bytes > MAX_LOG_BYTES && self.is_busy()
+    }
+
+    /// The logs are full: a client that does not read is slow, whatever its bounds say.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.log_bytes > MAX_LOG_BYTES
+    }
+
+    pub(super) fn id(&self, slot: u32) -> ConnectionId {
+        ConnectionId { shard: self.shard, slot, generation: self.slots[slot].generation }
+    }
+
+    // === coming ===
+
+    /// Makes a place for a client and subscribes it; answers once that is done.
+    pub(crate) fn reserve(&mut self, reservation: Reservation) {
+        let Reservation { protocol, identity, channels, remote, reply } = reservation;
+        let passport = Passport {
+            session: Session::new(identity),
+            remote,
+            opened_ms: self.now.ms,
+            received: Count::default(),
+            sent: Count::default(),
+            closing: None,
+        };
+        let (slot, _) = self.slots.open(protocol, passport);
+        self.slots[slot].cold().reserving = Some(Box::new(Reserving { reply, waiting_for: channels.len() }));
+        for channel in channels {
+            if let Err(error) = self.subscribe(slot, &channel, None) {
+                self.refuse(slot, channel, error);
+                return;
+            }
+        }
+        self.arm(slot, self.now.ms + RESERVATION_MS);
+        self.settle_reservation(slot);
+    }
+
+    /// Answers a reservation whose subscriptions are all live.
+    fn settle_reservation(&mut self, slot: u32) {
+        let connection = self.id(slot);
+        let Some(cold) = &mut self.slots[slot].cold else { return };
+        let Some(reserving) = cold.reserving.take_if(|reserving| reserving.waiting_for == 0) else { return };
+        self.slots[slot].cool();
+        if reserving.reply.send(Ok(Reserved { connection })).is_err() {
+            self.vacate(slot);
+        }
+    }
+
+    fn refuse(&mut self, slot: u32, channel: ChannelName, error: CommandError) {
+        if let Some(reserving) = self.slots[slot].cold().reserving.take() {
+            // Whoever asked may have gone; then nobody needs the answer.
+            drop(reserving.reply.send(Err(Refusal::Channel { channel, error })));
+        }
+        self.vacate(slot);
+    }
+
+    /// Brings a reserved connection's transport, non-blocking and, if a socket, registered.
+    pub(crate) fn attach(&mut self, slot: u32, link: Link, leftover: &Bytes) {
+        let protocol = self.slots[slot].protocol;
+        self.slots[slot].link = Some(link);
+        self.metrics.opened(protocol);
+        self.greet(slot, protocol);
+        // Spread over half an interval, so that clients that came together are not pinged together.
+        let interval = self.ping_interval_ms();
+        let first = self.random.random_range(interval / 2..=interval);
+        self.arm(slot, self.now.ms + first);
+        self.mark_dirty(slot);
+        if self.slots[slot].flags.has(Flags::CLOSING) {
+            return;
+        }
+        if !leftover.is_empty() {
+            let mut bytes = leftover.to_vec();
+            self.take_bytes(slot, &mut bytes);
+        }
+    }
+
+    /// The first bytes: for each subscription of the request that it is live.
+    fn greet(&mut self, slot: u32, protocol: Protocol) {
+        if protocol == Protocol::Sse {
+            self.send_with(slot, |out| sse::put_head(out));
+        }
+        for at in 0..self.slots[slot].subscriptions() {
+            let name = self.index.channel_of(self.slots[slot].subscription(at).lane).name.clone();
+            self.reply(slot, &Reply::Subscribed { channel: &name, id: None });
+        }
+    }
+
+    // === subscriptions ===
+
+    pub(super) fn has_channel(&self, slot: u32, channel: &ChannelName) -> Option<usize> {
+        let key = self.index.find(channel)?;
+        let slot = &self.slots[slot];
+        (0..slot.subscriptions()).find(|at| self.index.lane(slot.subscription(*at).lane).channel == key)
+    }
+
+    /// Subscribes where the session allows it, and asks for the channel where it is the shard's first.
+    pub(super) fn subscribe(
+        &mut self,
+        slot: u32,
+        channel: &ChannelName,
+        id: Option<String>,
+    ) -> Result<(), CommandError> {
+        self.may_subscribe(slot, channel)?;
+        let key = match self.index.find(channel) {
+            Some(key) => self.want_again(key),
+            None => self.ask_for(channel)?,
+        };
+        let (form, at) = (self.slots[slot].protocol.wire_form(), self.slots[slot].subscriptions() as u32);
+        let subscription = self.index.join(key, form, Subscriber { slot, at });
+        self.slots[slot].push_subscription(subscription);
+        self.count_sent(slot, subscription.lane, subscription.cursor, false);
+        self.metrics.subscriptions.add(1);
+        if self.index.channel(key).state == State::Live {
+            self.joined(slot, channel, id);
+        } else {
+            let generation = self.slots[slot].generation;
+            self.index.channel_mut(key).waiters.push(Waiter { slot, generation, id });
+        }
+        Ok(())
+    }
+
+    fn may_subscribe(&self, slot: u32, channel: &ChannelName) -> Result<(), CommandError> {
+        let now = self.circumstances(slot, channel);
+        let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
+        passport.session.may_subscribe(channel, &now)
+    }
+
+    pub(super) fn circumstances(&self, slot: u32, channel: &ChannelName) -> Circumstances<'_> {
+        Circumstances {
+            policies: &self.rules.policies,
+            limits: &self.rules.hub.limits,
+            subscriptions: self.slots[slot].subscriptions(),
+            subscribed: self.has_channel(slot, channel).is_some(),
+            now_ms: self.now.ms,
+        }
+    }
+
+    fn want_again(&mut self, key: u32) -> u32 {
+        let state = &mut self.index.channel_mut(key).state;
+        *state = match *state {
+            State::Unwanted => State::Pending,
+            // It was not given back yet.
+            State::Leaving => State::Live,
+            state => state,
+        };
+        key
+    }
+
+    fn ask_for(&mut self, channel: &ChannelName) -> Result<u32, CommandError> {
+        let policy = self.rules.policies.channel(channel).map_err(|_| CommandError::UnknownChannel)?;
+        let policy = Arc::clone(policy);
+        self.submit(Task::Subscribe { channel: channel.clone() }).map_err(|(error, _)| error)?;
+        self.metrics.channels.add(1);
+        Ok(self.index.open(channel.clone(), policy))
+    }
+
+    /// Hands work out; it comes back where there is no room.
+    pub(super) fn submit(&self, task: Task) -> Result<(), (CommandError, Task)> {
+        let work = Work { shard: self.shard, task };
+        self.work.try_send(work).map_err(|error| (CommandError::Overloaded, error.into_inner().task))
+    }
+
+    /// A subscription is live.
+    fn joined(&mut self, slot: u32, channel: &ChannelName, id: Option<String>) {
+        if let Some(reserving) = self.slots[slot].cold.as_mut().and_then(|cold| cold.reserving.as_mut()) {
+            reserving.waiting_for -= 1;
+        } else {
+            self.reply(slot, &Reply::Subscribed { channel, id: id.as_deref() });
+        }
+    }
+
+    /// Ends one subscription.
+    pub(super) fn unsubscribe(&mut self, slot: u32, at: usize) {
+        let subscription = self.slots[slot].subscription(at);
+        self.carry_half(slot, at);
+        self.count_sent(slot, subscription.lane, subscription.cursor, true);
+        self.slots[slot].remove_subscription(at);
+        if at < self.slots[slot].subscriptions() {
+            // The last one took this number.
+            let moved = self.slots[slot].subscription(at);
+            self.index.lane_mut(moved.lane).subscribers[moved.place as usize].at = at as u32;
+        }
+        if let Some(cold) = &mut self.slots[slot].cold {
+            cold.skipped.retain(|lane| *lane != subscription.lane);
+            if cold.half as usize == self.slots[slot].subscriptions() {
+                self.slots[slot].cold().half = at as u32;
+            }
+        }
+        let channel = self.index.lane(subscription.lane).channel;
+        self.index.channel_mut(channel).waiters.retain(|waiter| waiter.slot != slot);
+        let left = self.index.leave(subscription, &mut self.spares);
+        if let Some((moved, place)) = left.moved {
+            self.slots[moved.slot].subscription_mut(moved.at as usize).place = place;
+        }
+        self.freed(left.freed);
+        self.metrics.subscriptions.sub(1);
+        if let Some(key) = left.empty {
+            self.give_back(key);
+        }
+    }
+
+    /// Nobody here needs this channel any more.
+    fn give_back(&mut self, key: u32) {
+        let channel = self.index.channel_mut(key);
+        channel.waiters.clear();
+        if channel.state == State::Pending {
+            channel.state = State::Unwanted;
+            return;
+        }
+        let name = channel.name.clone();
+        match self.submit(Task::Unsubscribe { channel: name.clone() }) {
+            Ok(()) => self.forget_channel(key),
+            Err(_) => {
+                self.index.channel_mut(key).state = State::Leaving;
+                self.leaving.push(name);
+            }
+        }
+    }
+
+    fn forget_channel(&mut self, key: u32) {
+        self.index.close(key);
+        self.metrics.channels.sub(1);
+    }
+
+    /// Tries again to give back channels; whether any are left.
+    pub(crate) fn retry_leaving(&mut self) -> bool {
+        while let Some(name) = self.leaving.pop() {
+            let Some(key) = self.index.find(&name) else { continue };
+            if self.index.channel(key).state != State::Leaving {
+                continue;
+            }
+            if self.submit(Task::Unsubscribe { channel: name.clone() }).is_err() {
+                self.leaving.push(name);
+                return true;
+            }
+            self.forget_channel(key);
+        }
+        false
+    }
+
+    /// Keeps the passport's sum of what was sent: see [`Passport::sent`].
+    pub(super) fn count_sent(&mut self, slot: u32, lane: u32, cursor: u64, at_end: bool) {
+        let messages = self.index.lane(lane).log.messages_before(cursor);
+        let sent = &mut self.slots[slot].passport.as_mut().expect("a taken slot").sent;
+        let add =
+            |sum: u64, value: u64| if at_end { sum.wrapping_add(value) } else { sum.wrapping_sub(value) };
+        *sent = Count { bytes: add(sent.bytes, cursor), messages: add(sent.messages, messages) };
+    }
+
+    pub(super) fn freed(&mut self, bytes: usize) {
+        self.log_bytes -= bytes;
+        self.metrics.log_bytes.sub(bytes as u64);
+    }
+
+    // === completions ===
+
+    pub(crate) fn complete(&mut self, completion: Completion) {
+        match completion {
+            Completion::Subscribed { channel, result } => self.subscribed(&channel, result),
+            Completion::Published { connection, channel, id, result } => {
+                if let Some(slot) = self.slots.find(connection) {
+                    self.published(slot, &channel, id.as_deref(), result);
+                }
+            }
+        }
+    }
+
+    fn subscribed(&mut self, channel: &ChannelName, result: Result<(), CommandError>) {
+        let Some(key) = self.index.find(channel) else { return };
+        if !matches!(self.index.channel(key).state, State::Pending | State::Unwanted) {
+            return;
+        }
+        let waiters = std::mem::take(&mut self.index.channel_mut(key).waiters);
+        match result {
+            Ok(()) => self.channel_is_live(key, channel, waiters),
+            Err(error) => self.channel_is_refused(key, channel, waiters, &error),
+        }
+    }
+
+    fn channel_is_live(&mut self, key: u32, channel: &ChannelName, waiters: Vec<Waiter>) {
+        let state = &mut self.index.channel_mut(key).state;
+        let unwanted = *state == State::Unwanted;
+        *state = State::Live;
+        if unwanted {
+            self.give_back(key);
+            return;
+        }
+        for Waiter { slot, generation, id } in waiters {
+            if self.slots.holds(slot, generation) && self.has_channel(slot, channel).is_some() {
+                self.joined(slot, channel, id);
+                self.settle_reservation(slot);
+            }
+        }
+    }
+
+    fn channel_is_refused(
+        &mut self,
+        key: u32,
+        channel: &ChannelName,
+        waiters: Vec<Waiter>,
+        error: &CommandError,
+    ) {
+        for Waiter { slot, generation, id } in waiters {
+            if !self.slots.holds(slot, generation) {
+                continue;
+            }
+            if self.slots[slot].cold.as_ref().is_some_and(|cold| cold.reserving.is_some()) {
+                self.refuse(slot, channel.clone(), error.clone());
+            } else if let Some(at) = self.has_channel(slot, channel) {
+                self.unsubscribe(slot, at);
+                self.fail(slot, error, Some(channel), id.as_deref());
+            }
+        }
+        // Everyone who waits is a subscriber and the other way round, so nobody is left; the control runtime holds
+        // nothing for this channel, so nothing is given back.
+        self.forget_channel(key);
+    }
+
+    fn published(
+        &mut self,
+        slot: u32,
+        channel: &ChannelName,
+        id: Option<&str>,
+        result: Result<(), CommandError>,
+    ) {
+        let cold = self.slots[slot].cold();
+        cold.in_flight = cold.in_flight.saturating_sub(1);
+        self.slots[slot].cool();
+        match (result, id) {
+            (Ok(()), Some(id)) => self.reply(slot, &Reply::Published { channel, id }),
+            (Ok(()), None) => {}
+            (Err(error), id) => self.fail(slot, &error, Some(channel), id),
+        }
+        self.resume_reading(slot);
+    }
+
+    /// Tells a client that its command failed, as its protocol can.
+    pub(super) fn fail(
+        &mut self,
+        slot: u32,
+        error: &CommandError,
+        channel: Option<&ChannelName>,
+        id: Option<&str>,
+    ) {
+        if self.slots[slot].protocol.has_replies() {
+            self.reply(slot, &Reply::Error { error, channel, id });
+        } else {
+            self.close(slot, raw::bare::close_reason(error), None);
+        }
+    }
+
+    // === publications ===
+
+    pub(crate) fn publications(&mut self, batch: &[Arc<Publication>]) {
+        for publication in batch {
+            let Some(key) = self.index.find(&publication.channel) else { continue };
+            self.metrics.publications.add(1);
+            for lane in self.index.lanes_of(key) {
+                let form = self.index.lane(lane).form;
+                self.append(lane, |out| form.put_publication(out, publication));
+            }
+        }
+    }
+
+    fn append(&mut self, key: u32, write: impl FnOnce(&mut Vec<u8>)) {
+        let lane = self.index.lane_mut(key);
+        let added = lane.log.append(&mut self.spares, write);
+        lane.left = lane.subscribers.len() as u32;
+        if !std::mem::replace(&mut lane.dirty, true) {
+            self.dirty_lanes.push_back(key);
+        }
+        self.log_bytes += added;
+        self.metrics.log_bytes.add(added as u64);
+    }
+
+    /// Publications were lost. Who has a message for it is told in order with the publications. A bare client can
+    /// only be told by closing, which is done where one channel lost something for certain, but not where every
+    /// channel may have: that would close all clients of the node at once.
+    pub(crate) fn gap(&mut self, channel: Option<&ChannelName>, reason: &'static str) {
+        self.metrics.gaps.add(1);
+        let certain = channel.is_some();
+        let keys: Vec<u32> = match channel {
+            Some(channel) => self.index.find(channel).into_iter().collect(),
+            None => self.index.channels().map(|(key, _)| key).collect(),
+        };
+        let lanes: Vec<u32> = keys.into_iter().flat_map(|key| self.index.lanes_of(key)).collect();
+        for lane in lanes {
+            match self.index.lane(lane).form.protocol() {
+                protocol if protocol.has_replies() => self.append_gap(lane, protocol, reason),
+                _ if certain => self.close_all_of(lane, CloseReason::Gap),
+                _ => {}
+            }
+        }
+    }
+
+    fn append_gap(&mut self, lane: u32, protocol: Protocol, reason: &str) {
+        let name = self.index.channel_of(lane).name.clone();
+        let reply = Reply::Gap { channel: &name, reason, from: None, to: None };
+        self.append(lane, |out| protocol.put_reply(out, &reply));
+    }
+
+    fn close_all_of(&mut self, lane: u32, reason: CloseReason) {
+        let subscribers = &self.index.lane(lane).subscribers;
+        let slots: Vec<u32> = subscribers.iter().map(|subscriber| subscriber.slot).collect();
+        for slot in slots {
+            self.close(slot, reason, None);
+        }
+    }
+
+    // === ending ===
+
+    /// Ends a connection in good order: subscriptions at once, then the protocol's own words, then the transport.
+    pub(super) fn close(&mut self, slot: u32, reason: CloseReason, advice: Option<Advice>) {
+        if self.slots[slot].flags.has(Flags::CLOSING) {
+            return;
+        }
+        if self.slots[slot].link.is_none() {
+            self.refuse_reserved(slot);
+            return;
+        }
+        self.begin_end(slot, reason);
+        let protocol = self.slots[slot].protocol;
+        self.send_with(slot, |out| protocol.put_close(out, reason, advice));
+    }
+
+    /// The end has begun: nothing is received or delivered any more, but what is in the outbox is sent.
+    pub(super) fn begin_end(&mut self, slot: u32, reason: CloseReason) {
+        self.slots[slot].flags.set(Flags::CLOSING);
+        self.slots[slot].passport.as_mut().expect("a taken slot").closing = Some(reason);
+        self.leave_all(slot);
+        if let Some(cold) = &mut self.slots[slot].cold {
+            cold.partial = Vec::new();
+        }
+        self.arm(slot, self.now.ms + CLOSE_MS);
+    }
+
+    fn leave_all(&mut self, slot: u32) {
+        for at in (0..self.slots[slot].subscriptions()).rev() {
+            self.unsubscribe(slot, at);
+        }
+    }
+
+    /// Ends a connection now. `reason` counts unless the end had begun for another.
+    pub(super) fn end(&mut self, slot: u32, reason: CloseReason) {
+        if self.slots[slot].link.is_none() {
+            self.refuse_reserved(slot);
+            return;
+        }
+        self.leave_all(slot);
+        let connection = self.id(slot);
+        let ended = self.slots.close(slot);
+        self.seats.give_back();
+        let passport = ended.passport.expect("a taken slot");
+        let reason = passport.closing.unwrap_or(reason);
+        self.metrics.ended(ended.protocol, reason);
+        self.log_access(connection, ended.protocol, &passport, reason);
+    }
+
+    /// A reserved connection's transport will not come.
+    pub(crate) fn abandon(&mut self, connection: ConnectionId) {
+        if let Some(slot) = self.slots.find(connection)
+            && self.slots[slot].link.is_none()
+        {
+            self.vacate(slot);
+        }
+    }
+
+    /// Ends a reservation.
+    fn vacate(&mut self, slot: u32) {
+        self.leave_all(slot);
+        self.slots.close(slot);
+        self.seats.give_back();
+    }
+
+    fn refuse_reserved(&mut self, slot: u32) {
+        let channel = match self.slots[slot].first.lane {
+            NONE => None,
+            lane => Some(self.index.channel_of(lane).name.clone()),
+        };
+        match channel {
+            Some(channel) => self.refuse(slot, channel, CommandError::Unavailable),
+            None => self.vacate(slot),
+        }
+    }
+
+    fn log_access(
+        &self,
+        connection: ConnectionId,
+        protocol: Protocol,
+        passport: &Passport,
+        reason: CloseReason,
+    ) {
+        let Passport { session, remote, opened_ms, received, sent, closing: _ } = passport;
+        tracing::info!(
+            target: "access",
+            client = client_id(self.node, connection),
+            client.addr = %remote,
+            protocol = protocol.name(),
+            user = session.identity.user.as_deref(),
+            duration_ms = self.now.ms - opened_ms,
+            received_bytes = received.bytes,
+            received_messages = received.messages,
+            sent_bytes = sent.bytes,
+            sent_messages = sent.messages,
+            reason = reason.name(),
+            "connection ended"
+        );
+    }
+
+    /// The slot of a connection that is not over.
+    pub(crate) fn find(&self, connection: ConnectionId) -> Option<u32> {
+        self.slots.find(connection)
+    }
+
+    /// How many subscribers each channel has here.
+    pub(crate) fn channel_counts(&self) -> Vec<(ChannelName, u32)> {
+        let counts = self.index.channels().map(|(_, channel)| (channel.name.clone(), channel.subscribers));
+        counts.filter(|(_, subscribers)| *subscribers > 0).collect()
+    }
+
+    /// Closes one connection, or those of a user; says how many.
+    pub(crate) fn disconnect(
+        &mut self,
+        connection: Option<ConnectionId>,
+        user: Option<&str>,
+        reason: CloseReason,
+    ) -> usize {
+        let concerned = match connection {
+            Some(connection) => self.slots.find(connection).into_iter().collect(),
+            None => self.slots.taken(),
+        };
+        let mut count = 0;
+        for slot in concerned {
+            let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
+            let fits = user.is_none_or(|user| passport.session.identity.user.as_deref() == Some(user));
+            // Neither named nobody: closing everybody is a drain's business.
+            if fits && (connection.is_some() || user.is_some()) && passport.closing.is_none() {
+                self.close(slot, reason, None);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Closes the oldest connections for a drain.
+    pub(crate) fn shed(&mut self, count: usize, advice: Advice) {
+        let mut left = count;
+        while left > 0 {
+            if self.queue_out.is_empty() {
+                self.queue_out = self.by_age();
+            }
+            let Some(connection) = self.queue_out.pop() else { return };
+            if let Some(slot) = self.slots.find(connection)
+                && !self.slots[slot].flags.has(Flags::CLOSING)
+            {
+                self.close(slot, CloseReason::Drain, Some(advice));
+                left -= 1;
+            }
+        }
+    }
+
+    /// Connections that have not begun to end, the oldest last.
+    fn by_age(&self) -> Vec<ConnectionId> {
+        let taken = self.slots.taken().into_iter();
+        let staying = taken.filter(|slot| !self.slots[*slot].flags.has(Flags::CLOSING));
+        let mut ids: Vec<_> = staying.map(|slot| self.id(slot)).collect();
+        ids.sort_unstable_by_key(|id| std::cmp::Reverse(id.generation));
+        ids
+    }
+
+    /// Closes all connections without waiting for anything.
+    pub(crate) fn force(&mut self) {
+        for slot in self.slots.taken() {
+            self.close(slot, CloseReason::DrainForced, None);
+            if self.slots.is_taken(slot) {
+                self.visit(slot);
+            }
+            if self.slots.is_taken(slot) {
+                self.end(slot, CloseReason::DrainForced);
+            }
+        }
+    }
+
+    // === settings ===
+
+    pub(crate) fn set_rules(&mut self, rules: Arc<Rules>) {
+        self.rules = rules;
+        let keys: Vec<u32> = self.index.channels().map(|(key, _)| key).collect();
+        for key in keys {
+            let channel = self.index.channel_mut(key);
+            if let Ok(policy) = self.rules.policies.channel(&channel.name) {
+                channel.policy = Arc::clone(policy);
+            }
+        }
+        for slot in self.slots.taken() {
+            self.review(slot);
+        }
+    }
+
+    /// Ends the subscriptions that the settings no longer allow: one by one where the client can be told so.
+    fn review(&mut self, slot: u32) {
+        for at in (0..self.slots[slot].subscriptions()).rev() {
+            let name = self.index.channel_of(self.slots[slot].subscription(at).lane).name.clone();
+            let identity = &self.slots[slot].passport.as_ref().expect("a taken slot").session.identity;
+            if self.rules.policies.subscribe(identity, &name).is_ok() {
+                continue;
+            }
+            if self.slots[slot].protocol != Protocol::RawFramed || self.slots[slot].link.is_none() {
+                self.close(slot, CloseReason::PermissionDenied, None);
+                return;
+            }
+            self.unsubscribe(slot, at);
+            let error = &CommandError::PermissionDenied;
+            self.reply(slot, &Reply::Error { error, channel: Some(&name), id: None });
+            self.reply(slot, &Reply::Unsubscribed { channel: &name, id: None });
+        }
+    }
+
+    // === time ===
+
+    pub(super) fn ping_interval_ms(&self) -> u64 {
+        u64::from(self.rules.hub.ping_interval_seconds) * 1_000
+    }
+
+    fn pong_timeout_ms(&self) -> u64 {
+        u64::from(self.rules.hub.pong_timeout_seconds) * 1_000
+    }
+
+    /// Sets the one deadline of a connection; the end of its token comes first if it is nearer.
+    fn arm(&mut self, slot: u32, at_ms: u64) {
+        let at_ms = at_ms.min(self.expires_ms(slot).unwrap_or(u64::MAX));
+        let (tick, generation) = (self.wheel.tick_at(at_ms), self.slots[slot].generation);
+        self.slots[slot].timer = tick;
+        self.wheel.insert(Entry { slot, generation, tick });
+    }
+
+    /// When the token ends, on the shard's clock.
+    fn expires_ms(&self, slot: u32) -> Option<u64> {
+        let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
+        if passport.closing.is_some() {
+            return None;
+        }
+        let expires_unix_ms = passport.session.identity.expires_at?.saturating_mul(1_000);
+        Some(self.now.ms.saturating_add(expires_unix_ms.saturating_sub(self.now.unix_ms)))
+    }
+
+    /// Acts on the deadlines that have passed.
+    pub(crate) fn expire(&mut self, due: &[Entry]) {
+        for Entry { slot, generation, tick } in due {
+            if self.slots.holds(*slot, *generation) && self.slots[*slot].timer == *tick {
+                self.deadline(*slot);
+            }
+        }
+    }
+
+    fn deadline(&mut self, slot: u32) {
+        let flags = self.slots[slot].flags;
+        if self.slots[slot].link.is_none() {
+            self.refuse_reserved(slot);
+        } else if flags.has(Flags::CLOSING) {
+            self.end(slot, CloseReason::ConnectionLost);
+        } else if self.expires_ms(slot).is_some_and(|at| at <= self.now.ms) {
+            self.close(slot, CloseReason::TokenExpired, None);
+        } else if !flags.has(Flags::PINGED) {
+            self.ping(slot);
+        } else if flags.has(Flags::STALLED) {
+            self.metrics.slow_disconnected.add(1);
+            self.close(slot, CloseReason::SlowConsumer, None);
+        } else if flags.has(Flags::SILENT) {
+            self.close(slot, CloseReason::NoPong, None);
+        } else {
+            self.slots[slot].flags.clear(Flags::PINGED);
+            let rest = self.ping_interval_ms().saturating_sub(self.pong_timeout_ms()).max(1_000);
+            self.arm(slot, self.now.ms + rest);
+        }
+    }
+
+    /// Asks whether the client is there. One that takes nothing is found out by the same deadline.
+    fn ping(&mut self, slot: u32) {
+        let protocol = self.slots[slot].protocol;
+        let flags = &mut self.slots[slot].flags;
+        flags.set(Flags::PINGED);
+        if flags.has(Flags::BLOCKED) {
+            flags.set(Flags::STALLED);
+        }
+        if protocol.is_websocket() {
+            flags.set(Flags::SILENT);
+        }
+        self.send_with(slot, |out| protocol.put_ping(out));
+        if self.slots.is_taken(slot) {
+            self.arm(slot, self.now.ms + self.pong_timeout_ms());
+        }
+    }
+}

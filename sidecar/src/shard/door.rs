@@ -1,0 +1,151 @@
+//! The way in for connections: counts them, chooses a shard and waits for its answer.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Link, Mail, Mailbox, Refusal, Reservation, Reserved, Rules, pipe};
+use crate::{
+    domain::{ChannelName, Identity},
+    protocol::Protocol,
+};
+
+/// Brings connections to shards. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Door(Arc<Hall>);
+
+/// A client that asks to come in.
+#[derive(Clone, Debug)]
+pub struct Visitor {
+    /// How the client speaks.
+    pub protocol: Protocol,
+    /// Who it is.
+    pub identity: Identity,
+    /// Channels that it asks for; it gets all or none.
+    pub channels: Vec<ChannelName>,
+    /// Where it comes from, behind trusted proxies.
+    pub remote: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Hall {
+    shards: Vec<(Mailbox, Arc<Seats>)>,
+    rules: ArcSwap<Rules>,
+    /// What the open-files limit allows, whatever the settings say.
+    most: u32,
+    shut: AtomicBool,
+}
+
+/// How many connections a shard holds or has promised to hold. A shard gives a seat back when it frees the slot.
+#[derive(Debug, Default)]
+pub(crate) struct Seats(AtomicU32);
+
+// === impl Door ===
+
+impl Door {
+    pub(crate) fn new(shards: Vec<(Mailbox, Arc<Seats>)>, rules: Arc<Rules>, most: u32) -> Self {
+        Self(Arc::new(Hall { shards, rules: ArcSwap::new(rules), most, shut: AtomicBool::new(false) }))
+    }
+
+    /// A place for a client whose transport comes later. When this returns, its subscriptions are live: nothing
+    /// that is published from now on is missed. Give the place back by [`Door::abandon`] if no transport comes.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn reserve(&self, visitor: Visitor) -> Result<Reserved, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let Visitor { protocol, identity, channels, remote } = visitor;
+        let mailbox = self.take_seat()?;
+        mailbox.send(Mail::Reserve(Reservation { protocol, identity, channels, remote, reply }));
+        // A shard that has ended answers nobody.
+        answer.await.unwrap_or(Err(Refusal::Draining))
+    }
+
+    /// Brings the transport of a reserved connection, and what the client has sent behind its handshake.
+    pub fn attach(&self, reserved: Reserved, link: Link, leftover: Bytes) {
+        let Reserved { connection } = reserved;
+        self.mailbox(connection.shard).send(Mail::Attach { connection, link, leftover });
+    }
+
+    /// A virtual connection for a reserved place: attach the link, read the other end.
+    pub fn pipe(&self, reserved: Reserved) -> (Link, pipe::Receiver) {
+        let Reserved { connection } = reserved;
+        let (sender, receiver) = pipe::pipe(connection, self.mailbox(connection.shard).clone());
+        (Link::Pipe(sender), receiver)
+    }
+
+    /// Says that no transport will come.
+    pub fn abandon(&self, reserved: Reserved) {
+        let Reserved { connection } = reserved;
+        self.mailbox(connection.shard).send(Mail::Abandon { connection });
+    }
+
+    /// Lets nobody in any more: the node drains.
+    pub fn shut(&self) {
+        self.0.shut.store(true, Ordering::Release);
+    }
+
+    /// Whether clients are still let in.
+    pub fn is_open(&self) -> bool {
+        !self.0.shut.load(Ordering::Acquire)
+    }
+
+    /// The settings that hold now.
+    pub fn rules(&self) -> Arc<Rules> {
+        self.0.rules.load_full()
+    }
+
+    /// How many connections this node may hold now.
+    pub fn capacity(&self) -> u32 {
+        self.0.rules.load().hub.max_connections.min(self.0.most)
+    }
+
+    pub(crate) fn set_rules(&self, rules: Arc<Rules>) {
+        self.0.rules.store(rules);
+    }
+
+    pub(crate) fn mailbox(&self, shard: u16) -> &Mailbox {
+        &self.0.shards[usize::from(shard)].0
+    }
+
+    /// Counts the newcomer at the shard with the fewest connections.
+    fn take_seat(&self) -> Result<&Mailbox, Refusal> {
+        if !self.is_open() {
+            return Err(Refusal::Draining);
+        }
+        let shards = &self.0.shards;
+        let (mailbox, seats) =
+            shards.iter().min_by_key(|(_, seats)| seats.taken()).expect("a node has a shard");
+        seats.take();
+        // Taken first and counted then, so that two newcomers cannot both get the last one.
+        if shards.iter().map(|(_, seats)| seats.taken()).sum::<u32>() > self.capacity() {
+            seats.give_back();
+            return Err(Refusal::Full);
+        }
+        Ok(mailbox)
+    }
+}
+
+// === impl Seats ===
+
+impl Seats {
+    pub(crate) fn taken(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn give_back(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn take(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,235 @@
+//! A channel's frames in one wire form, and the cursors that read them. Pure.
+//!
+//! Frames are appended to contiguous segments. A [`Cursor`] is a subscription's place and its send queue: what
+//! lies between it and the head has yet to be sent. A segment is freed once no cursor needs it, so a log whose
+//! readers keep up holds nothing between two publications.
+
+use std::collections::VecDeque;
+
+/// A segment takes no more frames beyond this; a larger frame has one of its own. One write's worth of bytes.
+const SEGMENT: usize = 64 * 1_024;
+
+/// A place in a log: the bytes before it were sent. May lie within a frame.
+pub(crate) type Cursor = u64;
+
+/// How far a cursor is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lag {
+    pub(crate) bytes: u64,
+    /// Frames that were not sent whole.
+    pub(crate) messages: u64,
+}
+
+/// Frames and who has yet to read them. Whoever holds a cursor says so by [`Log::join`] and [`Log::leave`].
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    segments: VecDeque<Segment>,
+    head: u64,
+    /// Frames that were ever appended.
+    messages: u64,
+    cursors: u32,
+    /// Cursors behind the head.
+    behind: u32,
+}
+
+#[derive(Debug)]
+struct Segment {
+    start: u64,
+    /// Frames appended before this segment.
+    first: u64,
+    bytes: Vec<u8>,
+    /// Where each frame ends, from `start`.
+    ends: Vec<u32>,
+    /// Cursors in here that are behind the head.
+    cursors: u32,
+}
+
+/// Buffers of freed segments, for all logs of a shard: appending allocates only when more is held than before.
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    segments: Vec<(Vec<u8>, Vec<u32>)>,
+}
+
+// === impl Log ===
+
+impl Log {
+    pub(crate) fn head(&self) -> Cursor {
+        self.head
+    }
+
+    /// Frames appended before `cursor`, one that it lies in not included.
+    pub(crate) fn messages_before(&self, cursor: Cursor) -> u64 {
+        match self.segment(cursor) {
+            Some(segment) => segment.first + segment.frames_before(cursor) as u64,
+            None => self.messages,
+        }
+    }
+
+    /// A cursor at the head.
+    pub(crate) fn join(&mut self) -> Cursor {
+        self.cursors += 1;
+        self.head
+    }
+
+    /// Takes a cursor out; returns how many bytes were freed.
+    pub(crate) fn leave(&mut self, cursor: Cursor, spares: &mut Spares) -> usize {
+        self.cursors -= 1;
+        if cursor == self.head {
+            return 0;
+        }
+        self.behind -= 1;
+        self.segment_mut(cursor).expect("a cursor behind the head has a segment").cursors -= 1;
+        self.trim(spares)
+    }
+
+    /// Appends the whole frames of one publication, which `write` writes. Returns their bytes.
+    pub(crate) fn append(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        if self.segments.back().is_none_or(|last| last.bytes.len() >= SEGMENT) {
+            self.push_segment(spares);
+        }
+        let at_head = self.cursors - self.behind;
+        let last = self.segments.back_mut().expect("one was pushed");
+        let before = last.bytes.len();
+        write(&mut last.bytes);
+        let added = last.bytes.len() - before;
+        last.ends.push(u32::try_from(last.bytes.len()).expect("a publication is far below 4 GiB"));
+        last.cursors += at_head;
+        self.behind = self.cursors;
+        self.head += added as u64;
+        self.messages += 1;
+        added
+    }
+
+    /// Moves a cursor forward by what was sent, or to a frame's edge; returns how many bytes were freed.
+    pub(crate) fn advance(&mut self, from: Cursor, to: Cursor, spares: &mut Spares) -> usize {
+        debug_assert!(from <= to && to <= self.head, "a cursor moves forward, up to the head");
+        if from == to {
+            return 0;
+        }
+        let same = self.segment(from).is_some_and(|segment| to < segment.end());
+        if same {
+            return 0;
+        }
+        self.segment_mut(from).expect("a cursor behind the head has a segment").cursors -= 1;
+        match self.segment_mut(to) {
+            Some(segment) => segment.cursors += 1,
+            None => self.behind -= 1,
+        }
+        self.trim(spares)
+    }
+
+    /// Up to `budget` bytes from a cursor on, at least a piece of one if there is any.
+    pub(crate) fn read(&self, cursor: Cursor, budget: usize) -> impl Iterator<Item = &[u8]> {
+        let first = self.segments.partition_point(|segment| segment.end() <= cursor);
+        let mut left = budget;
+        self.segments.range(first..).map_while(move |segment| {
+            if left == 0 {
+                return None;
+            }
+            let start = cursor.saturating_sub(segment.start) as usize;
+            let bytes = &segment.bytes[start..];
+            let bytes = &bytes[..bytes.len().min(left)];
+            left -= bytes.len();
+            Some(bytes)
+        })
+    }
+
+    /// The first edge between frames at or after a cursor.
+    pub(crate) fn edge(&self, cursor: Cursor) -> Cursor {
+        match self.segment(cursor) {
+            Some(segment) if !segment.is_edge(cursor) => {
+                segment.start + u64::from(segment.ends[segment.frames_before(cursor)])
+            }
+            _ => cursor,
+        }
+    }
+
+    pub(crate) fn is_edge(&self, cursor: Cursor) -> bool {
+        self.segment(cursor).is_none_or(|segment| segment.is_edge(cursor))
+    }
+
+    pub(crate) fn lag(&self, cursor: Cursor) -> Lag {
+        Lag { bytes: self.head - cursor, messages: self.messages - self.messages_before(cursor) }
+    }
+
+    /// The first frame's edge at or after a cursor from which the lag is within both bounds.
+    pub(crate) fn within(&self, cursor: Cursor, max: Lag) -> Cursor {
+        let by_bytes = self.edge(cursor.max(self.head.saturating_sub(max.bytes)));
+        let by_messages = self.cursor_of(self.messages.saturating_sub(max.messages));
+        by_bytes.max(by_messages)
+    }
+
+    /// Where the frame with this number begins, counted from the first that was ever appended.
+    fn cursor_of(&self, message: u64) -> Cursor {
+        let after = self.segments.partition_point(|segment| segment.first <= message);
+        let Some(segment) = after.checked_sub(1).map(|at| &self.segments[at]) else { return 0 };
+        match (message - segment.first) as usize {
+            0 => segment.start,
+            frames => segment.start + u64::from(segment.ends[frames.min(segment.ends.len()) - 1]),
+        }
+    }
+
+    fn segment(&self, cursor: Cursor) -> Option<&Segment> {
+        // Nearly always there is one, and the cursor is in it.
+        self.segments.get(self.segments.partition_point(|segment| segment.end() <= cursor))
+    }
+
+    fn segment_mut(&mut self, cursor: Cursor) -> Option<&mut Segment> {
+        let at = self.segments.partition_point(|segment| segment.end() <= cursor);
+        self.segments.get_mut(at)
+    }
+
+    fn push_segment(&mut self, spares: &mut Spares) {
+        let (bytes, ends) = spares.segments.pop().unwrap_or_default();
+        self.segments.push_back(Segment { start: self.head, first: self.messages, bytes, ends, cursors: 0 });
+    }
+
+    fn trim(&mut self, spares: &mut Spares) -> usize {
+        let mut freed = 0;
+        while let Some(first) = self.segments.front()
+            && first.cursors == 0
+            // The last one goes only when all have read it: cursors at the head are in none.
+            && (self.segments.len() > 1 || self.behind == 0)
+        {
+            let Segment { bytes, ends, .. } = self.segments.pop_front().expect("it was just seen");
+            freed += bytes.len();
+            spares.put(bytes, ends);
+        }
+        freed
+    }
+}
+
+impl Segment {
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// Whole frames of this segment before a cursor.
+    fn frames_before(&self, cursor: Cursor) -> usize {
+        let at = cursor.saturating_sub(self.start);
+        self.ends.partition_point(|end| u64::from(*end) <= at)
+    }
+
+    fn is_edge(&self, cursor: Cursor) -> bool {
+        let at = cursor.saturating_sub(self.start);
+        at == 0 || self.ends.binary_search_by(|end| u64::from(*end).cmp(&at)).is_ok()
+    }
+}
+
+// === impl Spares ===
+
+impl Spares {
+    /// As many as a busy shard turns over at once, and 2 MiB at most.
+    const MOST: usize = 16;
+
+    fn put(&mut self, mut bytes: Vec<u8>, mut ends: Vec<u32>) {
+        if self.segments.len() < Self::MOST && bytes.capacity() <= 2 * SEGMENT {
+            bytes.clear();
+            ends.clear();
+            self.segments.push((bytes, ends));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

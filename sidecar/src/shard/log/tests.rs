@@ -1,0 +1,151 @@
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+/// What a subscription should see: the frames that were appended since it joined.
+#[derive(Debug)]
+struct Reader {
+    cursor: Cursor,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Append(usize),
+    Join,
+    Leave(usize),
+    Send(usize, usize),
+    Skip(usize, u64, u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => prop_oneof![1_usize..50, 10_000_usize..90_000].prop_map(Op::Append),
+        1 => Just(Op::Join),
+        1 => (0_usize..8).prop_map(Op::Leave),
+        6 => (0_usize..8, prop_oneof![1_usize..60, 1_000_usize..200_000]).prop_map(|(who, n)| Op::Send(who, n)),
+        1 => (0_usize..8, 1_u64..100_000, 0_u64..6).prop_map(|(who, b, m)| Op::Skip(who, b, m)),
+    ]
+}
+
+/// The log and, beside it, a plain list of all frames.
+#[derive(Default)]
+struct Model {
+    log: Log,
+    spares: Spares,
+    readers: Vec<Reader>,
+    all: Vec<u8>,
+    edges: Vec<u64>,
+    held: usize,
+    counter: u8,
+}
+
+impl Model {
+    fn append(&mut self, size: usize) {
+        self.counter = self.counter.wrapping_add(1);
+        let frame = vec![self.counter; size];
+        self.held += self.log.append(&mut self.spares, |out| out.extend_from_slice(&frame));
+        self.all.extend_from_slice(&frame);
+        self.edges.push(self.all.len() as u64);
+    }
+
+    fn send(&mut self, who: usize, bytes: usize) {
+        let Some(reader) = self.readers.get_mut(who) else { return };
+        let sent: Vec<u8> = self.log.read(reader.cursor, bytes).flatten().copied().collect();
+        let to = reader.cursor + sent.len() as u64;
+        assert_eq!(sent, self.all[reader.cursor as usize..to as usize], "never twice, out of order or torn");
+        assert_eq!(sent.is_empty(), reader.cursor == self.log.head());
+        self.held -= self.log.advance(reader.cursor, to, &mut self.spares);
+        reader.cursor = to;
+    }
+
+    fn skip(&mut self, who: usize, max: Lag) {
+        let Some(reader) = self.readers.get_mut(who) else { return };
+        let to = self.log.within(reader.cursor, max);
+        let lag = self.log.lag(to);
+        assert!(lag.bytes <= max.bytes && lag.messages <= max.messages);
+        assert!(to == self.log.edge(reader.cursor) || self.edges.contains(&to), "a frame's edge");
+        let edges = &self.edges;
+        let minimal = edges.iter().rev().find(|edge| **edge < to && **edge >= reader.cursor);
+        if let Some(minimal) = minimal {
+            let lag = self.log.lag(*minimal);
+            assert!(lag.bytes > max.bytes || lag.messages > max.messages, "skips no more than it must");
+        }
+        self.held -= self.log.advance(reader.cursor, to, &mut self.spares);
+        reader.cursor = to;
+    }
+
+    fn check(&self) {
+        assert_eq!(self.log.head(), self.all.len() as u64);
+        assert_eq!(self.held, self.log.segments.iter().map(|segment| segment.bytes.len()).sum::<usize>());
+        let slowest = self.readers.iter().map(|reader| reader.cursor).min().unwrap_or(self.log.head());
+        if self.readers.is_empty() || slowest == self.log.head() {
+            // A frame that nobody waits for may stay until the next move.
+            return;
+        }
+        let first = self.log.segments.front().expect("somebody is behind");
+        assert!(first.start <= slowest && slowest < first.end(), "no segment is kept without need");
+        for reader in &self.readers {
+            let lag = self.log.lag(reader.cursor);
+            let messages = self.edges.iter().filter(|edge| **edge > reader.cursor).count() as u64;
+            assert_eq!(lag, Lag { bytes: self.log.head() - reader.cursor, messages });
+            let edge = self.edges.iter().find(|edge| **edge >= reader.cursor);
+            let at_edge = reader.cursor == 0 || self.edges.contains(&reader.cursor);
+            assert_eq!(self.log.is_edge(reader.cursor), at_edge);
+            assert_eq!(self.log.edge(reader.cursor), if at_edge { reader.cursor } else { *edge.unwrap() });
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_reader_sees_each_frame_once_in_order_whatever_the_others_do(ops in vec(op(), 1..120)) {
+        let mut model = Model::default();
+        for op in ops {
+            match op {
+                Op::Append(size) if !model.readers.is_empty() => model.append(size),
+                Op::Append(_) => {}
+                Op::Join => {
+                    let cursor = model.log.join();
+                    model.readers.push(Reader { cursor });
+                }
+                Op::Leave(who) if who < model.readers.len() => {
+                    let reader = model.readers.swap_remove(who);
+                    model.held -= model.log.leave(reader.cursor, &mut model.spares);
+                }
+                Op::Leave(_) => {}
+                Op::Send(who, bytes) => model.send(who, bytes),
+                Op::Skip(who, bytes, messages) => model.skip(who, Lag { bytes, messages }),
+            }
+            model.check();
+        }
+    }
+}
+
+#[test]
+fn a_log_whose_readers_keep_up_holds_nothing_and_allocates_nothing_new() {
+    let (mut log, mut spares) = (Log::default(), Spares::default());
+    let mut cursor = log.join();
+    for _ in 0..1_000 {
+        log.append(&mut spares, |out| out.extend_from_slice(&[1; 100]));
+        let head = log.head();
+        assert_eq!(log.advance(cursor, head, &mut spares), 100);
+        cursor = head;
+        assert!(log.segments.is_empty());
+    }
+    assert_eq!(spares.segments.len(), 1, "one buffer served all");
+}
+
+#[test]
+fn one_slow_reader_keeps_what_it_needs_and_no_more() {
+    let (mut log, mut spares) = (Log::default(), Spares::default());
+    let (slow, mut fast) = (log.join(), log.join());
+    let mut held = 0;
+    for _ in 0..10 {
+        held += log.append(&mut spares, |out| out.extend_from_slice(&[1; SEGMENT]));
+        held -= log.advance(fast, log.head(), &mut spares);
+        fast = log.head();
+    }
+    assert_eq!(held, 10 * SEGMENT);
+    held -= log.leave(slow, &mut spares);
+    assert_eq!((held, log.segments.len()), (0, 0));
+}

@@ -1,0 +1,161 @@
+//! A shard's own counters: written by its thread with relaxed stores, summed by whoever is asked for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{domain::CloseReason, protocol::Protocol};
+
+/// One number, written by one thread and read by any.
+#[derive(Debug, Default)]
+pub(crate) struct Cell(AtomicU64);
+
+/// The counters of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct ShardMetrics {
+    pub(crate) connections: [Cell; Protocol::ALL.len()],
+    pub(crate) accepted: [Cell; Protocol::ALL.len()],
+    pub(crate) closed: [Cell; CloseReason::ALL.len()],
+    pub(crate) messages_in: Cell,
+    pub(crate) bytes_in: Cell,
+    pub(crate) messages_out: Cell,
+    pub(crate) bytes_out: Cell,
+    pub(crate) writes: Cell,
+    pub(crate) publications: Cell,
+    pub(crate) slow_disconnected: Cell,
+    pub(crate) slow_dropped: Cell,
+    pub(crate) gaps: Cell,
+    pub(crate) subscriptions: Cell,
+    pub(crate) channels: Cell,
+    pub(crate) log_bytes: Cell,
+}
+
+/// Sums over all shards at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Connections that are open.
+    pub connections: Vec<(Protocol, u64)>,
+    /// Connections that were ever handed to a shard.
+    pub accepted: Vec<(Protocol, u64)>,
+    /// Connections that ended.
+    pub closed: Vec<(CloseReason, u64)>,
+    /// Messages that clients sent.
+    pub messages_in: u64,
+    /// Bytes that clients sent, framing included.
+    pub bytes_in: u64,
+    /// Publications delivered: one published to a thousand subscribers counts a thousand.
+    pub messages_out: u64,
+    /// Bytes sent to clients, framing included.
+    pub bytes_out: u64,
+    /// Writes to sockets and pipes; `messages_out` over this says how well deliveries are grouped.
+    pub writes: u64,
+    /// Publications that reached a shard with a subscriber of theirs.
+    pub publications: u64,
+    /// Connections closed because their client read too slowly.
+    pub slow_disconnected: u64,
+    /// Messages skipped because a client read too slowly.
+    pub slow_dropped: u64,
+    /// Gaps that reached a shard.
+    pub gaps: u64,
+    /// Subscriptions that are held.
+    pub subscriptions: u64,
+    /// Channels with a subscriber, counted once a shard.
+    pub channels: u64,
+    /// Bytes of publications that some subscriber has still to receive.
+    pub log_bytes: u64,
+}
+
+// === impl Cell ===
+
+impl Cell {
+    /// Only the shard's thread writes, so that load and store need not be one step.
+    pub(crate) fn add(&self, value: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub(&self, value: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(value), Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl ShardMetrics ===
+
+impl ShardMetrics {
+    pub(crate) fn opened(&self, protocol: Protocol) {
+        self.connections[protocol as usize].add(1);
+        self.accepted[protocol as usize].add(1);
+    }
+
+    pub(crate) fn ended(&self, protocol: Protocol, reason: CloseReason) {
+        self.connections[protocol as usize].sub(1);
+        let place = CloseReason::ALL.iter().position(|other| *other == reason);
+        self.closed[place.expect("ALL lists every reason")].add(1);
+    }
+}
+
+// === impl Totals ===
+
+impl Totals {
+    pub(crate) fn of<'a>(shards: impl Iterator<Item = &'a ShardMetrics>) -> Self {
+        let mut totals = Self {
+            connections: Protocol::ALL.map(|protocol| (protocol, 0)).to_vec(),
+            accepted: Protocol::ALL.map(|protocol| (protocol, 0)).to_vec(),
+            closed: CloseReason::ALL.map(|reason| (reason, 0)).to_vec(),
+            ..Self::default()
+        };
+        shards.for_each(|shard| totals.add(shard));
+        totals
+    }
+
+    /// Connections of all protocols.
+    pub fn open(&self) -> u64 {
+        self.connections.iter().map(|(_, count)| count).sum()
+    }
+
+    fn add(&mut self, shard: &ShardMetrics) {
+        let ShardMetrics {
+            connections,
+            accepted,
+            closed,
+            messages_in,
+            bytes_in,
+            messages_out,
+            bytes_out,
+            writes,
+            publications,
+            slow_disconnected,
+            slow_dropped,
+            gaps,
+            subscriptions,
+            channels,
+            log_bytes,
+        } = shard;
+        add_each(&mut self.connections, connections);
+        add_each(&mut self.accepted, accepted);
+        add_each(&mut self.closed, closed);
+        for (sum, cell) in [
+            (&mut self.messages_in, messages_in),
+            (&mut self.bytes_in, bytes_in),
+            (&mut self.messages_out, messages_out),
+            (&mut self.bytes_out, bytes_out),
+            (&mut self.writes, writes),
+            (&mut self.publications, publications),
+            (&mut self.slow_disconnected, slow_disconnected),
+            (&mut self.slow_dropped, slow_dropped),
+            (&mut self.gaps, gaps),
+            (&mut self.subscriptions, subscriptions),
+            (&mut self.channels, channels),
+            (&mut self.log_bytes, log_bytes),
+        ] {
+            *sum += cell.get();
+        }
+    }
+}
+
+fn add_each<K>(sums: &mut [(K, u64)], cells: &[Cell]) {
+    for ((_, sum), cell) in sums.iter_mut().zip(cells) {
+        *sum += cell.get();
+    }
+}

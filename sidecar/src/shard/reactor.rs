@@ -1,0 +1,154 @@
+//! The one loop of a shard: poll → mail → reads → timers → visits. Alone touches the poll and reads the clock.
+
+use std::{
+    io,
+    os::fd::AsRawFd,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
+
+use super::{
+    Inbox, Link, Mail,
+    core::{Core, Now},
+    read::BUFFER,
+};
+use crate::{domain::ConnectionId, protocol::Advice};
+
+/// The waker's token; slots are far below.
+pub(crate) const WAKE: Token = Token(usize::MAX);
+
+/// Channels that could not be given back are tried again this soon.
+const RETRY: Duration = Duration::from_millis(20);
+/// Events of one turn.
+const EVENTS: usize = 1_024;
+
+/// See the module.
+pub(crate) struct Reactor {
+    poll: Poll,
+    inbox: Inbox,
+    core: Core,
+    began: Instant,
+    buffer: Vec<u8>,
+    due: Vec<super::timer::Entry>,
+}
+
+impl Reactor {
+    pub(crate) fn new(poll: Poll, inbox: Inbox, core: Core) -> Self {
+        Self { poll, inbox, core, began: Instant::now(), buffer: vec![0; BUFFER], due: Vec::new() }
+    }
+
+    /// Runs until [`Mail::Stop`].
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut retry = false;
+        loop {
+            let timeout = self.timeout(retry);
+            self.wait(&mut events, timeout);
+            self.core.now = self.now();
+            if self.take_mail() {
+                return;
+            }
+            self.take_events(&events);
+            self.core.read_on(&mut self.buffer);
+            self.core.wheel.expire(self.core.now.ms, &mut self.due);
+            self.core.expire(&self.due);
+            self.due.clear();
+            self.core.visits();
+            retry = self.core.retry_leaving();
+        }
+    }
+
+    fn timeout(&self, retry: bool) -> Option<Duration> {
+        if self.core.is_busy() {
+            return Some(Duration::ZERO);
+        }
+        let timer = self.core.wheel.next_in(self.core.now.ms).map(Duration::from_millis);
+        if retry { Some(timer.map_or(RETRY, |timer| timer.min(RETRY))) } else { timer }
+    }
+
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) {
+        match self.poll.poll(events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("epoll_wait fails only on a bad descriptor: {error}"),
+        }
+    }
+
+    fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { ms: self.began.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as u64 }
+    }
+
+    fn take_events(&mut self, events: &Events) {
+        for event in events {
+            if event.token() == WAKE {
+                continue;
+            }
+            let slot = event.token().0 as u32;
+            if event.is_writable() {
+                self.core.writable(slot);
+            }
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                self.core.readable(slot, &mut self.buffer);
+            }
+        }
+    }
+
+    /// Whether the thread is to end.
+    fn take_mail(&mut self) -> bool {
+        if self.core.is_full() {
+            return false;
+        }
+        for mail in self.inbox.take() {
+            if let Mail::Stop = mail {
+                self.core.force();
+                return true;
+            }
+            self.take(mail);
+        }
+        false
+    }
+
+    fn take(&mut self, mail: Mail) {
+        let core = &mut self.core;
+        match mail {
+            Mail::Publications(batch) => core.publications(&batch),
+            Mail::Gap { channel, reason } => core.gap(channel.as_ref(), reason),
+            Mail::Completion(completion) => core.complete(completion),
+            Mail::Reserve(reservation) => core.reserve(reservation),
+            Mail::Attach { connection, link, leftover } => self.attach(connection, link, &leftover),
+            Mail::Abandon { connection } => core.abandon(connection),
+            Mail::Pipe { connection } => {
+                if let Some(slot) = core.find(connection) {
+                    core.writable(slot);
+                    core.readable(slot, &mut self.buffer);
+                }
+            }
+            // Whoever asked may have stopped waiting.
+            Mail::Disconnect { connection, user, reason, count } => {
+                let _ = count.send(core.disconnect(connection, user.as_deref(), reason));
+            }
+            Mail::Shed { count, after, jitter } => core.shed(count, Advice { after, jitter }),
+            Mail::Force => core.force(),
+            Mail::Settings(rules) => core.set_rules(rules),
+            Mail::Channels { reply } => drop(reply.send(core.channel_counts())),
+            Mail::Stop => unreachable!("seen before"),
+        }
+    }
+
+    /// A socket is registered once, for both directions: edge-triggered, it says only what is new.
+    fn attach(&mut self, connection: ConnectionId, link: Link, leftover: &bytes::Bytes) {
+        let Some(slot) = self.core.find(connection) else { return };
+        if let Link::Socket(socket) = &link {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let (fd, token) = (socket.as_raw_fd(), Token(slot as usize));
+            if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), token, interest) {
+                tracing::warn!(%error, "a connection could not be watched and is dropped");
+                self.core.abandon(connection);
+                return;
+            }
+        }
+        self.core.attach(slot, link, leftover);
+    }
+}

@@ -1,0 +1,235 @@
+//! Bytes from a client → messages → commands → steps.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{Task, connection::Flags, core::Core, link::Progress};
+use crate::{
+    domain::{ChannelName, CloseReason, Command},
+    protocol::{
+        Incoming, Message, Reply, raw,
+        websocket::{Decoder, frame},
+    },
+    session::Step,
+};
+
+/// Bytes of one read; one buffer for all connections of a shard.
+pub(crate) const BUFFER: usize = 64 * 1_024;
+/// Publications of one connection that the broker has yet to confirm; then it is read from no more.
+const MAX_IN_FLIGHT: u32 = 64;
+
+impl Core {
+    /// Reads once. What does not come in one read waits until others had their turn.
+    pub(crate) fn readable(&mut self, slot: u32, buffer: &mut [u8]) {
+        if !self.slots.is_taken(slot) {
+            return;
+        }
+        self.slots[slot].flags.clear(Flags::UNREAD);
+        if self.slots[slot].flags.has(Flags::PAUSED) {
+            return;
+        }
+        let Some(link) = &self.slots[slot].link else { return };
+        match link.read(buffer) {
+            // The client's end of it all: there is no half-open WebSocket.
+            Progress::Moved(0) | Progress::Broken => self.end(slot, CloseReason::ConnectionLost),
+            Progress::Blocked => {}
+            Progress::Moved(bytes) => {
+                // A short read may hide the end of the stream behind it, which is no event of its own.
+                if self.slots[slot].flags.raise(Flags::UNREAD) {
+                    self.unread.push_back(slot);
+                }
+                self.take_bytes(slot, &mut buffer[..bytes]);
+            }
+        }
+    }
+
+    /// Goes on reading where a turn ended before all was read.
+    pub(crate) fn read_on(&mut self, buffer: &mut [u8]) {
+        for _ in 0..self.unread.len() {
+            let Some(slot) = self.unread.pop_front() else { return };
+            if self.slots.is_taken(slot) && self.slots[slot].flags.has(Flags::UNREAD) {
+                self.readable(slot, buffer);
+            }
+        }
+    }
+
+    pub(super) fn take_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        self.metrics.bytes_in.add(bytes.len() as u64);
+        self.slots[slot].flags.clear(Flags::SILENT);
+        let passport = self.slots[slot].passport.as_mut().expect("a taken slot");
+        passport.received.bytes += bytes.len() as u64;
+        if self.slots[slot].flags.has(Flags::DEAF) {
+            return;
+        }
+        match self.slots[slot].cold.as_mut().map(|cold| std::mem::take(&mut cold.partial)) {
+            Some(mut partial) if !partial.is_empty() => {
+                partial.extend_from_slice(bytes);
+                self.take_frames(slot, &mut partial);
+            }
+            _ => self.take_frames(slot, bytes),
+        }
+    }
+
+    /// Takes whole frames, and keeps what is left of the bytes.
+    fn take_frames(&mut self, slot: u32, bytes: &mut [u8]) {
+        let mut decoder = self.slots[slot].cold.as_mut().map(|cold| std::mem::take(&mut cold.decoder));
+        let mut decoder = decoder.take().unwrap_or_default();
+        let mut at = 0;
+        while self.slots.is_taken(slot) && !self.slots[slot].flags.has(Flags::PAUSED | Flags::HEARD_CLOSE) {
+            match self.next(slot, &mut decoder, &mut bytes[at..]) {
+                Ok(None) => break,
+                Ok(Some((used, incoming))) => {
+                    at += used;
+                    self.hear(slot, incoming);
+                }
+                Err(reason) => {
+                    self.violated(slot, reason);
+                    return;
+                }
+            }
+        }
+        if !self.slots.is_taken(slot) || self.slots[slot].flags.has(Flags::HEARD_CLOSE) {
+            return;
+        }
+        if at < bytes.len() {
+            self.slots[slot].cold().partial = bytes[at..].to_vec();
+        }
+        if !decoder.is_idle() {
+            self.slots[slot].cold().decoder = decoder;
+        }
+        self.slots[slot].cool();
+    }
+
+    /// The next frame. A panic in the protocol's code ends this connection alone: it saw nothing else.
+    fn next(
+        &self,
+        slot: u32,
+        decoder: &mut Decoder,
+        bytes: &mut [u8],
+    ) -> Result<Option<(usize, Incoming)>, CloseReason> {
+        let protocol = self.slots[slot].protocol;
+        let first = self.slots[slot].subscriptions() > 0;
+        let channel = first.then(|| &self.index.channel_of(self.slots[slot].first.lane).name);
+        let max_payload = self.rules.hub.max_message_bytes as usize;
+        let read = || raw::read(protocol, decoder, bytes, channel, max_payload);
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+            tracing::error!(protocol = protocol.name(), "a client's bytes made the protocol's code panic");
+            Err(CloseReason::Internal)
+        })
+    }
+
+    /// The stream cannot be read any further. Says so, and throws away what comes until the client ends it: to end
+    /// with bytes unread would reset the connection before the client has seen why.
+    fn violated(&mut self, slot: u32, reason: CloseReason) {
+        self.slots[slot].flags.set(Flags::DEAF);
+        self.close(slot, reason, None);
+        if self.slots.is_taken(slot) {
+            self.mark_dirty(slot);
+        }
+    }
+
+    fn hear(&mut self, slot: u32, incoming: Incoming) {
+        if self.slots[slot].flags.has(Flags::CLOSING) {
+            // Only the answer to our close frame still counts.
+            if let Incoming::Close(_) = incoming {
+                self.slots[slot].flags.set(Flags::HEARD_CLOSE);
+                self.mark_dirty(slot);
+            }
+            return;
+        }
+        match incoming {
+            Incoming::Nothing => {}
+            Incoming::Ping(payload) => {
+                self.send_with(slot, |out| frame::put(out, frame::Opcode::Pong, &payload));
+            }
+            Incoming::Close(code) => {
+                self.begin_end(slot, CloseReason::ClientClosed);
+                self.slots[slot].flags.set(Flags::HEARD_CLOSE);
+                self.send_with(slot, |out| match code {
+                    Some(code) => frame::put_close(out, code, ""),
+                    None => frame::put(out, frame::Opcode::Close, b""),
+                });
+            }
+            Incoming::Message(message) => self.obey(slot, message),
+        }
+    }
+
+    fn obey(&mut self, slot: u32, message: Message) {
+        self.metrics.messages_in.add(1);
+        self.slots[slot].passport.as_mut().expect("a taken slot").received.messages += 1;
+        match message {
+            Message::Command(command) => self.command(slot, command),
+            Message::Mistake { error, id } => self.fail(slot, &error, None, id.as_deref()),
+        }
+    }
+
+    fn command(&mut self, slot: u32, command: Command) {
+        let channel = command.channel();
+        let now = crate::session::Circumstances {
+            policies: &self.rules.policies,
+            limits: &self.rules.hub.limits,
+            subscriptions: self.slots[slot].subscriptions(),
+            subscribed: self.has_channel(slot, channel).is_some(),
+            now_ms: self.now.ms,
+        };
+        let passport = self.slots[slot].passport.as_mut().expect("a taken slot");
+        match passport.session.on(command, &now) {
+            Step::Publish { channel, payload, id } => {
+                let user = passport.session.identity.user.clone();
+                let task = Task::Publish { connection: self.id(slot), channel, payload, id, user };
+                self.publish(slot, task);
+            }
+            Step::Subscribe { channel, id } => {
+                if let Err(error) = self.subscribe(slot, &channel, id.clone()) {
+                    self.fail(slot, &error, Some(&channel), id.as_deref());
+                }
+            }
+            Step::Unsubscribe { channel, id } => {
+                let at = self.has_channel(slot, &channel).expect("the session was told so");
+                self.unsubscribe(slot, at);
+                self.reply(slot, &Reply::Unsubscribed { channel: &channel, id: id.as_deref() });
+            }
+            Step::Refuse { error, channel, id } => self.fail(slot, &error, Some(&channel), id.as_deref()),
+        }
+    }
+
+    fn publish(&mut self, slot: u32, task: Task) {
+        match self.submit(task) {
+            Ok(()) => {
+                let cold = self.slots[slot].cold();
+                cold.in_flight += 1;
+                if cold.in_flight >= MAX_IN_FLIGHT {
+                    self.slots[slot].flags.set(Flags::PAUSED);
+                }
+            }
+            Err((error, Task::Publish { channel, id, .. })) => {
+                self.fail(slot, &error, Some(&channel), id.as_deref());
+            }
+            Err(_) => unreachable!("a publication comes back as it went"),
+        }
+    }
+
+    /// The broker has answered: goes on with what the client has sent meanwhile.
+    pub(super) fn resume_reading(&mut self, slot: u32) {
+        if !self.slots.is_taken(slot) || !self.slots[slot].flags.has(Flags::PAUSED) {
+            return;
+        }
+        self.slots[slot].flags.clear(Flags::PAUSED);
+        if let Some(cold) = &mut self.slots[slot].cold {
+            let mut partial = std::mem::take(&mut cold.partial);
+            self.take_frames(slot, &mut partial);
+        }
+        if self.slots.is_taken(slot) && self.slots[slot].flags.raise(Flags::UNREAD) {
+            self.unread.push_back(slot);
+        }
+    }
+}
+
+impl Command {
+    fn channel(&self) -> &ChannelName {
+        let (Self::Publish { channel, .. }
+        | Self::Subscribe { channel, .. }
+        | Self::Unsubscribe { channel, .. }
+        | Self::Acknowledge { channel, .. }) = self;
+        channel
+    }
+}
