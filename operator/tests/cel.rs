@@ -491,3 +491,21 @@ fn rejects_numbers_out_of_their_bounds() {
         rejects(&cluster(spec), path);
     }
 }
+
+#[test]
+fn accepts_every_example() {
+    let files =
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")).expect("there are examples");
+    let mut seen = 0;
+    for file in files.map(|file| file.expect("the directory can be read").path()) {
+        let text = std::fs::read_to_string(&file).expect("an example can be read");
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let object: Value = serde::Deserialize::deserialize(document).expect("an example is YAML");
+            if object["kind"] == "FanoutCluster" {
+                accepts(&object);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 6, "{seen}");
+}

@@ -190,7 +190,6 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
         "name": CONTAINER,
         "image": image(cluster, operator),
         "imagePullPolicy": cluster.spec.image.pull_policy,
-        "command": ["/fanout-sidecar"],
         "args": [
             "run",
             format!("--config={ROOT}/boot/{BOOT}"),
@@ -204,7 +203,7 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
         "livenessProbe": probe("/live", 10, 3),
         "readinessProbe": probe("/ready", 2, 2),
         "lifecycle": {"preStop": {"exec": {"command": [
-            "/fanout-sidecar", "drain", format!("--admin=127.0.0.1:{admin}"),
+            "fanout-sidecar", "drain", format!("--admin=127.0.0.1:{admin}"),
         ]}}},
         "resources": cluster.spec.resources,
         "securityContext": {

@@ -1,0 +1,93 @@
+{{/* Name of everything in the release's namespace. */}}
+{{- define "fanout.name" -}}
+{{- printf "%s-operator" (.Release.Name | trunc 54 | trimSuffix "-") -}}
+{{- end -}}
+
+{{/* Name of what belongs to no namespace: two releases may bear one name in two namespaces. */}}
+{{- define "fanout.clusterName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "fanout.name" .) -}}
+{{- end -}}
+
+{{- define "fanout.serviceAccountName" -}}
+{{- $account := .Values.serviceAccount | default dict -}}
+{{- if eq (toString (dig "create" true $account)) "false" -}}
+{{- dig "name" "" $account | default "default" -}}
+{{- else -}}
+{{- dig "name" "" $account | default (include "fanout.name" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The name app.kubernetes.io/name=fanout-operator is fixed: the nodes' NetworkPolicies let it in. */}}
+{{- define "fanout.selector" -}}
+app.kubernetes.io/name: fanout-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "fanout.labels" -}}
+{{ include "fanout.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: fanout
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* An image from (dict "image" values "repository" default "root" $). */}}
+{{- define "fanout.image" -}}
+{{- $image := .image | default dict -}}
+{{- $repository := dig "repository" "" $image | default .repository -}}
+{{- with dig "digest" "" $image -}}
+{{- printf "%s@%s" $repository . -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (dig "tag" "" $image | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* true unless the value at a path of .Values says false; values of an older release may lack the path. */}}
+{{- define "fanout.on" -}}
+{{- $at := .values -}}
+{{- range .path -}}
+{{- if kindIs "map" $at -}}{{- $at = get $at . -}}{{- else -}}{{- $at = "" -}}{{- end -}}
+{{- end -}}
+{{- if ne (toString $at) "false" -}}true{{- end -}}
+{{- end -}}
+
+{{/* What the operator may do where FanoutClusters are; e2e runs it with exactly this. */}}
+{{- define "fanout.rules" -}}
+- apiGroups: [fanout.dev]
+  resources: [fanoutclusters]
+  verbs: [get, list, watch]
+- apiGroups: [fanout.dev]
+  resources: [fanoutclusters/status]
+  verbs: [patch]
+# Where owner references are policed, whoever sets a blocking one needs this.
+- apiGroups: [fanout.dev]
+  resources: [fanoutclusters/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [replicasets, statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+# The claim of a managed Redis outlives its FanoutCluster, so it is never deleted.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+# Only metadata is watched; a Secret is read when a FanoutCluster names it. None is ever changed or deleted.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create]
+# Labels and deletion cost alone; pods go by their ReplicaSet.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}
