@@ -59,10 +59,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [fanout.dev]
   resources: [fanoutclusters/status]
   verbs: [patch]
-# Where owner references are policed, whoever sets a blocking one needs this.
-- apiGroups: [fanout.dev]
-  resources: [fanoutclusters/finalizers]
-  verbs: [update]
 - apiGroups: [apps]
   resources: [replicasets, statefulsets]
   verbs: [get, list, watch, create, patch, delete]

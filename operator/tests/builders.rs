@@ -1,0 +1,343 @@
+//! What is built of a FanoutCluster, whole: each child as YAML beside this file. The instance is called `chat` and
+//! lives in `web`, so that no name can be mistaken for the product's.
+//!
+//! `FANOUT_GENERATE=1 cargo test -p fanout-operator --test builders` writes the files anew; the diff is the review.
+
+use std::path::Path;
+
+use fanout_operator::{
+    api::{FanoutCluster, FanoutClusterSpec},
+    controller::{
+        build::{
+            GeneratedSecret, ManagedRedisResources, NodePlace, OperatorConfig, Resources, RevisionSpec,
+            build, render_node,
+        },
+        validate::{Dereferenced, SecretShape, referenced_secrets, validate},
+    },
+    redis::RedisTarget,
+    resources::config_map::{LIVE, live_hash},
+};
+use serde_json::{Value, json};
+use sidecar_config::{BootSettings, LiveSettings};
+
+fn cluster(spec: Value) -> FanoutCluster {
+    let spec: FanoutClusterSpec = serde_json::from_value(spec).expect("the spec is good");
+    let mut cluster = FanoutCluster::new("chat", spec);
+    cluster.metadata.namespace = Some("web".to_owned());
+    cluster.metadata.uid = Some("11111111-2222-3333-4444-555555555555".to_owned());
+    cluster
+}
+
+fn operator() -> OperatorConfig {
+    OperatorConfig { namespace: "operators".to_owned(), ..OperatorConfig::default() }
+}
+
+/// Every Secret that is named exists and has every key.
+fn found(cluster: &FanoutCluster) -> Dereferenced {
+    let keys = ["user", "password", "ca.crt", "tls.crt", "tls.key", "one", "two"];
+    let shape = SecretShape { sizes: keys.map(|key| (key.to_owned(), 1)).into() };
+    let secrets = referenced_secrets(cluster).into_iter().map(|name| (name, Some(shape.clone())));
+    Dereferenced { secrets: secrets.collect() }
+}
+
+fn built(cluster: &FanoutCluster) -> Resources {
+    let validated = validate(cluster, &found(cluster)).expect("the cluster is good");
+    build(cluster, &validated, &operator())
+}
+
+fn everything() -> FanoutCluster {
+    cluster(json!({
+        "version": "0.3.0", "replicas": 5, "logLevel": "debug",
+        "image": {"repository": "mirror.example/sidecar", "pullPolicy": "Always", "pullSecrets": [{"name": "pull"}]},
+        "resources": {"requests": {"cpu": "1"}},
+        "hub": {"ports": {"client": 9000, "api": 9001, "admin": 9002, "control": 9003},
+            "allowedOrigins": ["https://*.example"], "trustedProxies": ["10.0.0.0/8"], "maxMessageBytes": 1024},
+        "auth": {"apiKeysSecretRef": {"name": "keys"}, "jwt": {"issuer": "i", "keys": [
+            {"kid": "b", "algorithm": "HS256", "secretKeyRef": {"name": "zwei", "key": "two"}},
+            {"algorithm": "EdDSA", "secretKeyRef": {"name": "eins", "key": "one"}}]}},
+        "namespaces": [{"name": "default", "channels": ["lobby"], "publish": "allowed"}],
+        "redis": {"channelPrefix": "p", "onUnavailable": "NotReady", "external": {
+            "addresses": ["redis.example:6380"], "database": 2,
+            "credentialsSecretRef": {"name": "redis", "usernameKey": "user", "passwordKey": "password"},
+            "tls": {"caSecretRef": {"name": "ca", "key": "ca.crt"}, "clientCertSecretRef": {"name": "client"},
+                "serverName": "redis"}}},
+        "podTemplate": {
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+            "spec": {
+                "initContainers": [{"name": "migrate", "image": "app:1"}],
+                "containers": [
+                    {"name": "app", "image": "app:1", "env": [{"name": "FANOUT_API_URL", "value": "mine"}, {"name": "X", "value": "y"}],
+                        "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]},
+                    {"name": "helper", "image": "helper:1", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}}},
+                ],
+                "volumes": [{"name": "cache", "emptyDir": {}}],
+                "serviceAccountName": "mine", "securityContext": {"fsGroup": 7}, "nodeSelector": {"disk": "fast"},
+                "fieldOfTheFuture": [1],
+            },
+        },
+        "drain": {"timeoutSeconds": 50, "terminationGracePeriodSeconds": 60},
+        "service": {"type": "LoadBalancer", "port": 443, "annotations": {"lb": "x"}},
+        "disruption": {"podDisruptionBudget": {"maxUnavailable": "20%"}},
+        "networkPolicy": {"apiFrom": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}],
+            "metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}], "egress": [{}]},
+    }))
+}
+
+/// Every child in one text, Secrets with the value `RANDOM`.
+fn text(resources: Resources) -> String {
+    let Resources {
+        revision,
+        live_config_map,
+        services,
+        api_key,
+        managed_redis,
+        pdb,
+        service_account,
+        network_policies,
+        state: _,
+    } = resources;
+    let RevisionSpec { name: _, canonical: _, replica_set, boot_config_map } = revision;
+    let secret = |secret: &GeneratedSecret| json!(secret.with_value("RANDOM"));
+    let mut children = vec![replica_set, json!(boot_config_map), json!(live_config_map)];
+    children.extend(services.map(|service| json!(service)));
+    children.push(secret(&api_key));
+    if let Some(ManagedRedisResources { stateful_set, service, password, claim }) = managed_redis {
+        children.extend([json!(stateful_set), json!(service), secret(&password)]);
+        children.extend(claim.map(|claim| json!(claim)));
+    }
+    children.extend(pdb.map(|pdb| json!(pdb)));
+    children.push(json!(service_account));
+    children.extend(network_policies.iter().map(|policy| json!(policy)));
+    let texts: Vec<_> =
+        children.iter().map(|child| serde_yaml::to_string(child).expect("a child is YAML")).collect();
+    texts.join("---\n")
+}
+
+#[track_caller]
+fn is_as_in(file: &str, cluster: &FanoutCluster) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    let text = text(built(cluster));
+    if std::env::var_os("FANOUT_GENERATE").is_some() {
+        std::fs::write(&path, &text).expect("the file can be written");
+    }
+    let held = std::fs::read_to_string(&path).expect("the file can be read");
+    similar_asserts::assert_eq!(held: held, built: text);
+}
+
+fn revision(cluster: &FanoutCluster) -> String {
+    built(cluster).revision.name
+}
+
+#[test]
+fn an_empty_spec_gives_nodes_over_a_managed_redis() {
+    is_as_in("empty.yaml", &cluster(json!({"version": "0.3.0"})));
+}
+
+#[test]
+fn a_full_spec_gives_native_sidecars_beside_the_users_containers() {
+    is_as_in("everything.yaml", &everything());
+}
+
+#[test]
+fn a_single_node_without_redis_has_no_budget_and_stored_redis_has_a_claim() {
+    let single = built(&cluster(json!({"replicas": 1, "redis": {"memory": {}}})));
+    assert!(single.pdb.is_none() && single.managed_redis.is_none());
+    assert_eq!(single.network_policies.len(), 1);
+    let stored = built(&cluster(
+        json!({"redis": {"managed": {"storage": {"size": "1Gi", "storageClassName": "fast"}}}}),
+    ));
+    let redis = stored.managed_redis.expect("it is managed");
+    let claim = redis.claim.expect("it is stored");
+    assert!(claim.metadata.owner_references.is_none(), "the claim outlives the FanoutCluster");
+    let set = json!(redis.stateful_set);
+    let command = set["spec"]["template"]["spec"]["containers"][0]["command"].to_string();
+    assert!(command.contains(r#""--appendonly","yes","--appendfsync","everysec""#), "{command}");
+}
+
+#[test]
+fn switches_that_are_off_leave_nothing_behind() {
+    let off = built(&cluster(json!({
+        "disruption": {"podDisruptionBudget": {"enabled": false}}, "networkPolicy": {"enabled": false},
+    })));
+    assert!(off.pdb.is_none() && off.network_policies.is_empty());
+}
+
+#[test]
+fn the_password_of_the_managed_redis_is_in_its_secret_alone() {
+    let redis = built(&cluster(json!({}))).managed_redis.expect("it is managed");
+    let secret = redis.password.with_value("s3cret");
+    let values = secret.string_data.expect("it has values");
+    assert_eq!(values["password"], "s3cret");
+    assert_eq!(values["redis.conf"], "requirepass s3cret\n");
+    assert!(!json!(redis.stateful_set).to_string().contains("s3cret"));
+}
+
+#[test]
+fn building_twice_gives_the_same_bytes() {
+    assert_eq!(text(built(&everything())), text(built(&everything())));
+}
+
+#[test]
+fn what_running_nodes_take_over_makes_no_revision() {
+    let before = everything();
+    let changes: [fn(&mut FanoutClusterSpec); 8] = [
+        |spec| spec.replicas = 9,
+        |spec| spec.namespaces.clear(),
+        |spec| spec.hub.max_message_bytes += 1,
+        |spec| spec.log_level = sidecar_config::LogLevel::Error,
+        |spec| spec.drain.timeout_seconds = 1,
+        |spec| spec.network_policy.enabled = false,
+        |spec| spec.auth.jwt.as_mut().expect("it has one").keys.reverse(),
+        |spec| spec.auth.jwt.as_mut().expect("it has one").keys[0].secret_key_ref.key = "one".to_owned(),
+    ];
+    for (at, change) in changes.into_iter().enumerate() {
+        let mut after = before.clone();
+        change(&mut after.spec);
+        assert_eq!(revision(&before), revision(&after), "change {at}");
+    }
+}
+
+#[test]
+fn what_needs_new_pods_makes_a_revision() {
+    let before = everything();
+    let changes: [fn(&mut FanoutClusterSpec); 7] = [
+        |spec| spec.version = "0.4.0".to_owned(),
+        |spec| spec.image.tag = Some("x".to_owned()),
+        |spec| spec.hub.ports.client = 9999,
+        |spec| spec.drain.termination_grace_period_seconds += 1,
+        |spec| spec.pod_template = None,
+        |spec| spec.auth.jwt.as_mut().expect("it has one").keys[0].secret_key_ref.name = "drei".to_owned(),
+        |spec| spec.redis.external.as_mut().expect("it has one").database = 3,
+    ];
+    for (at, change) in changes.into_iter().enumerate() {
+        let mut after = before.clone();
+        change(&mut after.spec);
+        assert_ne!(revision(&before), revision(&after), "change {at}");
+    }
+    let mut restarted = before.clone();
+    restarted.metadata.annotations = Some([("fanout.dev/restarted-at".to_owned(), "now".to_owned())].into());
+    assert_ne!(revision(&before), revision(&restarted));
+}
+
+#[test]
+fn defaults_of_the_operator_are_not_in_a_revision() {
+    let cluster = cluster(json!({}));
+    let validated = validate(&cluster, &Dereferenced::default()).expect("the cluster is good");
+    let moved = OperatorConfig { sidecar_repository: "mirror.example/x".to_owned(), ..operator() };
+    let (here, there) = (build(&cluster, &validated, &operator()), build(&cluster, &validated, &moved));
+    assert_eq!(here.revision.name, there.revision.name);
+    assert_ne!(here.revision.replica_set, there.revision.replica_set);
+}
+
+#[test]
+fn a_revision_that_an_older_operator_stored_stands_for_the_same_pods() {
+    let revision = built(&everything()).revision;
+    let annotation = &revision.replica_set["metadata"]["annotations"]["fanout.dev/revision-spec"];
+    let stored: Value = serde_json::from_str(annotation.as_str().expect("it is text")).expect("it is JSON");
+    assert!(revision.stands_for(&stored));
+    // It counted a field that is hot today, and wrote out a default.
+    let mut older = stored.clone();
+    older["spec"]["hub"]["maxMessageBytes"] = 7.into();
+    older["spec"]["updateStrategy"] = json!({"type": "RollingUpdate"});
+    assert!(revision.stands_for(&older));
+    let mut other = stored;
+    other["spec"]["version"] = "9.9.9".into();
+    assert!(!revision.stands_for(&other));
+}
+
+#[test]
+fn a_node_reads_what_the_operator_writes() {
+    let resources = built(&everything());
+    let boot = resources
+        .revision
+        .boot_config_map
+        .data
+        .expect("it has data")
+        .remove("boot.yaml")
+        .expect("a document");
+    let live = resources.live_config_map.data.clone().expect("it has data").remove(LIVE).expect("a document");
+    let expected = render_node(&everything(), &in_pod(&everything()));
+    let read: (BootSettings, LiveSettings) = (
+        sidecar_config::parse(&boot).expect("it is good"),
+        sidecar_config::parse(&live).expect("it is good"),
+    );
+    assert_eq!(read, expected);
+    assert_eq!(live_hash(&resources.live_config_map).len(), 16);
+}
+
+fn in_pod(cluster: &FanoutCluster) -> NodePlace {
+    NodePlace::in_pod(cluster, RedisTarget::of(cluster).expect("it has one"))
+}
+
+#[test]
+fn every_file_that_a_node_is_told_to_read_is_mounted() {
+    let cluster = everything();
+    let (boot, live) = render_node(&cluster, &in_pod(&cluster));
+    let redis = boot.broker.redis.expect("it has one");
+    let tls = redis.tls.expect("it is on");
+    let files = [redis.username_file, redis.password_file, tls.ca_file, tls.cert_file, tls.key_file];
+    let keys = live.auth.jwt.expect("it has one").keys.into_iter().map(|key| key.file);
+    let pod = built(&cluster).revision.replica_set["spec"]["template"]["spec"].take();
+    let mounts: Vec<_> = pod["initContainers"][0]["volumeMounts"]
+        .as_array()
+        .expect("it has mounts")
+        .iter()
+        .map(|mount| mount["mountPath"].as_str().expect("a path").to_owned())
+        .collect();
+    for file in files.into_iter().flatten().chain(keys).chain(live.auth.api_key_files) {
+        assert!(
+            mounts.iter().any(|mount| file.starts_with(mount)),
+            "{} is not under {mounts:?}",
+            file.display()
+        );
+    }
+}
+
+#[test]
+fn documents_leave_out_what_an_older_node_might_not_know() {
+    let live = built(&cluster(json!({})))
+        .live_config_map
+        .data
+        .expect("it has data")
+        .remove(LIVE)
+        .expect("a document");
+    assert_eq!(
+        live,
+        "auth:\n  apiKeyFiles:\n  - /etc/fanout/api-keys/chat-api-key\ndrain:\n  timeoutSeconds: 300\n"
+    );
+}
+
+#[test]
+fn a_secret_that_is_missing_or_lacks_a_key_is_told_with_its_field_and_the_fix() {
+    let cluster = everything();
+    let mut found = found(&cluster);
+    found.secrets.insert("keys".to_owned(), None);
+    found.secrets.insert("zwei".to_owned(), Some(SecretShape::default()));
+    found.secrets.insert(
+        "redis".to_owned(),
+        Some(SecretShape { sizes: [("user".into(), 3), ("password".into(), 0)].into() }),
+    );
+    let problems = validate(&cluster, &found).expect_err("it cannot work");
+    let told: Vec<_> =
+        problems.iter().map(|p| (p.reason.to_string(), p.object.as_str(), p.message.as_str())).collect();
+    similar_asserts::assert_eq!(
+        told,
+        [
+            (
+                "SecretMissing".to_owned(),
+                "Secret/keys",
+                "Secret web/keys, named in spec.auth.apiKeysSecretRef, does not exist: create it, or name another"
+            ),
+            (
+                "SecretKeyMissing".to_owned(),
+                "Secret/zwei",
+                "Secret web/zwei, named in spec.auth.jwt.keys[0].secretKeyRef, has no key `two`: add the value, or name another key"
+            ),
+            (
+                "SecretKeyMissing".to_owned(),
+                "Secret/redis",
+                "Secret web/redis, named in spec.redis.external.credentialsSecretRef, has nothing in key `password`: add the value, or name another key"
+            ),
+        ]
+    );
+}
