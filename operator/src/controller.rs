@@ -148,7 +148,7 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
     let reconciles = applier(spawn, error_policy, context, mirrors.clusters(), queue, config);
     let in_step = async {
-        mirrors.ready().await;
+        mirrors.fill().await;
         info!(?scope, "the watches are in step");
         shared.readiness.set();
         std::future::pending().await
@@ -206,7 +206,7 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
         // The garbage collector removes the children.
         return Ok(Action::await_change());
     }
-    mirrors.ready().await;
+    mirrors.in_step().await;
 
     let found = dereference::dereference(cluster, mirrors, reports, secrets).await?;
     let verdict = match validate::validate(cluster, &found.named) {

@@ -28,6 +28,7 @@ use kube::{
         watcher,
     },
 };
+use tokio::sync::watch;
 
 use super::validate::referenced_secrets;
 use crate::{api::FanoutCluster, metrics::Metrics, resources::labels};
@@ -53,6 +54,7 @@ pub(crate) struct Mirrors {
     pods: Store<Pod>,
     redis: Store<Pod>,
     secrets: Store<PartialObjectMeta<Secret>>,
+    filled: Arc<watch::Sender<bool>>,
 }
 
 // === impl Scope ===
@@ -115,20 +117,30 @@ impl Mirrors {
         changes
             .push(touched.flat_map(move |secret| futures::stream::iter(users_of(&index, &secret))).boxed());
 
-        (Self { clusters, children: children.into(), pods, redis, secrets }, select_all(changes))
+        (
+            Self { clusters, children: children.into(), pods, redis, secrets, filled: Arc::default() },
+            select_all(changes),
+        )
     }
 
-    /// Waits until each mirror has been filled once.
-    pub(crate) async fn ready(&self) {
-        let Self { clusters, children, pods, redis, secrets } = self;
+    /// Waits until the mirrors have been filled once. For one caller: of several that wait for a store, only the last
+    /// is woken. The store of clusters is not waited for, for the applier does that.
+    pub(crate) async fn fill(&self) {
+        let Self { clusters: _, children, pods, redis, secrets, filled } = self;
         // A writer that is gone means that the process ends; there is nothing to wait for then.
-        _ = clusters.wait_until_ready().await;
         _ = pods.wait_until_ready().await;
         _ = redis.wait_until_ready().await;
         _ = secrets.wait_until_ready().await;
         for (_, store) in children.iter() {
             _ = store.wait_until_ready().await;
         }
+        filled.send_replace(true);
+    }
+
+    /// Waits until [`Self::fill`] is done. For any number of callers.
+    pub(crate) async fn in_step(&self) {
+        // The sender is in `self`, so it cannot be gone.
+        _ = self.filled.subscribe().wait_for(|filled| *filled).await;
     }
 
     /// The clusters themselves.

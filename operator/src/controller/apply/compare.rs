@@ -4,9 +4,18 @@ use kube::api::DynamicObject;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Whether every field of `desired` is in `live` with that value. The API server adds defaults, and others may add
-/// fields of their own; neither counts. Lists count as wholes.
-pub(super) fn is_within(desired: &Value, live: &Value) -> bool {
+/// Whether `live` is as `desired` says. The API server adds defaults, and others may add fields of their own; neither
+/// counts. Lists count as wholes.
+pub(super) fn holds(desired: &Value, live: &DynamicObject) -> bool {
+    let mut live = serde_json::to_value(live).expect("a Kubernetes object is JSON");
+    // An object that came in a list does not say what it is.
+    for said_by_the_list in ["apiVersion", "kind"] {
+        live[said_by_the_list] = desired[said_by_the_list].clone();
+    }
+    is_within(desired, &live)
+}
+
+fn is_within(desired: &Value, live: &Value) -> bool {
     match (desired, live) {
         (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(name, value)| {
             live.get(name).map_or_else(|| is_empty(value), |live| is_within(value, live))
@@ -33,7 +42,8 @@ fn is_empty(value: &Value) -> bool {
 pub(super) fn fingerprint(live: &DynamicObject) -> String {
     let mut value = serde_json::to_value(live).expect("a Kubernetes object is JSON");
     if let Some(object) = value.as_object_mut() {
-        object.remove("status");
+        // Type and status: an object that came in a list does not say what it is.
+        ["status", "apiVersion", "kind"].into_iter().for_each(|field| drop(object.remove(field)));
     }
     if let Some(metadata) = value["metadata"].as_object_mut() {
         for counted in ["resourceVersion", "generation", "managedFields"] {

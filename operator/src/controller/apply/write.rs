@@ -154,8 +154,7 @@ impl Writer {
             }
         }
         let hashed = live.annotations().get(APPLIED).is_some_and(|applied| applied == wanted);
-        let value = serde_json::to_value(live).expect("a Kubernetes object is JSON");
-        let settled = hashed && compare::is_within(desired, &value);
+        let settled = hashed && compare::holds(desired, live);
         if settled {
             memory.insert(key.clone(), Written::new(live, wanted.to_owned()));
         }
@@ -274,15 +273,20 @@ fn not_ours(kind: &str, name: &str) -> Error {
 
 /// Writes into an object the hash of what we want of it, and returns it. What a plan changes is not in it.
 fn stamp(desired: &mut Value) -> String {
+    // There from the first stamp on, so that a second one gives the same hash.
+    if !desired["metadata"]["annotations"].is_object() {
+        desired["metadata"]["annotations"] = json!({});
+    }
     let mut lasting = desired.clone();
-    if let Some(spec) = lasting["spec"].as_object_mut().filter(|_| desired["kind"] == "ReplicaSet") {
+    for (parent, counted) in [("/metadata", "resourceVersion"), ("/metadata/annotations", APPLIED)] {
+        if let Some(Value::Object(fields)) = lasting.pointer_mut(parent) {
+            fields.remove(counted);
+        }
+    }
+    if let Some(Value::Object(spec)) =
+        lasting.pointer_mut("/spec").filter(|_| desired["kind"] == "ReplicaSet")
+    {
         spec.remove("replicas");
-    }
-    if let Some(metadata) = lasting["metadata"].as_object_mut() {
-        metadata.remove("resourceVersion");
-    }
-    if let Some(annotations) = lasting["metadata"]["annotations"].as_object_mut() {
-        annotations.remove(APPLIED);
     }
     let wanted = compare::hash(lasting.to_string().as_bytes());
     desired["metadata"]["annotations"][APPLIED] = Value::String(wanted.clone());
