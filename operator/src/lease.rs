@@ -10,10 +10,7 @@
 //! that was under way.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -51,9 +48,12 @@ pub struct Timing {
     pub retry: Duration,
 }
 
-/// Whether this process leads. Clones share the answer; it turns false once and stays so.
+/// Whether this process leads. Clones share the answer.
+///
+/// It runs out by itself: a process that was stopped or starved finds it expired in the moment it goes on, before
+/// anybody told it.
 #[derive(Clone, Debug, Default)]
-pub struct Claim(Arc<AtomicBool>);
+pub struct Claim(Arc<Mutex<Option<Instant>>>);
 
 /// The Lease and what is known of it.
 #[derive(Debug)]
@@ -113,19 +113,15 @@ impl Default for Timing {
 impl Claim {
     /// Whether this process may write.
     pub fn holds(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.until().is_some_and(|until| Instant::now() < until)
     }
 
-    fn set(&self, holds: bool) {
-        self.0.store(holds, Ordering::Release);
+    fn set(&self, until: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    /// A claim that holds, for code under test that has no Lease.
-    #[doc(hidden)]
-    pub fn held_for_test() -> Self {
-        let claim = Self::default();
-        claim.set(true);
-        claim
+    fn until(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,8 +154,9 @@ impl Lease {
     pub async fn acquire(&mut self) {
         let mut told = None;
         loop {
+            let sent = Instant::now();
             match self.try_acquire().await {
-                Ok(None) => break,
+                Ok(None) => return self.lead_since(sent),
                 Ok(Some(holder)) if told.as_ref() != Some(&holder) => {
                     info!(holder, "waiting for the lease");
                     told = Some(holder);
@@ -169,31 +166,34 @@ impl Lease {
             }
             sleep(self.timing.retry).await;
         }
-        self.claim.set(true);
+    }
+
+    fn lead_since(&self, sent: Instant) {
+        self.claim.set(Some(sent + self.timing.renew_deadline));
         info!(identity = self.identity, "leading");
     }
 
     /// Renews until it is over. The claim no longer holds when this returns.
     pub async fn keep(&mut self) -> Lost {
-        let mut deadline = Instant::now() + self.timing.renew_deadline;
         let lost = loop {
             sleep(self.timing.retry).await;
             // From here, not from the answer: others count from when the record changed.
             let sent = Instant::now();
+            let deadline = self.claim.until().unwrap_or(sent);
             match timeout_at(deadline, self.renew()).await {
-                Ok(Ok(None)) => deadline = sent + self.timing.renew_deadline,
+                Ok(Ok(None)) => self.claim.set(Some(sent + self.timing.renew_deadline)),
                 Ok(Ok(Some(holder))) => break Lost::Taken { holder },
                 Ok(Err(error)) if Instant::now() < deadline => warn!(%error, "failed to renew the lease"),
                 Ok(Err(_)) | Err(_) => break Lost::NotRenewed(self.timing.renew_deadline),
             }
         };
-        self.claim.set(false);
+        self.claim.set(None);
         lost
     }
 
     /// Gives the Lease up, so that another process leads at its next attempt.
     pub async fn release(mut self) {
-        self.claim.set(false);
+        self.claim.set(None);
         if self.verdict() != Verdict::Ours {
             return;
         }

@@ -59,8 +59,10 @@ fn container(pod: &Pod, status: &ContainerStatus) -> Option<Problem> {
             Reason::ImagePullFailed,
             status,
             format!(
-                "image {} of container {} cannot be pulled ({detail}): correct the image, or give a pull secret in spec.image.pullSecrets",
-                status.image, status.name
+                "image {} of container {} cannot be pulled: correct its name, or give a pull secret in spec.image.pullSecrets; `kubectl describe pod {}` says what the registry answered",
+                status.image,
+                status.name,
+                pod.name_any()
             ),
         )),
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Some(problem(
@@ -79,18 +81,18 @@ fn crashing(pod: &Pod, status: &ContainerStatus, reason: &str) -> Option<Problem
     }
     let ended = |state: &Option<ContainerState>| state.as_ref().and_then(|state| state.terminated.clone());
     let ended = ended(&status.last_state).or_else(|| ended(&status.state));
+    // Without the number of restarts: a message that counts is a status that never rests.
     let how = match ended {
         Some(ended) if ended.exit_code == EXIT_BAD_CONFIGURATION => {
-            "refused its settings (exit code 64)".to_owned()
+            "refuses its settings (exit code 64)".to_owned()
         }
-        Some(ended) => format!("ended with exit code {}", ended.exit_code),
-        None => "ended".to_owned(),
+        Some(ended) => format!("ends again and again with exit code {}", ended.exit_code),
+        None => "ends again and again".to_owned(),
     };
     let message = format!(
-        "container {name} {how} {count} times: see `kubectl logs {pod} -c {name} --previous`",
+        "container {name} {how}: see `kubectl logs {pod} -c {name} --previous`",
         name = status.name,
-        count = status.restart_count,
-        pod = pod.name_any(),
+        pod = pod.name_any()
     );
     Some(problem(pod, Reason::ContainerCrashing, status, message))
 }
