@@ -49,6 +49,9 @@ const CONCURRENCY: u16 = 16;
 /// Changes that come within this time make one reconcile. Short, for a deleted child is to be back in a second.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
+/// A look at a cluster that waits for something that is not watched: a name to become free, a quota to grow.
+const WAITING: Duration = Duration::from_secs(10);
+
 /// A look at a cluster that nothing asked for, should a change have been missed.
 const RESYNC: Duration = Duration::from_secs(600);
 
@@ -233,7 +236,7 @@ fn error_policy(cluster: Arc<Guarded>, error: &Error, context: Arc<Context>) -> 
     let cluster = Trigger::from_obj(cluster.as_ref());
     match error.class() {
         ErrorClass::Terminal => Action::await_change(),
-        ErrorClass::Waiting => Action::requeue(jittered(Duration::from_secs(30))),
+        ErrorClass::Waiting => Action::requeue(jittered(WAITING)),
         ErrorClass::Conflict => Action::requeue(Duration::from_millis(50)),
         ErrorClass::Transient => Action::requeue(context.failures.next_try(cluster)),
     }
