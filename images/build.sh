@@ -12,7 +12,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
 LAB_CACHE=${LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fanout-lab}
-LAB_DIR=${LAB_DIR:-/run/fanout-lab}
+LAB_NAME=${LAB_NAME:-fanout}
+LAB_DIR=${LAB_DIR:-/run/$LAB_NAME-lab}
 for part in common install image; do
   # shellcheck source=/dev/null
   source "$root/lab/sh/$part.sh"

@@ -15,13 +15,15 @@
 #   lab.sh node-up N          boot it again
 #   lab.sh env                print LAB_DIR, LAB_CACHE and KUBECONFIG as shell assignments
 #
-# LAB_CACHE (default ~/.cache/fanout-lab) keeps what is built, LAB_DIR (default /run/fanout-lab) what runs.
+# LAB_CACHE (default ~/.cache/fanout-lab) keeps what is built, LAB_DIR (default /run/fanout-lab) what runs. Another
+# LAB_NAME than `fanout` is another cluster on the same machine; their addresses are the same and never meet.
 # Every address lives in network namespaces that this script makes: `fanout-lab` is the control plane and the
 # switch, `fanout-node1…` are the nodes. 10.240.0.0/24 nodes, 10.244.N.0/24 pods of node N, 10.96.0.0/16 services.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 LAB_CACHE=${LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fanout-lab}
-LAB_DIR=${LAB_DIR:-/run/fanout-lab}
+LAB_NAME=${LAB_NAME:-fanout}
+LAB_DIR=${LAB_DIR:-/run/$LAB_NAME-lab}
 
 for part in common install build image pki control-plane node addons cluster; do
   # shellcheck source=/dev/null

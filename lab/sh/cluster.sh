@@ -69,8 +69,8 @@ cluster_down() {
   local name
   require_root
   if [ -d "$LAB_DIR" ]; then stop_everything; fi
-  for name in $(ip netns list 2>/dev/null | grep -oE '^fanout-(lab|node[0-9])\b'); do ip netns del "$name"; done
-  find /sys/fs/cgroup -depth -type d -path '*/fanout-node[0-9]*' -exec rmdir {} + 2>/dev/null || true
+  for name in $(ip netns list 2>/dev/null | grep -oE "^$LAB_NAME-(lab|node[0-9])\\b"); do ip netns del "$name"; done
+  find /sys/fs/cgroup -depth -type d -path "*/$LAB_NAME-node[0-9]*" -exec rmdir {} + 2>/dev/null || true
   rm -rf "$LAB_DIR"
 }
 

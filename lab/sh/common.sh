@@ -2,7 +2,7 @@
 # What all parts share: names, addresses, messages, processes. Sourced by lab.sh.
 
 bin=$LAB_CACHE/bin
-switch_ns=fanout-lab
+switch_ns=$LAB_NAME-lab
 control_plane_ip=10.240.0.10
 
 say() { echo "lab: $*" >&2; }
@@ -25,7 +25,7 @@ node_names() { local d; for d in "$LAB_DIR"/node[0-9]*/; do [ -d "$d" ] && basen
 in_ns() { local netns=$1; shift; nsenter --net="/run/netns/$netns" "$@"; }
 kubectl() { in_ns "$switch_ns" "$bin/kubectl" --kubeconfig "$LAB_DIR/admin.kubeconfig" "$@"; }
 enter() {
-  export LAB_DIR LAB_CACHE KUBECONFIG=$LAB_DIR/admin.kubeconfig PATH=$bin:$PATH
+  export LAB_NAME LAB_DIR LAB_CACHE KUBECONFIG=$LAB_DIR/admin.kubeconfig PATH=$bin:$PATH
   exec nsenter --net="/run/netns/$switch_ns" "$@"
 }
 

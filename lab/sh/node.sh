@@ -2,7 +2,7 @@
 # A Kubernetes node is a network namespace with containerd, kubelet, kube-proxy and kube-router in it. Sourced by lab.sh.
 
 connect_node() { # N: plugs the node into the switch
-  local n=$1 netns=fanout-node$1 ip; ip=$(node_ip "$1")
+  local n=$1 netns=$LAB_NAME-node$1 ip; ip=$(node_ip "$1")
   ip -n "$switch_ns" link add "to$n" type veth peer name eth0 netns "$netns"
   ip -n "$switch_ns" link set "to$n" master switch up
   ip -n "$netns" addr add "$ip/24" dev eth0
@@ -12,7 +12,7 @@ connect_node() { # N: plugs the node into the switch
 }
 
 make_node_network() {
-  local netns=fanout-node$1
+  local netns=$LAB_NAME-node$1
   ip netns add "$netns"
   ip -n "$netns" link set lo up
   in_ns "$netns" sysctl -qw net.ipv4.ip_forward=1
@@ -22,7 +22,7 @@ make_node_network() {
 
 # Each kubelet owns a cgroup subtree; with a shared one they would reap each other's pods.
 make_node_cgroup() {
-  local name=fanout-node$1 controller file
+  local name=$LAB_NAME-node$1 controller file
   if [ ! -d /sys/fs/cgroup/memory ]; then mkdir -p "/sys/fs/cgroup/$name"; return; fi
   for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller$name" 2>/dev/null || true; done
   for file in cpus mems; do cat "/sys/fs/cgroup/cpuset/cpuset.$file" >"/sys/fs/cgroup/cpuset/$name/cpuset.$file"; done
@@ -65,7 +65,7 @@ tlsCertFile: $LAB_DIR/pki/$2-serving.crt
 tlsPrivateKeyFile: $LAB_DIR/pki/$2-serving.key
 containerRuntimeEndpoint: unix://$1/containerd.sock
 cgroupDriver: cgroupfs
-cgroupRoot: /fanout-$2
+cgroupRoot: /$LAB_NAME-$2
 failCgroupV1: false
 failSwapOn: false
 enforceNodeAllocatable: []
@@ -98,7 +98,7 @@ YAML
 }
 
 start_containerd() { # NAME
-  start "$1-containerd" "fanout-$1" containerd -c "$LAB_DIR/$1/containerd.toml"
+  start "$1-containerd" "$LAB_NAME-$1" containerd -c "$LAB_DIR/$1/containerd.toml"
   await 20 "containerd of $1" ctr -a "$LAB_DIR/$1/containerd.sock" version
   ctr -a "$LAB_DIR/$1/containerd.sock" -n k8s.io images import "$LAB_CACHE/pause.tar" >/dev/null
 }
@@ -106,17 +106,17 @@ start_containerd() { # NAME
 start_node() { # N
   local name=node$1 dir=$LAB_DIR/node$1
   start_containerd "$name"
-  start "$name-kubelet" "fanout-$name" "$bin/kubelet" --config "$dir/kubelet.yaml" --kubeconfig "$LAB_DIR/$name.kubeconfig" \
+  start "$name-kubelet" "$LAB_NAME-$name" "$bin/kubelet" --config "$dir/kubelet.yaml" --kubeconfig "$LAB_DIR/$name.kubeconfig" \
     --hostname-override "$name" --node-ip "$(node_ip "$1")" --root-dir "$dir/kubelet" --cert-dir "$dir/pki" \
     --node-labels "topology.kubernetes.io/zone=zone-$1"
-  start_proxy "$name" "fanout-$name"
+  start_proxy "$name" "$LAB_NAME-$name"
 }
 
 # It asks for its Node object once, at its start, so the kubelet goes first.
 start_policy_engine() { # N
   local name=node$1
   await 60 "$name to register" kubectl get node "$name"
-  start "$name-kube-router" "fanout-$name" "$bin/kube-router" --kubeconfig "$LAB_DIR/kube-router.kubeconfig" --node "$name" --service-cidr 10.96.0.0/16
+  start "$name-kube-router" "$LAB_NAME-$name" "$bin/kube-router" --kubeconfig "$LAB_DIR/kube-router.kubeconfig" --node "$name" --service-cidr 10.96.0.0/16
 }
 
 make_node() { # N
@@ -134,8 +134,8 @@ make_node() { # N
 
 # Processes of the node's pods: by cgroup, by network namespace, and the shims by the socket they were given.
 pod_processes() { # NAME
-  find /sys/fs/cgroup/{,pids/}"fanout-$1" -name cgroup.procs -exec cat {} + 2>/dev/null || true
-  ip netns pids "fanout-$1" 2>/dev/null || true
+  find /sys/fs/cgroup/{,pids/}"$LAB_NAME-$1" -name cgroup.procs -exec cat {} + 2>/dev/null || true
+  ip netns pids "$LAB_NAME-$1" 2>/dev/null || true
   grep -alF -- "$LAB_DIR/$1/containerd" /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3 || true
 }
 
@@ -158,7 +158,7 @@ node_up() { # N
   [ -f "$LAB_DIR/pid/$name-kubelet" ] && { say "$name is up already"; return; }
   unmount_below "$LAB_DIR/$name/containerd-state"
   rm -rf "$LAB_DIR/$name/containerd-state"
-  ip netns del "fanout-$name" 2>/dev/null || true
+  ip netns del "$LAB_NAME-$name" 2>/dev/null || true
   make_node_network "$1"
   start_node "$1"
   start_policy_engine "$1"
