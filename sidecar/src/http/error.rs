@@ -44,8 +44,10 @@ pub(super) enum RequestError {
     NotFramed { channels: usize },
     #[error("{0} needs `Sec-WebSocket-Protocol: {framed}`", framed = raw::FRAMED)]
     NeedsFramed(&'static str),
-    #[error("no channel: name it in the path (/sse/{{channel}}) or as ?channel=")]
-    NoChannel,
+    #[error(
+        "{channels} channels: an event stream has exactly one, in the path (/sse/{{channel}}) or as ?channel="
+    )]
+    NotOneChannel { channels: usize },
     #[error("channel: {0}")]
     Channel(#[from] InvalidChannelName),
     #[error("query: {0}")]
@@ -80,7 +82,7 @@ impl RequestError {
             | Self::Subprotocol
             | Self::NotFramed { .. }
             | Self::NeedsFramed(_)
-            | Self::NoChannel
+            | Self::NotOneChannel { .. }
             | Self::Channel(_)
             | Self::Query(_) => StatusCode::BAD_REQUEST,
             Self::Refused(refused) => refused.status(),
@@ -104,7 +106,7 @@ impl RequestError {
             | Self::Subprotocol
             | Self::NotFramed { .. }
             | Self::NeedsFramed(_)
-            | Self::NoChannel
+            | Self::NotOneChannel { .. }
             | Self::Channel(_)
             | Self::Query(_) => 107,
         }

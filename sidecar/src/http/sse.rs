@@ -43,8 +43,8 @@ pub(super) async fn open(
 
 async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Result<Response, RequestError> {
     let Asked { identity, channels, remote, history } = request::read(port, parts, path)?;
-    if channels.is_empty() {
-        return Err(RequestError::NoChannel);
+    if channels.len() != 1 {
+        return Err(RequestError::NotOneChannel { channels: channels.len() });
     }
     if history.is_some() {
         return Err(request::no_history());

@@ -186,7 +186,7 @@ impl Core {
     /// The first bytes: for each subscription of the request that it is live.
     fn greet(&mut self, slot: u32, protocol: Protocol) {
         if protocol == Protocol::Sse {
-            self.send_with(slot, |out| sse::put_head(out));
+            self.send_with(slot, sse::put_head);
         }
         for at in 0..self.slots[slot].subscriptions() {
             let name = self.index.channel_of(self.slots[slot].subscription(at).lane).name.clone();
@@ -220,7 +220,7 @@ impl Core {
         self.count_sent(slot, subscription.lane, subscription.cursor, false);
         self.metrics.subscriptions.add(1);
         if self.index.channel(key).state == State::Live {
-            self.joined(slot, channel, id);
+            self.joined(slot, channel, id.as_deref());
         } else {
             let generation = self.slots[slot].generation;
             self.index.channel_mut(key).waiters.push(Waiter { slot, generation, id });
@@ -258,23 +258,24 @@ impl Core {
     fn ask_for(&mut self, channel: &ChannelName) -> Result<u32, CommandError> {
         let policy = self.rules.policies.channel(channel).map_err(|_| CommandError::UnknownChannel)?;
         let policy = Arc::clone(policy);
-        self.submit(Task::Subscribe { channel: channel.clone() }).map_err(|(error, _)| error)?;
+        self.submit(Task::Subscribe { channel: channel.clone() })?;
         self.metrics.channels.add(1);
         Ok(self.index.open(channel.clone(), policy))
     }
 
-    /// Hands work out; it comes back where there is no room.
-    pub(super) fn submit(&self, task: Task) -> Result<(), (CommandError, Task)> {
-        let work = Work { shard: self.shard, task };
-        self.work.try_send(work).map_err(|error| (CommandError::Overloaded, error.into_inner().task))
+    /// Hands work out, if there is room.
+    pub(super) fn submit(&self, task: Task) -> Result<(), CommandError> {
+        let room = self.work.try_reserve().map_err(|_| CommandError::Overloaded)?;
+        room.send(Work { shard: self.shard, task });
+        Ok(())
     }
 
     /// A subscription is live.
-    fn joined(&mut self, slot: u32, channel: &ChannelName, id: Option<String>) {
+    fn joined(&mut self, slot: u32, channel: &ChannelName, id: Option<&str>) {
         if let Some(reserving) = self.slots[slot].cold.as_mut().and_then(|cold| cold.reserving.as_mut()) {
             reserving.waiting_for -= 1;
         } else {
-            self.reply(slot, &Reply::Subscribed { channel, id: id.as_deref() });
+            self.reply(slot, &Reply::Subscribed { channel, id });
         }
     }
 
@@ -396,7 +397,7 @@ impl Core {
         }
         for Waiter { slot, generation, id } in waiters {
             if self.slots.holds(slot, generation) && self.has_channel(slot, channel).is_some() {
-                self.joined(slot, channel, id);
+                self.joined(slot, channel, id.as_deref());
                 self.settle_reservation(slot);
             }
         }

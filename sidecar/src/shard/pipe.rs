@@ -57,19 +57,19 @@ impl Sender {
         if state.closed {
             return Progress::Broken;
         }
-        let mut room = CAPACITY - state.bytes.len();
-        let before = room;
+        let mut moved = 0;
         for slice in slices {
-            let part = &slice[..slice.len().min(room)];
-            state.bytes.extend_from_slice(part);
-            room -= part.len();
+            let room = CAPACITY - state.bytes.len();
+            state.bytes.extend_from_slice(&slice[..slice.len().min(room)]);
+            moved += slice.len().min(room);
         }
-        if before == room && slices.iter().any(|slice| !slice.is_empty()) {
-            state.blocked = true;
+        // Whoever could not write all waits to be told of room.
+        state.blocked = moved < slices.iter().map(|slice| slice.len()).sum();
+        if moved == 0 && state.blocked {
             return Progress::Blocked;
         }
         wake(state);
-        Progress::Moved(before - room)
+        Progress::Moved(moved)
     }
 
     pub(crate) fn finish(&self) {
@@ -142,10 +142,14 @@ mod tests {
         let (sender, mut receiver) = pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
         let big = vec![7; CAPACITY + 1];
         assert_eq!(sender.write(&slices(&big)), Progress::Moved(CAPACITY));
-        assert_eq!(sender.write(&slices(b"x")), Progress::Blocked);
         let mut context = Context::from_waker(Waker::noop());
         let Poll::Ready(Some(bytes)) = receiver.poll_bytes(&mut context) else { panic!("bytes are there") };
         assert_eq!(bytes.len(), CAPACITY);
+        assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
+        assert_eq!(sender.write(&slices(b"x")), Progress::Moved(1));
+        assert_eq!(sender.write(&slices(&big)), Progress::Moved(CAPACITY - 1));
+        assert_eq!(sender.write(&slices(b"x")), Progress::Blocked);
+        assert!(matches!(receiver.poll_bytes(&mut context), Poll::Ready(Some(_))));
         assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
         assert_eq!(sender.write(&slices(b"x")), Progress::Moved(1));
         drop(sender);

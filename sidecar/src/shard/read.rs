@@ -2,9 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{Task, connection::Flags, core::Core, link::Progress};
+use super::{Task, Work, connection::Flags, core::Core, link::Progress};
 use crate::{
-    domain::{ChannelName, CloseReason, Command},
+    domain::{ChannelName, CloseReason, Command, CommandError, Payload},
     protocol::{
         Incoming, Message, Reply, raw,
         websocket::{Decoder, frame},
@@ -29,8 +29,12 @@ impl Core {
         }
         let Some(link) = &self.slots[slot].link else { return };
         match link.read(buffer) {
-            // The client's end of it all: there is no half-open WebSocket.
-            Progress::Moved(0) | Progress::Broken => self.end(slot, CloseReason::ConnectionLost),
+            // The client's end of it all: there is no half-open WebSocket, and an event stream has no other end.
+            Progress::Moved(0) | Progress::Broken => {
+                let websocket = self.slots[slot].protocol.is_websocket();
+                let reason = if websocket { CloseReason::ConnectionLost } else { CloseReason::ClientClosed };
+                self.end(slot, reason);
+            }
             Progress::Blocked => {}
             Progress::Moved(bytes) => {
                 // A short read may hide the end of the stream behind it, which is no event of its own.
@@ -173,11 +177,7 @@ impl Core {
         };
         let passport = self.slots[slot].passport.as_mut().expect("a taken slot");
         match passport.session.on(command, &now) {
-            Step::Publish { channel, payload, id } => {
-                let user = passport.session.identity.user.clone();
-                let task = Task::Publish { connection: self.id(slot), channel, payload, id, user };
-                self.publish(slot, task);
-            }
+            Step::Publish { channel, payload, id } => self.publish(slot, channel, payload, id),
             Step::Subscribe { channel, id } => {
                 if let Err(error) = self.subscribe(slot, &channel, id.clone()) {
                     self.fail(slot, &error, Some(&channel), id.as_deref());
@@ -192,19 +192,19 @@ impl Core {
         }
     }
 
-    fn publish(&mut self, slot: u32, task: Task) {
-        match self.submit(task) {
-            Ok(()) => {
-                let cold = self.slots[slot].cold();
-                cold.in_flight += 1;
-                if cold.in_flight >= MAX_IN_FLIGHT {
-                    self.slots[slot].flags.set(Flags::PAUSED);
-                }
-            }
-            Err((error, Task::Publish { channel, id, .. })) => {
-                self.fail(slot, &error, Some(&channel), id.as_deref());
-            }
-            Err(_) => unreachable!("a publication comes back as it went"),
+    fn publish(&mut self, slot: u32, channel: ChannelName, payload: Payload, id: Option<String>) {
+        let Ok(room) = self.work.try_reserve() else {
+            self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());
+            return;
+        };
+        let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
+        let (connection, user) = (self.id(slot), passport.session.identity.user.clone());
+        let task = Task::Publish { connection, channel, payload, id, user };
+        room.send(Work { shard: self.shard, task });
+        let cold = self.slots[slot].cold();
+        cold.in_flight += 1;
+        if cold.in_flight >= MAX_IN_FLIGHT {
+            self.slots[slot].flags.set(Flags::PAUSED);
         }
     }
 

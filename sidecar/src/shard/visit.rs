@@ -20,6 +20,8 @@ use crate::{domain::CloseReason, protocol::Reply};
 const BUDGET: usize = 64 * 1_024;
 /// Steps of one turn: some 300 µs, so that mail and commands that come meanwhile join the pass.
 const STEPS: usize = 64;
+/// Steps in one lane before the next has its turn.
+const STRIDE: usize = 16;
 
 /// Where the bytes of a write come from.
 #[derive(Clone, Copy, Debug)]
@@ -40,18 +42,26 @@ impl Core {
                 self.visit(slot);
             }
         }
-        for _ in 0..STEPS {
-            let Some(key) = self.dirty_lanes.front().copied() else { break };
-            match self.index.lane_if_any(key).map(|lane| (lane.next(), &mut lane.dirty)) {
-                Some((Some(subscriber), _)) => self.offer(subscriber.slot),
-                finished => {
-                    if let Some((None, dirty)) = finished {
-                        *dirty = false;
-                    }
-                    self.dirty_lanes.pop_front();
-                }
+        for _ in 0..STEPS / STRIDE {
+            let Some(key) = self.dirty_lanes.pop_front() else { return };
+            if self.pass(key) {
+                self.dirty_lanes.push_back(key);
             }
         }
+    }
+
+    /// A stride of a pass over a lane's subscribers; whether some are left. Lanes take turns, so that one that has
+    /// something new all the time does not starve the others.
+    fn pass(&mut self, key: u32) -> bool {
+        for _ in 0..STRIDE {
+            let Some(lane) = self.index.lane_if_any(key) else { return false };
+            let Some(subscriber) = lane.next() else {
+                lane.dirty = false;
+                return false;
+            };
+            self.offer(subscriber.slot);
+        }
+        true
     }
 
     /// Something new for a connection. One with several channels is visited once all lanes had their turn, so that
