@@ -281,8 +281,9 @@ impl Core {
 
     /// Ends one subscription.
     pub(super) fn unsubscribe(&mut self, slot: u32, at: usize) {
-        let subscription = self.slots[slot].subscription(at);
+        // This may move the cursor.
         self.carry_half(slot, at);
+        let subscription = self.slots[slot].subscription(at);
         self.count_sent(slot, subscription.lane, subscription.cursor, true);
         self.slots[slot].remove_subscription(at);
         if at < self.slots[slot].subscriptions() {
@@ -802,3 +803,6 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,7 +145,7 @@ impl Seats {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn take(&self) {
+    pub(super) fn take(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,762 @@
+//! A shard whose clock, links and control runtime are turned by hand. Links are pipes: they hold 16 KiB and no byte
+//! more, so that where a write is cut short is known.
+
+use std::task::{Context, Poll, Waker};
+
+use sidecar_config::LiveSettings;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::{
+    domain::{Grants, Identity, Payload, Policies},
+    protocol::websocket::{Opcode, frame},
+    shard::{Inbox, Mail, Mailbox, PipeReceiver, pipe, read::BUFFER},
+};
+
+const SETTINGS: &str = "
+hub: {pingIntervalSeconds: 20, pongTimeoutSeconds: 5}
+namespaces:
+- {name: default, publish: allowed, subscribe: allowed}
+- {name: small, subscribe: allowed, slowConsumer: {policy: disconnect, maxLagBytes: 20000, maxLagMessages: 1000000}}
+- {name: few, subscribe: allowed, slowConsumer: {policy: disconnect, maxLagBytes: 200000000, maxLagMessages: 10}}
+- {name: oldest, subscribe: allowed, slowConsumer: {policy: dropOldest, maxLagBytes: 20000, maxLagMessages: 1000000}}";
+
+struct Bench {
+    core: Core,
+    work: mpsc::Receiver<Work>,
+    mailbox: Mailbox,
+    inbox: Inbox,
+    buffer: Vec<u8>,
+}
+
+/// The far end of a connection.
+struct Client {
+    slot: u32,
+    generation: u32,
+    pipe: PipeReceiver,
+    received: Vec<u8>,
+}
+
+fn rules(settings: &str) -> Arc<Rules> {
+    let settings: LiveSettings = serde_yaml::from_str(settings).unwrap();
+    Arc::new(Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub })
+}
+
+fn name(channel: &str) -> ChannelName {
+    channel.parse().unwrap()
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with_room_for(1_000)
+    }
+
+    fn with_room_for(work: usize) -> Self {
+        let (sender, work) = mpsc::channel(work);
+        let (mailbox, inbox) = Mailbox::new(1, || {});
+        let seats = Arc::<Seats>::default();
+        let core = Core::new(0, NodeId(1), rules(SETTINGS), sender, Arc::default(), seats);
+        Self { core, work, mailbox, inbox, buffer: vec![0; BUFFER] }
+    }
+
+    fn ask(
+        &mut self,
+        protocol: Protocol,
+        identity: Identity,
+        channels: &[&str],
+    ) -> oneshot::Receiver<Result<Reserved, Refusal>> {
+        let (reply, answer) = oneshot::channel();
+        let channels = channels.iter().map(|channel| name(channel)).collect();
+        let remote = "192.0.2.1:5".parse().unwrap();
+        // As the door does; it is given back when the slot is.
+        self.core.seats.take();
+        self.core.reserve(Reservation { protocol, identity, channels, remote, reply });
+        answer
+    }
+
+    fn attach(&mut self, reserved: Reserved) -> Client {
+        let ConnectionId { slot, generation, .. } = reserved.connection;
+        let (sender, pipe) = pipe::pipe(reserved.connection, self.mailbox.clone());
+        self.core.attach(slot, Link::Pipe(sender), &Bytes::new());
+        Client { slot, generation, pipe, received: Vec::new() }
+    }
+
+    fn connect_as(&mut self, protocol: Protocol, identity: Identity, channels: &[&str]) -> Client {
+        let mut answer = self.ask(protocol, identity, channels);
+        self.answer_work(&Ok(()));
+        let reserved = answer.try_recv().expect("answered").expect("let in");
+        let client = self.attach(reserved);
+        self.turn();
+        client
+    }
+
+    fn connect(&mut self, protocol: Protocol, channels: &[&str]) -> Client {
+        self.connect_as(protocol, Identity::default(), channels)
+    }
+
+    /// Answers what the shard asked for; returns it as text.
+    fn answer_work(&mut self, result: &Result<(), CommandError>) -> Vec<String> {
+        let mut asked = Vec::new();
+        while let Ok(Work { task, .. }) = self.work.try_recv() {
+            match task {
+                Task::Subscribe { channel } => {
+                    asked.push(format!("+{channel}"));
+                    self.core.complete(Completion::Subscribed { channel, result: result.clone() });
+                }
+                Task::Unsubscribe { channel } => asked.push(format!("-{channel}")),
+                Task::Publish { connection, channel, payload, id, .. } => {
+                    asked.push(String::from_utf8_lossy(payload.bytes()).into_owned());
+                    let result = result.clone();
+                    self.core.complete(Completion::Published { connection, channel, id, result });
+                }
+            }
+        }
+        asked
+    }
+
+    /// Everything that can be done without a client, at this moment.
+    fn turn(&mut self) {
+        loop {
+            for mail in self.inbox.take() {
+                let Mail::Pipe { connection } = mail else { panic!("{mail:?}") };
+                if let Some(slot) = self.core.find(connection) {
+                    self.core.writable(slot);
+                    self.core.readable(slot, &mut self.buffer);
+                }
+            }
+            if !self.core.is_busy() {
+                return;
+            }
+            self.core.read_on(&mut self.buffer);
+            self.core.visits();
+        }
+    }
+
+    /// Lets time pass, in steps that no timer can be missed in.
+    fn pass(&mut self, ms: u64) {
+        let end = self.core.now.ms + ms;
+        while self.core.now.ms < end {
+            let step = 100.min(end - self.core.now.ms);
+            self.core.now.ms += step;
+            self.core.now.unix_ms += step;
+            let mut due = Vec::new();
+            self.core.wheel.expire(self.core.now.ms, &mut due);
+            self.core.expire(&due);
+            self.turn();
+        }
+    }
+
+    fn publish(&mut self, channel: &str, text: &str) {
+        let payload = Payload::Text(text.to_owned().into());
+        self.core.publications(&[Arc::new(Publication::bare(name(channel), payload))]);
+    }
+
+    fn hear(&mut self, client: &Client, opcode: Opcode, payload: &[u8]) {
+        let mut bytes = Vec::new();
+        frame::put(&mut bytes, opcode, payload);
+        // A mask of zeros changes nothing.
+        let header = bytes.len() - payload.len();
+        bytes[1] |= 0x80;
+        bytes.splice(header..header, [0; 4]);
+        self.core.take_bytes(client.slot, &mut bytes);
+    }
+
+    /// Reads what the pipe holds now, and lets the shard fill it again, until nothing more comes.
+    fn drain(&mut self, client: &mut Client) {
+        loop {
+            self.turn();
+            let mut context = Context::from_waker(Waker::noop());
+            match client.pipe.poll_bytes(&mut context) {
+                Poll::Ready(Some(bytes)) => client.received.extend_from_slice(&bytes),
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// The frames that have come since the last call: text as it is, others by their kind.
+    fn frames(&mut self, client: &mut Client) -> Vec<String> {
+        self.drain(client);
+        let (mut bytes, mut frames) = (&*std::mem::take(&mut client.received), Vec::new());
+        while !bytes.is_empty() {
+            let (length, start) = match bytes[1] {
+                126 => (usize::from(u16::from_be_bytes([bytes[2], bytes[3]])), 4),
+                127 => (u64::from_be_bytes(bytes[2..10].try_into().unwrap()) as usize, 10),
+                short => (usize::from(short), 2),
+            };
+            let payload = &bytes[start..start + length];
+            frames.push(match bytes[0] {
+                0x81 => String::from_utf8(payload.to_vec()).unwrap(),
+                0x88 => format!("close {}", u16::from_be_bytes([payload[0], payload[1]])),
+                0x89 => "ping".to_owned(),
+                0x8A => format!("pong {}", String::from_utf8_lossy(payload)),
+                other => panic!("a frame of {other:x}"),
+            });
+            bytes = &bytes[start + length..];
+        }
+        frames
+    }
+
+    fn is_over(&self, client: &Client) -> bool {
+        !self.core.slots.holds(client.slot, client.generation)
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.core.metrics.log_bytes.get()
+    }
+}
+
+// === coming ===
+
+#[test]
+fn a_client_is_let_in_once_its_channels_are_live_and_misses_nothing_from_then_on() {
+    let mut bench = Bench::new();
+    let mut answer = bench.ask(Protocol::RawBare, Identity::default(), &["a"]);
+    assert!(answer.try_recv().is_err(), "not before the channel is live");
+    assert_eq!(bench.answer_work(&Ok(())), ["+a"]);
+    let reserved = answer.try_recv().unwrap().unwrap();
+    bench.publish("a", "before the transport came");
+    let mut client = bench.attach(reserved);
+    assert_eq!(bench.frames(&mut client), ["before the transport came"]);
+}
+
+#[test]
+fn a_channel_is_asked_for_once_and_given_back_after_its_last_subscriber() {
+    let mut bench = Bench::new();
+    let mut first = bench.ask(Protocol::RawBare, Identity::default(), &["a"]);
+    let mut second = bench.ask(Protocol::Sse, Identity::default(), &["a"]);
+    assert_eq!(bench.answer_work(&Ok(())), ["+a"]);
+    let (first, second) = (first.try_recv().unwrap().unwrap(), second.try_recv().unwrap().unwrap());
+    bench.core.abandon(first.connection);
+    assert!(bench.answer_work(&Ok(())).is_empty());
+    bench.core.abandon(second.connection);
+    assert_eq!(bench.answer_work(&Ok(())), ["-a"]);
+    assert_eq!((bench.core.metrics.channels.get(), bench.core.metrics.subscriptions.get()), (0, 0));
+    assert_eq!(bench.core.seats.taken(), 0);
+}
+
+#[test]
+fn a_channel_wanted_again_while_it_is_asked_for_is_not_asked_for_twice() {
+    let mut bench = Bench::new();
+    drop(bench.ask(Protocol::RawBare, Identity::default(), &["a"]));
+    let left = bench.core.slots.taken()[0];
+    bench.core.vacate(left);
+    let mut answer = bench.ask(Protocol::RawBare, Identity::default(), &["a"]);
+    assert_eq!(bench.answer_work(&Ok(())), ["+a"]);
+    assert!(answer.try_recv().unwrap().is_ok());
+}
+
+#[test]
+fn a_channel_left_before_it_was_live_is_given_back_then() {
+    let mut bench = Bench::new();
+    drop(bench.ask(Protocol::RawBare, Identity::default(), &["a"]));
+    let left = bench.core.slots.taken()[0];
+    bench.core.vacate(left);
+    assert_eq!(bench.answer_work(&Ok(())), ["+a", "-a"]);
+    assert_eq!(bench.core.metrics.channels.get(), 0);
+}
+
+#[test]
+fn one_refused_channel_refuses_the_client_and_gives_back_the_others() {
+    let mut bench = Bench::new();
+    let mut answer = bench.ask(Protocol::RawFramed, Identity::default(), &["a", "nowhere:b"]);
+    let refusal = Refusal::Channel { channel: name("nowhere:b"), error: CommandError::UnknownChannel };
+    assert_eq!(answer.try_recv().unwrap(), Err(refusal));
+    assert_eq!(bench.answer_work(&Ok(())), ["+a", "-a"]);
+    let mut answer = bench.ask(Protocol::RawFramed, Identity::default(), &["a", "b"]);
+    bench.answer_work(&Err(CommandError::Unavailable));
+    assert!(matches!(answer.try_recv().unwrap(), Err(Refusal::Channel { .. })));
+    assert_eq!((bench.core.seats.taken(), bench.core.metrics.channels.get()), (0, 0));
+}
+
+#[test]
+fn what_cannot_be_given_back_at_once_is_given_back_later_and_never_twice() {
+    let mut bench = Bench::with_room_for(1);
+    let client = bench.connect(Protocol::RawBare, &["a"]);
+    let _waiting = bench.ask(Protocol::RawBare, Identity::default(), &["b"]);
+    bench.core.end(client.slot, CloseReason::ConnectionLost);
+    assert!(bench.core.retry_leaving(), "the way out is full");
+    assert_eq!(bench.answer_work(&Ok(())), ["+b"]);
+    let again = bench.connect(Protocol::RawBare, &["a"]);
+    assert!(!bench.core.retry_leaving());
+    assert!(bench.answer_work(&Ok(())).is_empty(), "`a` is wanted again: neither given back nor asked for");
+    bench.core.end(again.slot, CloseReason::ConnectionLost);
+    assert_eq!(bench.answer_work(&Ok(())), ["-a"]);
+}
+
+#[test]
+fn a_reservation_whose_transport_does_not_come_ends() {
+    let mut bench = Bench::new();
+    let mut answer = bench.ask(Protocol::RawBare, Identity::default(), &["a"]);
+    bench.answer_work(&Ok(()));
+    answer.try_recv().unwrap().unwrap();
+    bench.pass(RESERVATION_MS + 500);
+    assert_eq!(bench.core.seats.taken(), 0);
+    assert_eq!(bench.answer_work(&Ok(())), ["-a"]);
+}
+
+// === delivery ===
+
+#[test]
+fn a_visit_takes_all_that_is_new_in_one_write() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["a"]);
+    for i in 0..50 {
+        bench.publish("a", &format!("message {i}"));
+    }
+    let before = bench.core.metrics.writes.get();
+    assert_eq!(bench.frames(&mut client).len(), 50);
+    assert_eq!(bench.core.metrics.writes.get() - before, 1);
+    assert_eq!((bench.core.metrics.messages_out.get(), bench.log_bytes()), (50, 0));
+}
+
+#[test]
+fn several_channels_go_into_one_write() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &["a", "b", "c"]);
+    assert_eq!(bench.frames(&mut client).len(), 3);
+    let before = bench.core.metrics.writes.get();
+    for channel in ["a", "b", "c"] {
+        bench.publish(channel, "1");
+    }
+    assert_eq!(bench.frames(&mut client).len(), 3);
+    assert_eq!(bench.core.metrics.writes.get() - before, 1);
+}
+
+#[test]
+fn a_half_sent_frame_is_finished_before_a_reply_and_a_reply_goes_before_the_rest() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &["a"]);
+    bench.frames(&mut client);
+    for i in 0..3 {
+        bench.publish("a", &format!("\"{i}{}\"", "x".repeat(10_000)));
+    }
+    // The pipe holds one and a half of them.
+    bench.turn();
+    bench.hear(&client, Opcode::Ping, b"are you there?");
+    let frames = bench.frames(&mut client);
+    let starts: Vec<_> = frames.iter().map(|frame| &frame[..36.min(frame.len())]).collect();
+    assert_eq!(
+        starts,
+        [
+            r#"{"pub":{"channel":"a","data":"0xxxxx"#,
+            r#"{"pub":{"channel":"a","data":"1xxxxx"#,
+            "pong are you there?",
+            r#"{"pub":{"channel":"a","data":"2xxxxx"#,
+        ]
+    );
+}
+
+#[test]
+fn a_subscription_left_in_the_middle_of_a_frame_sends_that_frame_to_its_end() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &["a", "b"]);
+    bench.frames(&mut client);
+    for i in 0..3 {
+        bench.publish("a", &format!("\"{i}{}\"", "x".repeat(10_000)));
+    }
+    bench.turn();
+    bench.hear(&client, Opcode::Text, br#"{"unsubscribe":{"channel":"a"}}"#);
+    bench.publish("b", "\"after\"");
+    let frames = bench.frames(&mut client);
+    assert_eq!(frames.len(), 4, "{:?}", frames.iter().map(String::len).collect::<Vec<_>>());
+    assert!(frames[1].contains("\"1xxx") && frames[1].ends_with("x\"}}"), "whole");
+    assert_eq!(frames[2], r#"{"unsubscribed":{"channel":"a"}}"#);
+    assert_eq!(frames[3], r#"{"pub":{"channel":"b","data":"after"}}"#);
+    assert_eq!(bench.log_bytes(), 0);
+}
+
+#[test]
+fn a_subscriber_that_leaves_in_the_middle_of_a_pass_costs_nobody_a_message() {
+    let mut bench = Bench::new();
+    let mut clients: Vec<_> = (0..100).map(|_| bench.connect(Protocol::RawBare, &["a"])).collect();
+    bench.publish("a", "x");
+    bench.core.visits();
+    let gone = clients.remove(0);
+    bench.core.end(gone.slot, CloseReason::ConnectionLost);
+    for client in &mut clients {
+        assert_eq!(bench.frames(client), ["x"]);
+    }
+    assert_eq!(bench.log_bytes(), 0);
+}
+
+#[test]
+fn a_busy_channel_does_not_starve_another() {
+    let mut bench = Bench::new();
+    let _crowd: Vec<_> = (0..500).map(|_| bench.connect(Protocol::RawBare, &["busy"])).collect();
+    let mut quiet = bench.connect(Protocol::RawBare, &["quiet"]);
+    bench.publish("busy", "0");
+    bench.publish("quiet", "heard");
+    for _ in 0..2 {
+        bench.publish("busy", "more");
+        bench.core.visits();
+    }
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(quiet.pipe.poll_bytes(&mut context).is_ready(), "within two of the busy channel's turns");
+}
+
+#[test]
+fn every_form_of_one_channel_gets_the_same_publication() {
+    let mut bench = Bench::new();
+    let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+    let mut framed = bench.connect(Protocol::RawFramed, &["a"]);
+    let mut sse = bench.connect(Protocol::Sse, &["a"]);
+    bench.publish("a", "hello");
+    assert_eq!(bench.frames(&mut bare), ["hello"]);
+    assert_eq!(bench.frames(&mut framed)[1], r#"{"pub":{"channel":"a","data":"hello"}}"#);
+    bench.drain(&mut sse);
+    assert_eq!(sse.received, b"retry: 3000\n\ndata: hello\n\n");
+}
+
+// === commands ===
+
+#[test]
+fn a_client_with_too_much_in_flight_is_read_on_once_the_broker_has_answered_in_order() {
+    let mut bench = Bench::new();
+    let client = bench.connect(Protocol::RawBare, &["a"]);
+    for i in 0..200 {
+        bench.hear(&client, Opcode::Text, i.to_string().as_bytes());
+    }
+    let mut first = Vec::new();
+    while let Ok(work) = bench.work.try_recv() {
+        first.push(work);
+    }
+    assert_eq!(first.len(), 64, "the rest waits");
+    let id = bench.core.id(client.slot);
+    for _ in first {
+        let completion =
+            Completion::Published { connection: id, channel: name("a"), id: None, result: Ok(()) };
+        bench.core.complete(completion);
+    }
+    let mut rest = Vec::new();
+    loop {
+        let some = bench.answer_work(&Ok(()));
+        if some.is_empty() {
+            break;
+        }
+        rest.extend(some);
+    }
+    assert_eq!(rest, (64..200).map(|i| i.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_answer_to_a_connection_that_is_gone_is_dropped() {
+    let mut bench = Bench::new();
+    let client = bench.connect(Protocol::RawFramed, &["a"]);
+    let stale = bench.core.id(client.slot);
+    bench.core.end(client.slot, CloseReason::ConnectionLost);
+    let mut next = bench.connect(Protocol::RawFramed, &["a"]);
+    assert_eq!(next.slot, client.slot, "the slot is used again");
+    bench.frames(&mut next);
+    let id = Some("1".to_owned());
+    bench.core.complete(Completion::Published { connection: stale, channel: name("a"), id, result: Ok(()) });
+    assert!(bench.frames(&mut next).is_empty());
+}
+
+#[test]
+fn work_that_finds_no_room_is_refused_as_each_protocol_can() {
+    let mut bench = Bench::with_room_for(1);
+    let mut framed = bench.connect(Protocol::RawFramed, &["a"]);
+    let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+    bench.frames(&mut framed);
+    drop(bench.ask(Protocol::RawBare, Identity::default(), &["b"]));
+    bench.hear(&framed, Opcode::Text, br#"{"publish":{"channel":"a","data":1,"id":"7"}}"#);
+    let frames = bench.frames(&mut framed);
+    assert!(frames[0].contains("\"code\":111") && frames[0].contains("\"id\":\"7\""), "{frames:?}");
+    bench.hear(&bare, Opcode::Text, b"x");
+    assert_eq!(bench.frames(&mut bare), ["close 3014"]);
+}
+
+// === slow consumers ===
+
+#[test]
+fn slow_consumer_is_closed_and_others_still_receive() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawBare, &["small:a"]);
+    let mut quick = bench.connect(Protocol::RawBare, &["small:a"]);
+    let text = "x".repeat(1_000);
+    let mut received = 0;
+    for _ in 0..60 {
+        bench.publish("small:a", &text);
+        received += bench.frames(&mut quick).len();
+    }
+    assert_eq!(received, 60);
+    assert_eq!(bench.core.metrics.slow_disconnected.get(), 1);
+    assert_eq!(bench.log_bytes(), 0, "nobody is behind any more");
+    let frames = bench.frames(&mut slow);
+    assert_eq!(frames.last().map(String::as_str), Some("close 3008"));
+    assert!(frames[..frames.len() - 1].iter().all(|frame| *frame == text), "whole frames only");
+}
+
+#[test]
+fn a_lag_in_messages_is_bounded_as_well() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawBare, &["few:a"]);
+    bench.publish("few:a", &"x".repeat(20_000));
+    bench.turn();
+    for _ in 0..9 {
+        bench.publish("few:a", "y");
+        bench.turn();
+    }
+    assert_eq!(bench.core.metrics.slow_disconnected.get(), 0);
+    bench.publish("few:a", "y");
+    bench.turn();
+    assert_eq!(bench.core.metrics.slow_disconnected.get(), 1);
+    assert_eq!(bench.frames(&mut slow).last().map(String::as_str), Some("close 3008"));
+}
+
+#[test]
+fn a_burst_larger_than_the_bound_is_no_slowness_of_a_client_that_was_not_offered_it() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["small:a"]);
+    for _ in 0..15 {
+        bench.publish("small:a", &"x".repeat(1_000));
+    }
+    assert_eq!(bench.frames(&mut client).len(), 15);
+    let text = "x".repeat(30_000);
+    bench.publish("small:a", &text[..15_000]);
+    assert_eq!(bench.frames(&mut client).len(), 1);
+}
+
+#[test]
+fn drop_oldest_skips_whole_messages_and_tells_a_framed_client_once() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawFramed, &["oldest:a"]);
+    bench.frames(&mut slow);
+    for i in 0..200 {
+        bench.publish("oldest:a", &format!("\"{i} {}\"", "x".repeat(1_000)));
+        bench.turn();
+        assert!(bench.log_bytes() < 200_000, "memory is bounded");
+    }
+    let frames = bench.frames(&mut slow);
+    let gaps: Vec<_> = frames.iter().filter(|frame| frame.starts_with("{\"gap\"")).collect();
+    assert_eq!(gaps, [r#"{"gap":{"channel":"oldest:a","reason":"slowConsumer"}}"#]);
+    let numbers: Vec<u64> = frames
+        .iter()
+        .filter_map(|frame| frame.strip_prefix(r#"{"pub":{"channel":"oldest:a","data":""#))
+        .map(|rest| rest.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(
+        numbers.is_sorted() && numbers.last() == Some(&199),
+        "in order, the newest included: {numbers:?}"
+    );
+    assert_eq!(numbers.len() as u64 + bench.core.metrics.slow_dropped.get(), 200);
+    assert!(!bench.is_over(&slow));
+    assert_eq!(bench.log_bytes(), 0);
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_closed_though_it_lags_little() {
+    let mut bench = Bench::new();
+    let mut stuck = bench.connect(Protocol::Sse, &["a"]);
+    bench.publish("a", &"x".repeat(20_000));
+    bench.turn();
+    bench.pass(20_000 + 5_000 + 500);
+    assert_eq!(bench.core.metrics.slow_disconnected.get(), 1);
+    bench.pass(CLOSE_MS + 500);
+    assert!(bench.is_over(&stuck), "it did not read its end either");
+    bench.drain(&mut stuck);
+}
+
+// === gaps ===
+
+#[test]
+fn a_gap_is_told_in_order_by_message_by_event_or_by_closing() {
+    let mut bench = Bench::new();
+    let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+    let mut framed = bench.connect(Protocol::RawFramed, &["a"]);
+    let mut sse = bench.connect(Protocol::Sse, &["a"]);
+    bench.publish("a", "1");
+    bench.core.gap(Some(&name("a")), "overflow");
+    bench.publish("a", "2");
+    assert_eq!(
+        bench.frames(&mut framed)[1..],
+        [
+            r#"{"pub":{"channel":"a","data":1}}"#,
+            r#"{"gap":{"channel":"a","reason":"overflow"}}"#,
+            r#"{"pub":{"channel":"a","data":2}}"#
+        ]
+    );
+    bench.drain(&mut sse);
+    let text = String::from_utf8(sse.received).unwrap();
+    assert!(text.contains("data: 1\n\nevent: gap\ndata: {"), "{text}");
+    assert_eq!(bench.frames(&mut bare).last().map(String::as_str), Some("close 3010"));
+}
+
+#[test]
+fn a_possible_gap_everywhere_closes_nobody() {
+    let mut bench = Bench::new();
+    let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+    let mut framed = bench.connect(Protocol::RawFramed, &["b"]);
+    bench.core.gap(None, "brokerReconnected");
+    assert!(bench.frames(&mut bare).is_empty());
+    assert!(bench.frames(&mut framed)[1].starts_with("{\"gap\""));
+}
+
+// === ending ===
+
+#[test]
+fn a_ping_that_is_not_answered_ends_the_connection_and_any_sign_of_life_keeps_it() {
+    let mut bench = Bench::new();
+    let (mut dead, mut alive) =
+        (bench.connect(Protocol::RawBare, &["a"]), bench.connect(Protocol::RawBare, &["a"]));
+    let mut pings = 0;
+    for _ in 0..600 {
+        bench.pass(100);
+        for frame in bench.frames(&mut alive) {
+            assert_eq!(frame, "ping");
+            pings += 1;
+            bench.hear(&alive, Opcode::Pong, b"");
+        }
+    }
+    assert!((2..=4).contains(&pings), "every 20 s in 60 s, the first one earlier: {pings}");
+    assert_eq!(bench.frames(&mut dead), ["ping", "close 3012"]);
+    assert!(bench.is_over(&dead) && !bench.is_over(&alive));
+}
+
+#[test]
+fn a_connection_ends_with_its_token() {
+    let mut bench = Bench::new();
+    bench.core.now.unix_ms = 1_000_000_000;
+    let identity = Identity { expires_at: Some(1_000_003), ..Identity::default() };
+    let mut client = bench.connect_as(Protocol::RawBare, identity, &["a"]);
+    bench.pass(2_900);
+    assert!(bench.frames(&mut client).is_empty());
+    bench.pass(300);
+    assert_eq!(bench.frames(&mut client), ["close 3005"]);
+}
+
+#[test]
+fn the_closing_handshake_is_answered_with_the_same_code() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["a"]);
+    bench.hear(&client, Opcode::Close, &[0x0F, 0xA0]);
+    assert_eq!(bench.frames(&mut client), ["close 4000"]);
+    assert!(bench.is_over(&client));
+    assert_eq!(bench.answer_work(&Ok(())), ["-a"]);
+}
+
+#[test]
+fn a_server_that_closes_waits_for_the_client_but_not_for_ever() {
+    let mut bench = Bench::new();
+    let (mut polite, mut silent) =
+        (bench.connect(Protocol::RawBare, &["a"]), bench.connect(Protocol::RawBare, &["a"]));
+    let advice = Advice { after: std::time::Duration::ZERO, jitter: std::time::Duration::ZERO };
+    bench.core.shed(2, advice);
+    assert_eq!(bench.frames(&mut polite), ["close 1012"]);
+    assert_eq!(bench.frames(&mut silent), ["close 1012"]);
+    bench.hear(&polite, Opcode::Close, &[0x03, 0xF4]);
+    bench.turn();
+    assert!(bench.is_over(&polite) && !bench.is_over(&silent));
+    bench.pass(CLOSE_MS + 500);
+    assert!(bench.is_over(&silent));
+    assert_eq!(bench.core.seats.taken(), 0);
+}
+
+#[test]
+fn what_comes_behind_a_violation_is_thrown_away() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["a"]);
+    bench.core.take_bytes(client.slot, &mut [0x81, 0x01, b'a']);
+    bench.hear(&client, Opcode::Text, b"published?");
+    assert_eq!(bench.frames(&mut client), ["close 1002"]);
+    assert!(bench.answer_work(&Ok(())).iter().all(|work| work == "-a"));
+}
+
+#[test]
+fn a_drain_takes_the_oldest_first() {
+    let mut bench = Bench::new();
+    let clients: Vec<_> = (0..5).map(|_| bench.connect(Protocol::Sse, &["a"])).collect();
+    let advice = Advice { after: std::time::Duration::ZERO, jitter: std::time::Duration::ZERO };
+    bench.core.shed(2, advice);
+    bench.turn();
+    let over: Vec<bool> = clients.iter().map(|client| bench.is_over(client)).collect();
+    assert_eq!(over, [true, true, false, false, false]);
+    bench.core.shed(100, advice);
+    bench.turn();
+    assert_eq!(bench.core.seats.taken(), 0);
+}
+
+#[test]
+fn a_forced_end_leaves_nobody() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["a"]);
+    let mut stuck = bench.connect(Protocol::RawBare, &["a"]);
+    bench.frames(&mut client);
+    bench.publish("a", &"x".repeat(20_000));
+    bench.turn();
+    bench.drain(&mut client);
+    client.received.clear();
+    bench.core.force();
+    assert_eq!(bench.frames(&mut client), ["close 1012"]);
+    assert!(bench.is_over(&client) && bench.is_over(&stuck));
+    bench.drain(&mut stuck);
+    assert_eq!((bench.core.seats.taken(), bench.log_bytes()), (0, 0));
+}
+
+#[test]
+fn a_backend_closes_one_connection_or_those_of_a_user() {
+    let mut bench = Bench::new();
+    let user = |name: &str| Identity { user: Some(name.into()), ..Identity::default() };
+    let mut ann = bench.connect_as(Protocol::RawBare, user("ann"), &["a"]);
+    let mut bob = bench.connect_as(Protocol::RawBare, user("bob"), &["a"]);
+    let mut nobody = bench.connect(Protocol::RawBare, &["a"]);
+    assert_eq!(bench.core.disconnect(None, Some("ann"), CloseReason::Disconnected), 1);
+    assert_eq!(
+        bench.core.disconnect(None, Some("ann"), CloseReason::Disconnected),
+        0,
+        "it is leaving already"
+    );
+    let id = bench.core.id(nobody.slot);
+    assert_eq!(bench.core.disconnect(Some(id), Some("bob"), CloseReason::Disconnected), 0);
+    assert_eq!(bench.core.disconnect(Some(id), None, CloseReason::Disconnected), 1);
+    assert_eq!(bench.core.disconnect(None, None, CloseReason::Disconnected), 0);
+    assert_eq!(bench.frames(&mut ann), ["close 3503"]);
+    assert_eq!(bench.frames(&mut nobody), ["close 3503"]);
+    assert!(bench.frames(&mut bob).is_empty());
+}
+
+#[test]
+fn new_settings_end_what_they_no_longer_allow_and_nothing_else() {
+    let mut bench = Bench::new();
+    let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+    let mut framed = bench.connect(Protocol::RawFramed, &["a", "small:b"]);
+    let grants = Grants { subscribe: vec!["a".parse().unwrap()], publish: Vec::new() };
+    let member = Identity { grants: Arc::new(grants), ..Identity::default() };
+    let mut member = bench.connect_as(Protocol::RawBare, member, &["a"]);
+    bench.frames(&mut framed);
+    bench.core.set_rules(rules(
+        "namespaces: [{name: default, subscribe: token}, {name: small, subscribe: allowed}]",
+    ));
+    assert_eq!(bench.frames(&mut bare), ["close 3507"]);
+    let frames = bench.frames(&mut framed);
+    assert!(frames[0].contains("\"code\":103") && frames[1] == r#"{"unsubscribed":{"channel":"a"}}"#);
+    bench.publish("small:b", "1");
+    bench.publish("a", "2");
+    assert_eq!(bench.frames(&mut framed), [r#"{"pub":{"channel":"small:b","data":1}}"#]);
+    assert_eq!(bench.frames(&mut member), ["2"]);
+}
+
+#[test]
+fn an_idle_connection_holds_no_cold_part() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["a"]);
+    bench.hear(&client, Opcode::Ping, b"x");
+    bench.hear(&client, Opcode::Text, b"y");
+    bench.answer_work(&Ok(()));
+    bench.publish("a", "z");
+    assert_eq!(bench.frames(&mut client), ["pong x", "z"]);
+    assert!(bench.core.slots[client.slot].cold.is_none());
+}
+
+#[test]
+fn what_was_sent_is_known_at_the_end_without_being_counted_on_the_way() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawBare, &["a"]);
+    for _ in 0..3 {
+        bench.publish("a", "12345678");
+        bench.frames(&mut client);
+    }
+    bench.core.begin_end(client.slot, CloseReason::ClientClosed);
+    let sent = bench.core.slots[client.slot].passport.as_ref().unwrap().sent;
+    assert_eq!(sent, Count { bytes: 30, messages: 3 });
+}
