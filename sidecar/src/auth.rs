@@ -11,7 +11,7 @@ use sidecar_config::{LiveSettings, Mistake};
 
 use crate::domain::Identity;
 
-pub use secret::{SecretError, read_secret};
+pub use secret::{SecretError, files as secret_files, read_secret};
 pub use token::TokenError;
 
 use self::{api_key::ApiKeys, origin::Origins, token::Tokens};

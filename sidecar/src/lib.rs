@@ -7,13 +7,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod api;
+pub mod app;
 pub mod auth;
 pub mod bridge;
 pub mod broker;
+pub mod config;
 pub mod domain;
+pub mod drain;
 pub mod http;
 pub mod hub;
+pub mod metrics;
 pub mod protocol;
 pub mod session;
 pub mod shard;
+pub mod telemetry;
 pub mod work;

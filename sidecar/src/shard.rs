@@ -24,7 +24,7 @@ mod visit;
 use std::{
     collections::HashMap,
     io,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -68,7 +68,8 @@ struct Member {
     mailbox: Mailbox,
     metrics: Arc<ShardMetrics>,
     seats: Arc<door::Seats>,
-    thread: JoinHandle<()>,
+    /// Until it was told to stop.
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 // === impl Config ===
@@ -195,11 +196,12 @@ impl Shards {
     }
 
     /// Writes what can be written at once, then ends the threads.
-    pub fn stop(self) {
+    pub fn stop(&self) {
         self.send_all(|| Mail::Stop);
-        for member in self.members {
+        for member in &self.members {
+            let thread = member.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
             // A thread that panicked has told so by `died`.
-            drop(member.thread.join());
+            drop(thread.map(JoinHandle::join));
         }
     }
 
@@ -227,7 +229,7 @@ impl Member {
             let _guard = DeathGuard { shard, death };
             reactor.run();
         })?;
-        Ok(Self { mailbox, metrics, seats, thread })
+        Ok(Self { mailbox, metrics, seats, thread: Mutex::new(Some(thread)) })
     }
 }
 

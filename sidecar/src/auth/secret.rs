@@ -47,7 +47,10 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
 
 /// The files that a setting names: itself, or of a directory each file. Hidden names are no secrets: a mounted
 /// Secret keeps its versions in `..data` and `..2026_…`.
-pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>, SecretError> {
+///
+/// # Errors
+/// What cannot be read, or a directory without a file.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, SecretError> {
     let failed = |source| SecretError::Read { path: path.to_owned(), source };
     if !fs::metadata(path).map_err(failed)?.is_dir() {
         return Ok(vec![path.to_owned()]);

@@ -274,3 +274,6 @@ const CHANNELS: TokenError = TokenError::Claim {
     claim: "channels",
     expected: "a list of channel patterns or {\"subscribe\": […], \"publish\": […]}",
 };
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! The backends' door (port 8001), shaped like Centrifugo's server API so that its clients work.
+//!
+//! | route | does |
+//! |---|---|
+//! | `POST /api/publish` | sends a message to a channel |
+//! | `POST /api/broadcast` | sends one message to many channels |
+//! | `POST /api/channels` | lists channels with subscribers, of all nodes |
+//! | `POST /api/info` | lists nodes |
+//! | `POST /api/disconnect` | closes connections, of a user or one |
+//! | `GET /openapi.json` | describes all of it |
+//!
+//! A key is needed always, also from loopback: port-forwards and web pages arrive from there too. A mistake of the
+//! caller is answered with HTTP 200 and an `error`, as Centrifugo does, or with a status of its own where the
+//! caller asks for it by `X-Centrifugo-Error-Mode: transport`. It calls `work` to publish and `bridge` for what
+//! concerns other nodes; it knows neither sockets nor shards' threads.
+
+mod error;
+mod method;
+mod metrics;
+mod openapi;
+mod request;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    http::{Method as HttpMethod, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+
+use crate::{auth::Auth, bridge::Peers, shard::Door, work::Publisher};
+
+pub use metrics::Metrics;
+
+use self::{
+    error::ApiError,
+    method::{Broadcast, Channels, Disconnect, Info, Method, Publish},
+};
+
+/// What the API needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    /// Whose key it is.
+    pub auth: Arc<Auth>,
+    /// To publish.
+    pub publisher: Publisher,
+    /// All nodes.
+    pub peers: Peers,
+    /// For the settings in force.
+    pub door: Door,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// The API's routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route(Publish::PATH, endpoint::<Publish>())
+        .route(Broadcast::PATH, endpoint::<Broadcast>())
+        .route(Channels::PATH, endpoint::<Channels>())
+        .route(Info::PATH, endpoint::<Info>())
+        .route(Disconnect::PATH, endpoint::<Disconnect>())
+        .route("/openapi.json", get(async || Json(openapi::document())))
+        .fallback(unknown)
+        .with_state(api)
+}
+
+fn endpoint<M: Method>() -> MethodRouter<Api> {
+    post(call::<M>).fallback(only_post)
+}
+
+/// Key → body → method → reply, timed.
+async fn call<M: Method>(State(api): State<Api>, request: Request) -> Response {
+    let mode = error::Mode::of(request.headers());
+    let timer = api.metrics.started(M::NAME);
+    let answer = answer::<M>(&api, request).await;
+    timer.finished(answer.as_ref().err());
+    match answer {
+        Ok(reply) => Json(error::Reply::Result(reply)).into_response(),
+        Err(error) => error.into_response(mode),
+    }
+}
+
+async fn answer<M: Method>(api: &Api, request: Request) -> Result<M::Reply, ApiError> {
+    request::authorize(&api.auth, request.headers())?;
+    let max = request::max_bytes(api.door.rules().hub.max_message_bytes);
+    M::call(api, request::read(request, max).await?).await
+}
+
+async fn only_post() -> Response {
+    let allow = [(header::ALLOW, HttpMethod::POST.as_str())];
+    (StatusCode::METHOD_NOT_ALLOWED, allow, "the server API takes POST with a JSON body\n").into_response()
+}
+
+async fn unknown() -> Response {
+    (StatusCode::NOT_FOUND, "no such method; GET /openapi.json lists them\n").into_response()
+}

@@ -1,0 +1,127 @@
+//! What a call that failed is answered: Centrifugo's codes and shapes.
+
+use axum::{
+    Json,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::{
+    domain::{Denied, InvalidChannelName},
+    work::PublishError,
+};
+
+/// How errors are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// HTTP 200 with an `error` in the body.
+    Body,
+    /// A status of their own, too.
+    Transport,
+}
+
+/// The body of an answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reply<T> {
+    /// It was done.
+    Result(T),
+    /// It was not done.
+    Error(ErrorBody),
+}
+
+/// Why it was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub(super) struct ErrorBody {
+    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 107 bad request.
+    pub(super) code: u16,
+    /// For people.
+    pub(super) message: String,
+}
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error("unauthorized: give a key of the server API in the header `X-API-Key`")]
+    Unauthorized,
+    #[error("the body must be JSON, and `Content-Type` must say so: application/json")]
+    MediaType,
+    #[error("the body has more than {max} bytes")]
+    BodyTooLarge { max: usize },
+    #[error(
+        "unknown channel: its namespace is not configured or its name fits none of the namespace's patterns"
+    )]
+    UnknownChannel,
+    #[error("bad request: {0}")]
+    BadRequest(String),
+    #[error("{0}; the message was not published, try again later")]
+    Unavailable(String),
+}
+
+impl ApiError {
+    pub(super) fn code(&self) -> u16 {
+        match self {
+            Self::Unavailable(_) => 100,
+            Self::Unauthorized => 101,
+            Self::UnknownChannel => 102,
+            Self::MediaType | Self::BodyTooLarge { .. } | Self::BadRequest(_) => 107,
+        }
+    }
+
+    fn status(&self, mode: Mode) -> StatusCode {
+        match (self, mode) {
+            (Self::Unauthorized, _) => StatusCode::UNAUTHORIZED,
+            (Self::MediaType, _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            (Self::BodyTooLarge { .. }, _) => StatusCode::PAYLOAD_TOO_LARGE,
+            (Self::UnknownChannel | Self::BadRequest(_) | Self::Unavailable(_), Mode::Body) => StatusCode::OK,
+            (Self::UnknownChannel, Mode::Transport) => StatusCode::NOT_FOUND,
+            (Self::BadRequest(_), Mode::Transport) => StatusCode::BAD_REQUEST,
+            (Self::Unavailable(_), Mode::Transport) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    pub(super) fn body(&self) -> ErrorBody {
+        ErrorBody { code: self.code(), message: self.to_string() }
+    }
+
+    pub(super) fn into_response(self, mode: Mode) -> Response {
+        let status = self.status(mode);
+        let mut response = (status, Json(Reply::<()>::Error(self.body()))).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = header::HeaderValue::from_static("apikey");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+impl Mode {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let transport = headers.get("x-centrifugo-error-mode").is_some_and(|mode| mode == "transport");
+        if transport { Self::Transport } else { Self::Body }
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::TooLarge { .. } | PublishError::Reserved(_) => Self::BadRequest(error.to_string()),
+            PublishError::Broker(error) => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<InvalidChannelName> for ApiError {
+    fn from(error: InvalidChannelName) -> Self {
+        Self::BadRequest(error.to_string())
+    }
+}
+
+impl From<Denied> for ApiError {
+    /// Backends may publish wherever there is a channel.
+    fn from(_: Denied) -> Self {
+        Self::UnknownChannel
+    }
+}

@@ -1,0 +1,387 @@
+//! The methods: what each takes, does and answers. Fields that are not listed are skipped, as Centrifugo does, so
+//! that its clients may send what this server does not know.
+
+use std::{collections::BTreeMap, future::Future};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use futures::future::join_all;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use sidecar_config::Pattern;
+
+use super::{
+    Api,
+    error::{ApiError, ErrorBody},
+};
+use crate::{
+    bridge::Who,
+    domain::{ChannelName, CloseReason, Payload, StreamPosition, parse_client_id},
+    work::Draft,
+};
+
+/// Channels of one broadcast.
+const MAX_CHANNELS: usize = 10_000;
+
+/// A method of the server API.
+pub(super) trait Method: 'static {
+    /// For metrics and documents.
+    const NAME: &'static str;
+    /// Where it is.
+    const PATH: &'static str;
+    /// What it does.
+    const SUMMARY: &'static str;
+    /// What it takes.
+    type Request: DeserializeOwned + JsonSchema + Send;
+    /// What it answers.
+    type Reply: Serialize + JsonSchema;
+
+    /// Does it.
+    fn call(api: &Api, request: Self::Request) -> impl Future<Output = Result<Self::Reply, ApiError>> + Send;
+}
+
+// === publish ===
+
+pub(super) struct Publish;
+
+/// A message for one channel.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct PublishRequest {
+    /// Where to.
+    channel: String,
+    /// The message, any JSON: subscribers get its text as it is sent here.
+    #[serde(default, deserialize_with = "given")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    data: Option<Box<RawValue>>,
+    /// The message as base64, in place of `data`: subscribers get its bytes as a binary message.
+    #[serde(default)]
+    b64data: Option<String>,
+    /// A name of the message; subscribers and other nodes recognise a repetition by it.
+    #[serde(default)]
+    idempotency_key: Option<String>,
+    /// Free labels.
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+}
+
+/// Where the message is in its channel's stream; nothing on a channel without one.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(super) struct PublishReply {
+    /// Its number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    /// Which life of the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<String>,
+}
+
+impl Method for Publish {
+    const NAME: &'static str = "publish";
+    const PATH: &'static str = "/api/publish";
+    const SUMMARY: &'static str = "Sends a message to the subscribers of a channel, on every node.";
+    type Request = PublishRequest;
+    type Reply = PublishReply;
+
+    async fn call(api: &Api, request: PublishRequest) -> Result<PublishReply, ApiError> {
+        let PublishRequest { channel, data, b64data, idempotency_key, tags } = request;
+        let payload = payload(data, b64data)?;
+        let channel = channel_name(api, &channel)?;
+        let draft =
+            Draft { id: idempotency_key, tags: tags.into_iter().collect(), ..Draft::new(channel, payload) };
+        Ok(api.publisher.publish(draft).await?.into())
+    }
+}
+
+// === broadcast ===
+
+pub(super) struct Broadcast;
+
+/// A message for many channels.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct BroadcastRequest {
+    /// Where to; each is tried, whatever becomes of the others.
+    #[schemars(length(min = 1, max = 10_000))]
+    channels: Vec<String>,
+    /// The message, any JSON: subscribers get its text as it is sent here.
+    #[serde(default, deserialize_with = "given")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    data: Option<Box<RawValue>>,
+    /// The message as base64, in place of `data`: subscribers get its bytes as a binary message.
+    #[serde(default)]
+    b64data: Option<String>,
+    /// A name of the message; subscribers and other nodes recognise a repetition by it.
+    #[serde(default)]
+    idempotency_key: Option<String>,
+    /// Free labels.
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
+}
+
+/// What became of the message in each channel.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct BroadcastReply {
+    /// In the order of the request's channels.
+    responses: Vec<BroadcastPart>,
+}
+
+/// What became of the message in one channel: one of both.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum BroadcastPart {
+    /// It was published.
+    Result(PublishReply),
+    /// It was not.
+    Error(ErrorBody),
+}
+
+impl Method for Broadcast {
+    const NAME: &'static str = "broadcast";
+    const PATH: &'static str = "/api/broadcast";
+    const SUMMARY: &'static str = "Sends one message to the subscribers of many channels.";
+    type Request = BroadcastRequest;
+    type Reply = BroadcastReply;
+
+    async fn call(api: &Api, request: BroadcastRequest) -> Result<BroadcastReply, ApiError> {
+        let BroadcastRequest { channels, data, b64data, idempotency_key, tags } = request;
+        if channels.is_empty() || channels.len() > MAX_CHANNELS {
+            return Err(ApiError::BadRequest(format!("`channels` must list 1 to {MAX_CHANNELS} channels")));
+        }
+        let payload = payload(data, b64data)?;
+        let tags: Vec<_> = tags.into_iter().collect();
+        let publish = |channel: String| {
+            // Called here, so that the messages leave in the order of the channels; answers are awaited together.
+            let published = channel_name(api, &channel).map(|channel| {
+                let draft = Draft::new(channel, payload.clone());
+                api.publisher.publish(Draft { id: idempotency_key.clone(), tags: tags.clone(), ..draft })
+            });
+            async { Ok::<_, ApiError>(PublishReply::from(published?.await?)) }
+        };
+        let answers = join_all(channels.into_iter().map(publish)).await;
+        Ok(BroadcastReply { responses: answers.into_iter().map(BroadcastPart::from).collect() })
+    }
+}
+
+// === channels ===
+
+pub(super) struct Channels;
+
+/// Which channels.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct ChannelsRequest {
+    /// Only names that fit, `*` standing for any characters; all without it.
+    #[serde(default)]
+    pattern: Option<String>,
+}
+
+/// Channels with subscribers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ChannelsReply {
+    /// By name.
+    channels: BTreeMap<String, ChannelInfo>,
+}
+
+/// One channel.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ChannelInfo {
+    /// Its subscribers on all nodes.
+    num_clients: u32,
+}
+
+impl Method for Channels {
+    const NAME: &'static str = "channels";
+    const PATH: &'static str = "/api/channels";
+    const SUMMARY: &'static str = "Lists the channels that have subscribers, and how many, on all nodes.";
+    type Request = ChannelsRequest;
+    type Reply = ChannelsReply;
+
+    async fn call(api: &Api, request: ChannelsRequest) -> Result<ChannelsReply, ApiError> {
+        let parse = |text: String| text.parse::<Pattern>();
+        let pattern = request.pattern.filter(|text| !text.is_empty()).map(parse).transpose();
+        let pattern = pattern.map_err(|error| ApiError::BadRequest(format!("`pattern`: {error}")))?;
+        let channels = api.peers.channels(pattern).await.into_iter();
+        let info = |(name, num_clients): (ChannelName, u32)| (name.to_string(), ChannelInfo { num_clients });
+        Ok(ChannelsReply { channels: channels.map(info).collect() })
+    }
+}
+
+// === info ===
+
+pub(super) struct Info;
+
+/// Nothing.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct InfoRequest {}
+
+/// The cluster.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct InfoReply {
+    /// Its nodes, by name.
+    nodes: Vec<NodeReply>,
+}
+
+/// One node.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct NodeReply {
+    /// Another for each run of it.
+    uid: String,
+    /// The pod's name.
+    name: String,
+    /// Version of its program.
+    version: String,
+    /// Connections that are open.
+    num_clients: u32,
+    /// Different users among them.
+    num_users: u32,
+    /// Channels with subscribers on it.
+    num_channels: u32,
+    /// Seconds since it began.
+    uptime: u64,
+}
+
+impl Method for Info {
+    const NAME: &'static str = "info";
+    const PATH: &'static str = "/api/info";
+    const SUMMARY: &'static str = "Lists the nodes of the cluster and what they hold.";
+    type Request = InfoRequest;
+    type Reply = InfoReply;
+
+    async fn call(api: &Api, _: InfoRequest) -> Result<InfoReply, ApiError> {
+        let node = |node: crate::bridge::NodeInfo| NodeReply {
+            uid: node.id.to_string(),
+            name: node.name,
+            version: node.version,
+            num_clients: node.counts.connections,
+            num_users: node.counts.users,
+            num_channels: node.counts.channels,
+            uptime: node.uptime.as_secs(),
+        };
+        Ok(InfoReply { nodes: api.peers.nodes().into_iter().map(node).collect() })
+    }
+}
+
+// === disconnect ===
+
+pub(super) struct Disconnect;
+
+/// Whose connections. They are closed with a code that tells the client not to come back by itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct DisconnectRequest {
+    /// All connections of this user.
+    #[serde(default)]
+    user: Option<String>,
+    /// This one connection, by the id that the log gives.
+    #[serde(default)]
+    client: Option<String>,
+}
+
+/// How many were closed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct DisconnectReply {
+    /// By all nodes that answered in time.
+    num_clients: usize,
+}
+
+impl Method for Disconnect {
+    const NAME: &'static str = "disconnect";
+    const PATH: &'static str = "/api/disconnect";
+    const SUMMARY: &'static str = "Closes the connections of a user, or one connection, on whatever node.";
+    type Request = DisconnectRequest;
+    type Reply = DisconnectReply;
+
+    async fn call(api: &Api, request: DisconnectRequest) -> Result<DisconnectReply, ApiError> {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let who = match (given(request.user), given(request.client)) {
+            (Some(user), None) => Who::User(user.into()),
+            (None, Some(client)) => {
+                let (node, connection) = parse_client_id(&client)
+                    .map_err(|error| ApiError::BadRequest(format!("`client`: {error}")))?;
+                Who::Client(node, connection)
+            }
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(ApiError::BadRequest("give one of `user` and `client`".to_owned()));
+            }
+        };
+        Ok(DisconnectReply { num_clients: api.peers.disconnect(who, CloseReason::Disconnected).await })
+    }
+}
+
+// === shared ===
+
+/// `null` is a message too; only what is not there is none.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+fn payload(data: Option<Box<RawValue>>, b64data: Option<String>) -> Result<Payload, ApiError> {
+    match (data, b64data.filter(|text| !text.is_empty())) {
+        (Some(data), None) => Ok(Payload::Text(Bytes::from(String::from(Box::<str>::from(data))))),
+        (None, Some(text)) => match BASE64_STANDARD.decode(text) {
+            Ok(bytes) => Ok(Payload::Binary(bytes.into())),
+            Err(error) => Err(ApiError::BadRequest(format!("`b64data` is no base64: {error}"))),
+        },
+        (None, None) => Err(ApiError::BadRequest("`data` is missing".to_owned())),
+        (Some(_), Some(_)) => Err(ApiError::BadRequest("give one of `data` and `b64data`".to_owned())),
+    }
+}
+
+/// A channel that exists, whoever may publish in it.
+fn channel_name(api: &Api, text: &str) -> Result<ChannelName, ApiError> {
+    let rules = api.door.rules();
+    let max = rules.hub.limits.channel_name_bytes as usize;
+    if text.len() > max {
+        let bytes = text.len();
+        return Err(ApiError::BadRequest(format!(
+            "channel name has {bytes} bytes, at most {max} are allowed (hub.limits.channelNameBytes)"
+        )));
+    }
+    let name: ChannelName = text.parse()?;
+    rules.policies.channel(&name)?;
+    Ok(name)
+}
+
+impl From<Option<StreamPosition>> for PublishReply {
+    fn from(position: Option<StreamPosition>) -> Self {
+        position.map_or_else(Self::default, |StreamPosition { epoch, offset }| Self {
+            offset: Some(offset),
+            epoch: Some(format!("{epoch:016x}")),
+        })
+    }
+}
+
+impl From<Result<PublishReply, ApiError>> for BroadcastPart {
+    fn from(result: Result<PublishReply, ApiError>) -> Self {
+        result.map_or_else(|error| Self::Error(error.body()), Self::Result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Payload, ApiError> {
+        let request: PublishRequest = serde_json::from_str(json).unwrap();
+        payload(request.data, request.b64data)
+    }
+
+    #[test]
+    fn data_is_sent_as_the_text_it_came_in() {
+        for text in [r#"{"b": 1,  "a":[1.50]}"#, r#""plain""#, "null", "0", r#""ü""#] {
+            let payload = parse(&format!(r#"{{"channel": "c", "data": {text}, "skip_history": true}}"#));
+            assert_eq!(payload, Ok(Payload::Text(Bytes::copy_from_slice(text.as_bytes()))), "{text}");
+        }
+    }
+
+    #[test]
+    fn b64data_is_sent_as_bytes_and_one_of_both_is_needed() {
+        let binary = parse(r#"{"channel": "c", "b64data": "AP8="}"#);
+        assert_eq!(binary, Ok(Payload::Binary(Bytes::from_static(&[0, 255]))));
+        for (json, text) in [
+            (r#"{"channel": "c"}"#, "`data` is missing"),
+            (r#"{"channel": "c", "data": 1, "b64data": "AA=="}"#, "give one of"),
+            (r#"{"channel": "c", "b64data": "A"}"#, "no base64"),
+        ] {
+            assert!(parse(json).unwrap_err().to_string().contains(text), "{json}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! From an HTTP request to what a method takes.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Request, header},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+use crate::auth::Auth;
+
+/// What a body may have beyond its message: the names of a broadcast's channels.
+const AROUND_MESSAGE: usize = 1_024 * 1_024;
+
+/// Bytes of a body that carries a message of the greatest size: base64 needs 4 for 3, JSON escapes 6 for 1 at
+/// worst, and 2 for 1 in practice.
+pub(super) fn max_bytes(max_message: u32) -> usize {
+    2 * max_message as usize + AROUND_MESSAGE
+}
+
+/// Whether the call carries a key.
+pub(super) fn authorize(auth: &Auth, headers: &HeaderMap) -> Result<(), ApiError> {
+    if auth.api_key(key(headers)) { Ok(()) } else { Err(ApiError::Unauthorized) }
+}
+
+/// `X-API-Key: k`, or as older clients send it, `Authorization: apikey k`.
+fn key(headers: &HeaderMap) -> Option<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    text("x-api-key").or_else(|| {
+        let (scheme, key) = text(header::AUTHORIZATION.as_str())?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("apikey").then(|| key.trim())
+    })
+}
+
+/// Reads and parses the body.
+pub(super) async fn read<T: DeserializeOwned>(request: Request<Body>, max: usize) -> Result<T, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::MediaType);
+    }
+    let bytes = match Limited::new(request.into_body(), max).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::BodyTooLarge { max }),
+        Err(error) => return Err(ApiError::BadRequest(format!("the body did not arrive: {error}"))),
+    };
+    // Centrifugo's clients send nothing where a method needs nothing.
+    let bytes = if bytes.is_empty() { "{}".into() } else { bytes };
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(error.to_string()))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        [(header::HeaderName::from_static(name), header::HeaderValue::from_static(value))]
+            .into_iter()
+            .collect()
+    }
+
+    #[test]
+    fn a_key_comes_in_either_header() {
+        assert_eq!(key(&headers("x-api-key", "k")), Some("k"));
+        assert_eq!(key(&headers("authorization", "apikey k")), Some("k"));
+        assert_eq!(key(&headers("authorization", "ApiKey  k")), Some("k"));
+        assert_eq!(key(&headers("authorization", "Bearer k")), None);
+        assert_eq!(key(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn json_is_known_by_its_media_type_whatever_its_parameters() {
+        for (value, good) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("text/plain", false),
+            ("application/x-www-form-urlencoded", false),
+            ("application/jsonp", false),
+        ] {
+            assert_eq!(is_json(&headers("content-type", value)), good, "{value}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,388 @@
+//! Joins the parts to a node, and alone knows all of them.
+//!
+//! Three groups of threads: the shards, a tokio runtime `client` for the HTTP side of the client port, and the
+//! runtime that calls [`App::start`], for all that may wait: admin, api, bridge, work. So probes and metrics answer
+//! while the data plane is full.
+
+mod listen;
+mod ready;
+mod settings;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use serde_json::json;
+use sidecar_config::{BootSettings, BrokerKind, LiveSettings};
+use tokio::{
+    net::TcpListener,
+    runtime,
+    sync::{Notify, mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::listen::Listeners;
+use crate::{
+    admin::{self, Admin, BrokerRule, Readiness},
+    api::{self, Api},
+    auth::Auth,
+    bridge::{self, Counts},
+    broker::{self, Broker, Bus, Events},
+    config::{Config, Live},
+    drain::{self, DrainSignal, DrainWatch},
+    http::ClientPort,
+    hub::Hub,
+    metrics,
+    shard::{self, Shards},
+    telemetry::LogControl,
+    work::{self, Desk, NodeRun, Publisher},
+};
+
+pub use listen::Addresses;
+
+/// Work that may wait for the control runtime; beyond it a shard answers "overloaded".
+const WORK_QUEUE: usize = 16_384;
+
+/// What is still open when the process ends is not waited for any longer.
+const STOP_TIME: Duration = Duration::from_secs(2);
+
+/// What is not in the settings.
+#[derive(Clone)]
+pub struct Options {
+    /// The node's name: the pod's.
+    pub name: String,
+    /// What is logged.
+    pub log: LogControl,
+    /// The bus of the memory broker: nodes of one process that share one are a cluster.
+    pub bus: Option<Bus>,
+}
+
+/// A running node.
+pub struct App {
+    addresses: Addresses,
+    shards: Arc<Shards>,
+    readiness: Readiness,
+    signal: DrainSignal,
+    drain: DrainWatch,
+    live: watch::Receiver<Arc<LiveSettings>>,
+    reload: Arc<Notify>,
+    metrics: metrics::Metrics,
+    bridge: TaskTracker,
+    shutdown: CancellationToken,
+    tasks: JoinSet<&'static str>,
+    client: Option<runtime::Runtime>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is not to be had.
+    #[error("failed to listen on {address} ({field}): {source}{}", listen::hint(source))]
+    Listen {
+        /// The setting that names it.
+        field: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread or poll is left.
+    #[error("failed to start threads: {0}")]
+    Threads(#[source] io::Error),
+    /// Without open files there are no connections.
+    #[error("the open-files limit is {limit}: a node needs at least {needed}, raise it (`ulimit -n`)")]
+    OpenFiles {
+        /// What it is.
+        limit: u64,
+        /// What it must be.
+        needed: u64,
+    },
+}
+
+/// A part ended that must not: its clients are served no more, so the process has to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Death {
+    /// A shard's thread.
+    #[error("shard {0} ended")]
+    Shard(u16),
+    /// A task.
+    #[error("{0} ended")]
+    Task(&'static str),
+}
+
+// === impl App ===
+
+impl App {
+    /// Starts a node on the current runtime.
+    ///
+    /// # Errors
+    /// Why it cannot; then nothing is left behind.
+    pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
+        let Config { boot, live, file } = config;
+        let Live { settings, auth, hash } = live;
+        let Options { name, log, bus } = options;
+        log.set(settings.log_level);
+        let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
+            Listeners::bind(&boot.listen)?;
+        let max_connections = listen::max_connections(settings.hub.max_connections)?;
+        let run = NodeRun::begin();
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let mut registry = metrics::Builder::default();
+
+        // What has to be before clients may come.
+        let readiness = Readiness::default();
+        let serving = readiness.part("serving", "the node starts");
+        let broker_part = readiness.part("broker", "no message has come back from the broker yet");
+
+        // The shards.
+        let (work, work_queue) = mpsc::channel(WORK_QUEUE);
+        let shard_config = shard::Config {
+            shards: boot.runtime.shards,
+            node: run.id,
+            max_connections,
+            mailbox_bytes: shard::Config::MAILBOX_BYTES,
+        };
+        let shards =
+            Shards::spawn(shard_config, settings::rules(&settings), &work).map_err(StartError::Threads)?;
+        let (mailboxes, shards) = (Arc::<[_]>::from(shards.mailboxes()), Arc::new(shards));
+
+        // What goes between nodes.
+        let hub = Hub::default();
+        let (broker, events) = open_broker(&boot, bus.as_ref(), &name);
+        let work_metrics = work::Metrics::default();
+        let max_bytes = settings.hub.max_message_bytes as usize;
+        let publisher = Publisher::new(Arc::clone(&broker), run, max_bytes, work_metrics.clone());
+        let desk = Desk::new(hub.clone(), Arc::clone(&broker), publisher.clone(), Arc::clone(&mailboxes));
+        tasks.spawn(named("the desk of waiting work", desk.run(work_queue)));
+        let bridge_metrics = bridge::Metrics::default();
+        let version = env!("CARGO_PKG_VERSION");
+        let bridge = bridge::start(bridge::Parts {
+            node: bridge::Node { run, name: name.as_str().into(), version: version.into() },
+            broker,
+            events,
+            hub: hub.clone(),
+            mailboxes,
+            counts: counts(&shards, &hub),
+            metrics: bridge_metrics.clone(),
+            shutdown: shutdown.clone(),
+        });
+
+        // Settings that change.
+        let about = about(&boot, &name, run, &addresses);
+        let (live_sender, live) = watch::channel(Arc::new(settings));
+        let (auth, reload) = (Arc::new(Auth::new(auth)), Arc::new(Notify::new()));
+        let settings_metrics = settings::Metrics::new(&hash);
+        let joined = settings::Joined {
+            auth: Arc::clone(&auth),
+            shards: Arc::clone(&shards),
+            publisher: publisher.clone(),
+            log: log.clone(),
+            live: live_sender,
+            metrics: settings_metrics.clone(),
+        };
+        tasks.spawn(named("the watch of the settings", settings::follow(file, joined, Arc::clone(&reload))));
+
+        // The end.
+        let (signal, drain) = drain::channel();
+        let drain_metrics = drain::Metrics::default();
+        let pace = live.clone();
+        let pace = move || pace.borrow().drain.clone();
+        let draining =
+            drain::run(Arc::clone(&shards), signal.clone(), drain.clone(), pace, drain_metrics.clone());
+        tokio::spawn(draining);
+
+        // The doors.
+        let api_metrics = api::Metrics::default();
+        let channels = hub.clone();
+        registry
+            .shards(Arc::downgrade(&shards), move || channels.channels())
+            .fanout(|registry| work_metrics.register(registry))
+            .fanout(|registry| bridge_metrics.register(registry))
+            .fanout(|registry| settings_metrics.register(registry))
+            .fanout(|registry| drain_metrics.register(registry))
+            .fanout(|registry| api_metrics.register(registry));
+        let metrics = registry.build();
+        let api = Api {
+            auth: Arc::clone(&auth),
+            publisher,
+            peers: bridge.peers.clone(),
+            door: shards.door().clone(),
+            metrics: api_metrics,
+        };
+        let timeout = live.clone();
+        let admin = Admin {
+            readiness: readiness.clone(),
+            metrics: metrics.clone(),
+            shards: Arc::clone(&shards),
+            health: bridge.health.clone(),
+            signal: signal.clone(),
+            drain: drain.clone(),
+            drain_timeout: Arc::new(move || drain_timeout(&timeout)),
+            log,
+            about: Arc::new(about),
+        };
+        tasks.spawn(named("the API port", serve(api_port, api::router(api), shutdown.clone())));
+        tasks.spawn(named("the admin port", serve(admin_port, admin::router(admin), shutdown.clone())));
+        let client = runtime::Builder::new_multi_thread()
+            .thread_name("client")
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
+        let http = ClientPort::new(shards.door().clone(), auth);
+        tasks.spawn_on(
+            named("the client port", serve_clients(http, client_port, drain.clone())),
+            client.handle(),
+        );
+
+        let rule = BrokerRule { app_containers: boot.app_containers, ..BrokerRule::default() };
+        tokio::spawn(ready::follow_broker(broker_part, rule, bridge.health.clone(), live.clone()));
+        tokio::spawn(ready::until_drain(serving, drain.clone()));
+        let Addresses { client: client_address, api: api_address, admin: admin_address } = addresses;
+        tracing::info!(
+            node = name, run = %run.id, cluster = boot.cluster, version,
+            client = %client_address, api = %api_address, admin = %admin_address,
+            "node listens"
+        );
+        let bridge = bridge.tasks;
+        let client = Some(client);
+        Ok(Self {
+            addresses,
+            shards,
+            readiness,
+            signal,
+            drain,
+            live,
+            reload,
+            metrics,
+            bridge,
+            shutdown,
+            tasks,
+            client,
+        })
+    }
+
+    /// Where it listens: port 0 in the settings is another here.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Which parts are ready.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// What it counts, as OpenMetrics text.
+    pub fn metrics(&self) -> String {
+        self.metrics.encode()
+    }
+
+    /// How far a drain is.
+    pub fn drain(&self) -> &DrainWatch {
+        &self.drain
+    }
+
+    /// Begins a drain, by the time that the settings give it.
+    pub fn begin_drain(&self) {
+        self.signal.begin(drain_timeout(&self.live));
+    }
+
+    /// Ends a drain now: whoever is left is closed.
+    pub fn force(&self) {
+        self.signal.force();
+    }
+
+    /// Looks at the live document and its secrets now.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+
+    /// Returns only when a part ended that must not.
+    pub async fn died(&mut self) -> Death {
+        let Self { shards, tasks, .. } = self;
+        tokio::select! {
+            shard = shards.died() => Death::Shard(shard),
+            Some(ended) = tasks.join_next() => Death::Task(ended.unwrap_or("a task that panicked")),
+        }
+    }
+
+    /// Ends what is left: the other nodes are told, answers in flight are written.
+    pub async fn stop(self) {
+        let Self { shards, bridge, shutdown, mut tasks, client, .. } = self;
+        shutdown.cancel();
+        if timeout(STOP_TIME, bridge.wait()).await.is_err() {
+            tracing::warn!("the broker did not let go in time");
+        }
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        // It waits for threads; those write what they can at once and end.
+        if spawn_blocking(move || shards.stop()).await.is_err() {
+            tracing::warn!("a shard did not stop in good order");
+        }
+        if let Some(client) = client {
+            client.shutdown_background();
+        }
+    }
+}
+
+fn drain_timeout(live: &watch::Receiver<Arc<LiveSettings>>) -> Duration {
+    Duration::from_secs(live.borrow().drain.timeout_seconds.into())
+}
+
+fn open_broker(boot: &BootSettings, bus: Option<&Bus>, name: &str) -> (Arc<dyn Broker>, Events) {
+    match (boot.broker.kind().expect("settings were checked before"), bus) {
+        (BrokerKind::Memory, Some(bus)) => bus.join(),
+        (kind, _) => broker::open(kind, name),
+    }
+}
+
+/// What this node tells the others of itself.
+fn counts(shards: &Arc<Shards>, hub: &Hub) -> Box<dyn Fn() -> Counts + Send + Sync> {
+    let (shards, hub) = (Arc::downgrade(shards), hub.clone());
+    Box::new(move || Counts {
+        connections: shards.upgrade().map_or(0, |shards| shards.connections()),
+        users: 0,
+        channels: u32::try_from(hub.channels()).unwrap_or(u32::MAX),
+    })
+}
+
+fn about(boot: &BootSettings, name: &str, run: NodeRun, addresses: &Addresses) -> serde_json::Value {
+    json!({
+        "name": name,
+        "run": run.id.to_string(),
+        "startedMs": run.start,
+        "cluster": boot.cluster,
+        "version": env!("CARGO_PKG_VERSION"),
+        "listen": {"client": addresses.client, "api": addresses.api, "admin": addresses.admin},
+    })
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
+}
+
+/// Lets clients in until a drain begins; ends only by a failure.
+async fn serve_clients(http: ClientPort, listener: std::net::TcpListener, drain: DrainWatch) {
+    let stop = async {
+        drain.begun().await;
+    };
+    match http.serve(listener, stop).await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => tracing::error!(%error, "failed to serve the client port"),
+    }
+}
+
+/// Serves a router until the end.
+async fn serve(listener: std::net::TcpListener, router: Router, shutdown: CancellationToken) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "failed to serve a port"),
+    };
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let served = axum::serve(listener, service).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "failed to serve a port");
+    }
+}

@@ -1,0 +1,98 @@
+//! Ports and files: everything that the system may refuse, asked for before anything is started.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sidecar_config::Listen;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::StartError;
+
+/// Connections that wait to be accepted: a crowd that comes back at once. The system caps it at its own limit.
+const BACKLOG: i32 = 4_096;
+
+/// Files that are no client's: listeners, polls, wakers, Redis, logs, and connections to api and admin.
+const OTHER_FILES: u64 = 256;
+
+/// Where a node listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// WebSocket and SSE.
+    pub client: SocketAddr,
+    /// Server API.
+    pub api: SocketAddr,
+    /// Probes and metrics.
+    pub admin: SocketAddr,
+}
+
+/// All ports, bound.
+pub(super) struct Listeners {
+    pub(super) client: TcpListener,
+    pub(super) api: TcpListener,
+    pub(super) admin: TcpListener,
+    pub(super) addresses: Addresses,
+}
+
+impl Listeners {
+    pub(super) fn bind(listen: &Listen) -> Result<Self, StartError> {
+        let bind = |field, address| {
+            let bound = bind(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+            bound.map_err(|source| StartError::Listen { field, address, source })
+        };
+        let (client_address, client) = bind("listen.client", listen.client)?;
+        let (api_address, api) = bind("listen.api", listen.api)?;
+        let (admin_address, admin) = bind("listen.admin", listen.admin)?;
+        let addresses = Addresses { client: client_address, api: api_address, admin: admin_address };
+        Ok(Self { client, api, admin, addresses })
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the old process' closed connections; a living process still refuses.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]` is every address, of both families.
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// What to do about an address that is not to be had.
+pub(super) fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process has this port: stop it, or choose another port",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege: choose a higher one",
+        io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+        _ => "",
+    }
+}
+
+/// Raises the open-files limit as far as it goes; how many connections it leaves room for.
+pub(super) fn max_connections(asked: u32) -> Result<u32, StartError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    // No limit at all is one more than can be counted.
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    let limit = limit.unwrap_or(u64::MAX);
+    let room = limit.saturating_sub(OTHER_FILES);
+    if room == 0 {
+        return Err(StartError::OpenFiles { limit, needed: OTHER_FILES + 1 });
+    }
+    let most = u32::try_from(room).unwrap_or(u32::MAX);
+    if most < asked {
+        tracing::warn!(open_files = limit, asked, most, "the open-files limit lowers hub.maxConnections");
+    } else {
+        tracing::info!(open_files = limit, "open-files limit");
+    }
+    Ok(most)
+}

@@ -1,0 +1,126 @@
+//! Puts the live document in force, at the start and whenever it changes: whole, or not at all.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use sidecar_config::LiveSettings;
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    auth::Auth,
+    config::{Live, LiveFile, Poll},
+    domain::Policies,
+    shard::{Rules, Shards},
+    telemetry::LogControl,
+    work::Publisher,
+};
+
+/// A look costs a few reads of small files.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is counted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Metrics {
+    rejected: Gauge,
+    reloads: Counter,
+    info: Family<InfoLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InfoLabels {
+    hash: String,
+}
+
+/// Who has to know of new settings.
+pub(super) struct Joined {
+    pub(super) auth: Arc<Auth>,
+    pub(super) shards: Arc<Shards>,
+    pub(super) publisher: Publisher,
+    pub(super) log: LogControl,
+    pub(super) live: watch::Sender<Arc<LiveSettings>>,
+    pub(super) metrics: Metrics,
+}
+
+/// What the shards follow.
+pub(super) fn rules(settings: &LiveSettings) -> Arc<Rules> {
+    Arc::new(Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub.clone() })
+}
+
+/// Looks at the file every second, and at once when told to, for as long as the process runs.
+pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notify>) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let told = tokio::select! {
+            _ = looks.tick() => false,
+            () = reload.notified() => true,
+        };
+        let look = spawn_blocking(move || {
+            let found = if told {
+                file.load().map_or_else(Poll::Bad, |live| Poll::New(Box::new(live)))
+            } else {
+                file.poll()
+            };
+            (file, found)
+        });
+        let Ok((same_file, found)) = look.await else { return };
+        file = same_file;
+        match found {
+            Poll::Same => {}
+            Poll::New(live) => joined.put_in_force(*live),
+            Poll::Bad(error) => {
+                joined.metrics.rejected.set(1);
+                tracing::error!(file = %file.path().display(), mistakes = %error, "new settings are refused, the old ones stay");
+            }
+        }
+    }
+}
+
+impl Joined {
+    /// Who may come in first, then what they may do.
+    fn put_in_force(&self, live: Live) {
+        let Live { settings, auth, hash } = live;
+        let Self { auth: in_force, shards, publisher, log, live, metrics } = self;
+        in_force.replace(auth);
+        publisher.set_max_bytes(settings.hub.max_message_bytes as usize);
+        shards.set_rules(&rules(&settings));
+        log.set(settings.log_level);
+        live.send_replace(Arc::new(settings));
+        metrics.reloads.inc();
+        metrics.in_force(&hash);
+        tracing::info!(hash, "new settings are in force");
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub(super) fn new(hash: &str) -> Self {
+        let metrics = Self::default();
+        metrics.in_force(hash);
+        metrics
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let Self { rejected, reloads, info } = self;
+        let registry = registry.sub_registry_with_prefix("settings");
+        let help = "1 while the newest live document is refused and an older one is in force";
+        registry.register("rejected", help, rejected.clone());
+        registry.register("reloads", "Live documents put in force since the start", reloads.clone());
+        registry.register("info", "The live document in force, by the SHA-256 of its text", info.clone());
+    }
+
+    fn in_force(&self, hash: &str) {
+        self.rejected.set(0);
+        self.info.clear();
+        self.info.get_or_create(&InfoLabels { hash: hash.to_owned() }).set(1);
+    }
+}

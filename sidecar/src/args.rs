@@ -1,0 +1,88 @@
+//! The command line.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
+
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use fanout_sidecar::telemetry::LogFormat;
+
+/// A node of a Fanout cluster: WebSocket hub and broker bridge.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve until SIGTERM, which drains; a second one forces. SIGHUP reads the live document again.
+    Run(Run),
+    /// Look for mistakes in settings, without binding a port. Exit code 64 where there are any.
+    Check(Check),
+    /// Print the JSON Schema of a settings document.
+    Schema {
+        /// Which one.
+        document: SchemaOf,
+    },
+    /// Drain the node on this machine and return when it is empty: a preStop hook.
+    Drain(Drain),
+    /// Print docs/protocol.md.
+    Protocol,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The boot document: ports, broker and runtime.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The live document: followed while it changes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) live: PathBuf,
+    /// Name of this node; the host name without it.
+    #[arg(long, env = "FANOUT_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Look of a log line; text on a terminal and JSON elsewhere without it.
+    #[arg(long, env = "FANOUT_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("documents").required(true).multiple(true))]
+pub(crate) struct Check {
+    /// The boot document.
+    #[arg(long, value_name = "FILE", group = "documents")]
+    pub(crate) config: Option<PathBuf>,
+    /// The live document.
+    #[arg(long, value_name = "FILE", group = "documents")]
+    pub(crate) live: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SchemaOf {
+    /// Ports, broker and runtime.
+    Boot,
+    /// What may change while the node runs.
+    Live,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Drain {
+    /// Where the node's admin port is.
+    #[arg(long, default_value = "127.0.0.1:8002", value_name = "HOST:PORT")]
+    pub(crate) admin: String,
+}
+
+impl Run {
+    pub(crate) fn node_name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.node_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(host)
+    }
+
+    pub(crate) fn log_format(&self) -> LogFormat {
+        let usual = if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
+        self.log_format.unwrap_or(usual)
+    }
+}

@@ -1,0 +1,136 @@
+//! The sums over all shards, under names that match Centrifugo's where it has one.
+
+use std::{fmt, sync::Weak};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+
+use crate::shard::{Shards, Totals};
+
+/// Sums when asked. Holds the shards weakly: they end before the registry does.
+pub(super) struct ShardsCollector {
+    shards: Weak<Shards>,
+    channels: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl ShardsCollector {
+    pub(super) fn new(shards: Weak<Shards>, channels: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+        Self { shards, channels: Box::new(channels) }
+    }
+}
+
+impl Collector for ShardsCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(shards) = self.shards.upgrade() else { return Ok(()) };
+        let mut page = Page(encoder);
+        let totals = shards.totals();
+        page.gauge("node_connections", "Open connections", totals.open())?;
+        page.gauge(
+            "node_channels",
+            "Channels that the broker brings to this node",
+            (self.channels)() as u64,
+        )?;
+        page.gauge("node_capacity", "Most connections this node holds", shards.door().capacity().into())?;
+        page.totals(totals)
+    }
+}
+
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn totals(&mut self, totals: Totals) -> Result<(), fmt::Error> {
+        let Totals {
+            connections,
+            accepted,
+            closed,
+            messages_in,
+            bytes_in,
+            messages_out,
+            bytes_out,
+            writes,
+            publications,
+            slow_disconnected,
+            slow_dropped,
+            gaps,
+            subscriptions,
+            channels: _,
+            log_bytes,
+        } = totals;
+        self.gauge("node_subscriptions", "Subscriptions that are held", subscriptions)?;
+        self.gauge(
+            "node_log_bytes",
+            "Bytes of publications that some subscriber has still to receive",
+            log_bytes,
+        )?;
+        let protocols = |counts: Vec<(crate::protocol::Protocol, u64)>| {
+            counts.into_iter().map(|(protocol, count)| (protocol.name(), count)).collect::<Vec<_>>()
+        };
+        let help = "Open connections by protocol";
+        self.gauges("client_connections_inflight", help, "protocol", &protocols(connections))?;
+        let help = "Connections that were accepted";
+        self.counters("client_connections_accepted", help, "protocol", &protocols(accepted))?;
+        let closed: Vec<_> = closed.into_iter().map(|(reason, count)| (reason.name(), count)).collect();
+        self.counters("client_disconnects", "Connections that ended", "reason", &closed)?;
+        let actions = [("disconnect", slow_disconnected), ("drop_oldest", slow_dropped)];
+        let help = "Connections closed and messages skipped because a client read too slowly";
+        self.counters("client_slow_consumer", help, "action", &actions)?;
+        self.counter("client_gaps", "Losses that reached a shard with subscribers", gaps)?;
+        self.counter(
+            "node_publications",
+            "Publications that reached a shard with subscribers",
+            publications,
+        )?;
+        self.counter("transport_messages_received", "Messages from clients", messages_in)?;
+        self.counter("transport_messages_received_size", "Bytes from clients", bytes_in)?;
+        self.counter("transport_messages_sent", "Publications delivered to clients", messages_out)?;
+        self.counter("transport_messages_sent_size", "Bytes sent to clients", bytes_out)?;
+        self.counter("transport_writes", "Writes to sockets; each carries one message or many", writes)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
+        let metric = ConstGauge::new(value as i64);
+        metric.encode(self.0.encode_descriptor(name, help, None, metric.metric_type())?)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
+        let metric = ConstCounter::new(value);
+        metric.encode(self.0.encode_descriptor(name, help, None, metric.metric_type())?)
+    }
+
+    fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[(&str, u64)],
+    ) -> Result<(), fmt::Error> {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (value, count) in values {
+            ConstGauge::new(*count as i64).encode(family.encode_family(&[(label, *value)])?)?;
+        }
+        Ok(())
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[(&str, u64)],
+    ) -> Result<(), fmt::Error> {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (value, count) in values {
+            ConstCounter::new(*count).encode(family.encode_family(&[(label, *value)])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ShardsCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardsCollector").finish_non_exhaustive()
+    }
+}

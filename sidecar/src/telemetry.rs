@@ -1,0 +1,103 @@
+//! Structured logs: one line an event, as text or JSON, on stderr. No payload, token or key ever gets here.
+
+use std::io::{self, IsTerminal};
+
+use sidecar_config::LogLevel;
+use tracing::{Level, level_filters::LevelFilter};
+use tracing_subscriber::{
+    Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Changes what is logged while the process runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LogControl(Option<reload::Handle<Targets, Registry>>);
+
+impl LogControl {
+    /// Begins to log. Called once, by `main`; where somebody else logs already, it changes nothing.
+    pub fn start(format: LogFormat, level: LogLevel) -> Self {
+        let (filter, handle) = reload::Layer::new(targets(level));
+        let layer = fmt::layer().with_writer(io::stderr);
+        let layer = match format {
+            LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
+            LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).with_filter(filter).boxed(),
+        };
+        let started = tracing_subscriber::registry().with(layer).try_init().is_ok();
+        Self(started.then_some(handle))
+    }
+
+    /// A control of nothing, where another part of the program logs.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Logs this level and what is more severe from now on.
+    pub fn set(&self, level: LogLevel) {
+        if let Some(handle) = &self.0 {
+            // Fails only when the subscriber is gone, at the end of the process.
+            let _ = handle.reload(targets(level));
+        }
+    }
+
+    /// Least severe level that is logged.
+    pub fn level(&self) -> Option<LogLevel> {
+        let ours =
+            |targets: &Targets| targets.iter().find(|(target, _)| *target == OURS).map(|(_, level)| level);
+        self.0.as_ref().and_then(|handle| handle.with_current(ours).ok().flatten()).map(from_filter)
+    }
+}
+
+/// Our own lines, by the crate's name.
+const OURS: &str = "fanout_sidecar";
+
+/// Libraries speak of their own affairs: they are heard from `trace` on, or when they warn.
+fn targets(level: LogLevel) -> Targets {
+    let own = into_level(level);
+    let others = if own == Level::TRACE { Level::TRACE } else { own.min(Level::WARN) };
+    Targets::new().with_default(others).with_target(OURS, own)
+}
+
+fn into_level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
+}
+
+fn from_filter(filter: LevelFilter) -> LogLevel {
+    match filter.into_level() {
+        None | Some(Level::ERROR) => LogLevel::Error,
+        Some(Level::WARN) => LogLevel::Warn,
+        Some(Level::INFO) => LogLevel::Info,
+        Some(Level::DEBUG) => LogLevel::Debug,
+        Some(Level::TRACE) => LogLevel::Trace,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_quiet_until_everything_is_asked_for() {
+        for (level, hyper_warns, hyper_talks) in
+            [(LogLevel::Error, false, false), (LogLevel::Info, true, false), (LogLevel::Trace, true, true)]
+        {
+            let targets = targets(level);
+            assert_eq!(targets.would_enable("hyper::proto", &Level::WARN), hyper_warns, "{level:?}");
+            assert_eq!(targets.would_enable("hyper::proto", &Level::DEBUG), hyper_talks, "{level:?}");
+            assert!(targets.would_enable("fanout_sidecar::app", &into_level(level)), "{level:?}");
+        }
+    }
+}
