@@ -6,6 +6,7 @@
 pub mod change;
 pub mod condition;
 pub mod crd;
+pub(crate) mod schema;
 pub mod v1alpha1;
 
 pub use change::ChangeClass;

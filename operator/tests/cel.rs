@@ -444,6 +444,8 @@ fn rejects_the_name_of_the_sidecars_container() {
 fn rejects_a_container_port_of_the_hub() {
     for port in [8000, 8001, 8002, 8003] {
         rejects(&app(json!({"ports": [{"containerPort": port}]})), "give the container another port");
+        let proxy = json!({"name": "proxy", "image": "x", "restartPolicy": "Always", "ports": [{"containerPort": port}]});
+        rejects(&template(json!({"initContainers": [proxy]})), "give the container another port");
     }
 }
 

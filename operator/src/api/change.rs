@@ -3,12 +3,10 @@
 
 use std::{collections::BTreeSet, sync::LazyLock};
 
-use kube::core::schema::{OptionalEnum, OptionalIntOrString, StructuralSchemaRewriter};
-use schemars::{generate::SchemaSettings, transform::AddNullable};
 use serde_json::{Map, Value};
 use sidecar_config::CHANGE_CLASS;
 
-use super::FanoutClusterSpec;
+use super::{FanoutClusterSpec, schema};
 
 /// How a change of a field is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,19 +30,7 @@ pub struct FieldChange {
     pub path: String,
 }
 
-static SPEC_SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    // The steps of kube's derive, which give optional fields the plain shape that the CRD has.
-    let settings = SchemaSettings::openapi3()
-        .with(|settings| {
-            settings.inline_subschemas = true;
-            settings.meta_schema = None;
-        })
-        .with_transform(AddNullable::default())
-        .with_transform(StructuralSchemaRewriter)
-        .with_transform(OptionalEnum)
-        .with_transform(OptionalIntOrString);
-    settings.into_generator().into_root_schema_for::<FanoutClusterSpec>().to_value()
-});
+static SPEC_SCHEMA: LazyLock<Value> = LazyLock::new(schema::plain::<FanoutClusterSpec>);
 
 /// The part of a spec that makes a revision, in a form that is the same for equal pods: fields of class
 /// [`ChangeClass::Roll`] that do not have their default. A field that a newer operator adds with a default is
@@ -148,5 +134,62 @@ impl ChangeClass {
             "roll" => Some(Self::Roll),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(value: Value) -> FanoutClusterSpec {
+        serde_json::from_value(value).expect("the spec is good")
+    }
+
+    fn told(old: Value, new: Value) -> Vec<(ChangeClass, String)> {
+        changes(&spec(old), &spec(new)).into_iter().map(|change| (change.class, change.path)).collect()
+    }
+
+    #[test]
+    fn equal_specs_differ_in_nothing() {
+        assert_eq!(told(json!({}), json!({"replicas": 3})), []);
+    }
+
+    #[test]
+    fn each_change_is_told_with_its_path_and_its_class() {
+        let new = json!({
+            "replicas": 5, "logLevel": "debug", "hub": {"ports": {"client": 9000}, "maxMessageBytes": 1},
+            "namespaces": [{"name": "default"}], "podTemplate": {"spec": {"nodeSelector": {"a": "b"}}},
+        });
+        let told = told(json!({}), new);
+        let expected = [
+            (ChangeClass::Operator, "replicas"),
+            (ChangeClass::Hot, "hub.maxMessageBytes"),
+            (ChangeClass::Hot, "logLevel"),
+            (ChangeClass::Hot, "namespaces"),
+            (ChangeClass::Roll, "hub.ports"),
+            (ChangeClass::Roll, "podTemplate"),
+        ];
+        assert_eq!(told, expected.map(|(class, path)| (class, path.to_owned())));
+    }
+
+    #[test]
+    fn a_change_inside_a_list_is_told_with_its_place() {
+        let with = |key: &str, name: &str| {
+            let item = json!({"algorithm": "HS256", "secretKeyRef": {"name": name, "key": key}});
+            json!({"auth": {"jwt": {"keys": [item]}}})
+        };
+        let path = "auth.jwt.keys[0].secretKeyRef.";
+        assert_eq!(told(with("a", "s"), with("b", "s")), [(ChangeClass::Hot, format!("{path}key"))]);
+        assert_eq!(told(with("a", "s"), with("a", "t")), [(ChangeClass::Roll, format!("{path}name"))]);
+    }
+
+    #[test]
+    fn a_field_with_its_default_is_not_part_of_a_revision_but_the_version_is() {
+        assert_eq!(roll_part(&spec(json!({"version": "1"}))), json!({"version": "1"}));
+        let part =
+            roll_part(&spec(json!({"version": "1", "image": {"tag": "x"}, "hub": {"maxMessageBytes": 1}})));
+        assert_eq!(part, json!({"version": "1", "image": {"tag": "x"}}));
     }
 }

@@ -67,6 +67,9 @@ pub const DEFAULT_VERSION: &str = env!("CARGO_PKG_VERSION");
         .field_path(".replicas"),
     validation = Rule::new("!has(self.podTemplate) || !has(self.podTemplate.spec) || !has(self.podTemplate.spec.containers) || self.podTemplate.spec.containers.all(c, !has(c.ports) || c.ports.all(p, p.containerPort != self.hub.ports.client && p.containerPort != self.hub.ports.api && p.containerPort != self.hub.ports.admin && p.containerPort != self.hub.ports.control))")
         .message("a container's containerPort is one of the hub's: give the container another port, or move the hub's in hub.ports")
+        .field_path(".podTemplate"),
+    validation = Rule::new("!has(self.podTemplate) || !has(self.podTemplate.spec) || !has(self.podTemplate.spec.initContainers) || self.podTemplate.spec.initContainers.all(c, !has(c.ports) || c.ports.all(p, p.containerPort != self.hub.ports.client && p.containerPort != self.hub.ports.api && p.containerPort != self.hub.ports.admin && p.containerPort != self.hub.ports.control))")
+        .message("a container's containerPort is one of the hub's: give the container another port, or move the hub's in hub.ports")
         .field_path(".podTemplate")
 )]
 pub struct FanoutClusterSpec {

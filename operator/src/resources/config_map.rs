@@ -7,11 +7,10 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::core::schema::{OptionalEnum, OptionalIntOrString, StructuralSchemaRewriter};
-use schemars::{JsonSchema, generate::SchemaSettings, transform::AddNullable};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     api::{
-        FanoutCluster,
+        FanoutCluster, schema,
         v1alpha1::{ApiKeysRef, Auth, Drain, Hub, Jwt, JwtKeySpec, Ports, SecretKeyRef},
     },
     redis::RedisTarget,
@@ -38,6 +37,9 @@ pub const ROOT: &str = "/etc/fanout";
 pub const BOOT: &str = "boot.yaml";
 /// Key and file name of the live document.
 pub const LIVE: &str = "live.yaml";
+
+static BOOT_SCHEMA: LazyLock<Value> = LazyLock::new(schema::plain::<BootSettings>);
+static LIVE_SCHEMA: LazyLock<Value> = LazyLock::new(schema::plain::<LiveSettings>);
 
 /// Where a node runs: what of its settings the FanoutCluster does not say.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +81,7 @@ pub fn boot(cluster: &FanoutCluster, redis: &RedisTarget, revision: &str) -> Con
     let (boot, _) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
     ConfigMap {
         metadata: metadata(cluster, Component::Node, boot_name(cluster, revision)),
-        data: Some(BTreeMap::from([(BOOT.to_owned(), document(&boot))])),
+        data: Some(BTreeMap::from([(BOOT.to_owned(), document(&boot, &BOOT_SCHEMA))])),
         immutable: Some(true),
         ..ConfigMap::default()
     }
@@ -90,7 +92,7 @@ pub fn live(cluster: &FanoutCluster, redis: &RedisTarget) -> ConfigMap {
     let (_, live) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
     ConfigMap {
         metadata: metadata(cluster, Component::Node, live_name(cluster)),
-        data: Some(BTreeMap::from([(LIVE.to_owned(), document(&live))])),
+        data: Some(BTreeMap::from([(LIVE.to_owned(), document(&live, &LIVE_SCHEMA))])),
         ..ConfigMap::default()
     }
 }
@@ -113,19 +115,9 @@ pub fn live_hash(live: &ConfigMap) -> String {
 
 /// A settings document as YAML. Values that equal their default are left out: nodes of an older version refuse
 /// keys they do not know, and so keep running by the documents of a newer operator.
-fn document<D: Serialize + JsonSchema>(settings: &D) -> String {
-    let settings_schema = SchemaSettings::openapi3()
-        .with(|schema| {
-            schema.inline_subschemas = true;
-            schema.meta_schema = None;
-        })
-        .with_transform(AddNullable::default())
-        .with_transform(StructuralSchemaRewriter)
-        .with_transform(OptionalEnum)
-        .with_transform(OptionalIntOrString);
-    let schema = settings_schema.into_generator().into_root_schema_for::<D>().to_value();
+fn document<D: Serialize>(settings: &D, schema: &Value) -> String {
     let mut value = serde_json::to_value(settings).expect("settings are JSON");
-    drop_defaults(&schema, &mut value);
+    drop_defaults(schema, &mut value);
     serde_yaml::to_string(&value).expect("JSON is YAML")
 }
 

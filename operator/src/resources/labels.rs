@@ -19,7 +19,7 @@ pub const STATE: &str = "fanout.dev/state";
 pub const REDIS: &str = "fanout.dev/redis";
 /// Annotation of a ReplicaSet: the part of the spec it stands for, as canonical JSON.
 pub const REVISION_SPEC: &str = "fanout.dev/revision-spec";
-/// Annotation of a ReplicaSet: version of the operator that rendered its template. Another version leaves it alone.
+/// Annotation of a ReplicaSet, for people: version of the operator that rendered its template.
 pub const RENDERED_BY: &str = "fanout.dev/rendered-by";
 /// Value of `app.kubernetes.io/managed-by`, and field manager of the children.
 pub const MANAGER: &str = "fanout-operator";
