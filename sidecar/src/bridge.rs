@@ -105,7 +105,7 @@ pub fn start(parts: Parts) -> Bridge {
     let internal = vec![channels.canary.clone(), peers::nodes_channel(), peers.own_channel().clone()];
 
     tasks.spawn(until(shutdown.clone(), canary.run()));
-    tasks.spawn(until(shutdown.clone(), listen(broker, internal, notes.clone())));
+    tasks.spawn(until(shutdown.clone(), listen(broker, internal, notes.clone(), peers.clone())));
     tasks.spawn(peers.clone().announce(shutdown.clone()));
     let deliver = Deliver::new(hub, &mailboxes, metrics.clone());
     let pump =
@@ -120,13 +120,19 @@ async fn until(shutdown: CancellationToken, task: impl Future<Output = ()>) {
 }
 
 /// Subscribes to the nodes' own channels, for as long as it takes.
-async fn listen(broker: Arc<dyn Broker>, channels: Vec<ChannelName>, notes: mpsc::UnboundedSender<Note>) {
+async fn listen(
+    broker: Arc<dyn Broker>,
+    channels: Vec<ChannelName>,
+    notes: mpsc::UnboundedSender<Note>,
+    peers: Peers,
+) {
     while let Err(error) = broker.subscribe(channels.clone()).await {
         tracing::debug!(%error, "failed to subscribe to the nodes' channels");
         sleep(Duration::from_millis(250)).await;
     }
+    peers.say_hello();
     // Refused only at the end, by a canary that is gone.
-    let _ = notes.send(Note::Connected);
+    let _ = notes.send(Note::Listening);
 }
 
 /// The loop.
@@ -188,9 +194,9 @@ impl Pump {
     fn connected(&mut self) {
         if std::mem::take(&mut self.lost) {
             self.metrics.reconnects.inc();
+            self.peers.say_hello();
         }
         self.was_connected = true;
-        self.peers.say_hello();
         self.metrics.connected.set(1);
         let _ = self.notes.send(Note::Connected);
     }

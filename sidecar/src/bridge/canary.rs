@@ -32,6 +32,8 @@ const OUT: usize = 8;
 pub(super) enum Note {
     /// Subscriptions are live.
     Connected,
+    /// The canary's own channel is among them.
+    Listening,
     /// The connection is lost.
     Disconnected(Arc<str>),
     /// A canary came back.
@@ -103,6 +105,7 @@ impl Canary {
         let now = Instant::now();
         match note {
             Note::Connected => self.state.connected(now),
+            Note::Listening => self.state.listening(now),
             Note::Disconnected(reason) => self.state.disconnected(reason),
             Note::Refused(error) => self.state.refused(&error, now),
             Note::Returned(number) => {
@@ -170,6 +173,10 @@ impl State {
         }
         self.send_at = now;
         self.dead_at = self.dead_at.max(now + MISSES * UNVERIFIED);
+    }
+
+    fn listening(&mut self, now: Instant) {
+        self.send_at = now;
     }
 
     fn disconnected(&mut self, reason: Arc<str>) {

@@ -48,7 +48,7 @@ impl Deliver {
         let is_gap = publication.origin.is_some_and(|origin| gaps.is_gap(&publication.channel, life, origin));
         let publication = Arc::new(publication);
         for &shard in route.shards {
-            let shard = &mut shards[usize::from(shard)];
+            let Some(shard) = shards.get_mut(usize::from(shard)) else { continue };
             if is_gap {
                 shard.tell_gap(Some(&publication.channel), GapCause::Sequence, metrics);
             }

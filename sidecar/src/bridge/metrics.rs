@@ -108,3 +108,26 @@ impl Metrics {
         self.gaps.get_or_create(&GapLabels { cause }).get()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operator_finds_what_it_reads() {
+        let (mut registry, metrics) = (Registry::with_prefix("fanout"), Metrics::default());
+        metrics.register(&mut registry);
+        metrics.connected.set(1);
+        metrics.gap(GapCause::Reconnect);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+        for line in [
+            "fanout_broker_connected 1",
+            "fanout_broker_verified 0",
+            "fanout_bridge_gaps_total{cause=\"Reconnect\"} 1",
+            "fanout_broker_canary_round_trip_seconds_count 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+}

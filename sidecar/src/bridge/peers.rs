@@ -8,7 +8,10 @@ mod requests;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use bytes::Bytes;
 use rand::RngExt;
 use sidecar_config::Pattern;
 use tokio::{
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,7 +30,7 @@ use self::{
 };
 use super::Node;
 use crate::{
-    broker::{Broker, INTERNAL_NAMESPACE},
+    broker::{Broker, BrokerError, INTERNAL_NAMESPACE},
     domain::{ChannelName, CloseReason, ConnectionId, NodeId, Payload, Publication},
     shard::{Mail, Mailbox},
     work::now_ms,
@@ -35,6 +38,8 @@ use crate::{
 
 /// Between announcements; jittered, or nodes that started together would speak together for ever.
 const ANNOUNCE: Duration = Duration::from_secs(3);
+/// Hellos that come within it are answered by one announcement.
+const HELLO: Duration = Duration::from_millis(200);
 /// A node that was silent for this long is gone: three announcements, and some.
 const EXPIRY: Duration = Duration::from_secs(10);
 /// What a node has not answered by then is not waited for.
@@ -53,6 +58,10 @@ struct Shared {
     others: Mutex<HashMap<NodeId, (Announcement, Instant)>>,
     requests: Requests,
     tasks: TaskTracker,
+    /// This node has to announce itself before its turn, because it is new or was away...
+    hello: AtomicBool,
+    /// ... or because another one is.
+    turn: Notify,
 }
 
 /// What a node tells of itself.
@@ -146,9 +155,19 @@ impl Peers {
         }
         let request = self.0.requests.open(asked);
         let to = target.map_or_else(nodes_channel, node_channel);
-        self.send(to, &Message::Ask { from: own.0, request: request.number(), question: question.clone() });
+        let ask = Message::Ask { from: own.0, request: request.number(), question: question.clone() };
+        let asked = self.publish(to, &ask);
         let here = async { if asks_me { Some(self.answer_here(&question).await) } else { None } };
-        let (here, there) = tokio::join!(here, request.answers(ANSWER));
+        let there = async {
+            match asked.await {
+                Ok(()) => request.answers(ANSWER).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the other nodes could not be asked");
+                    Vec::new()
+                }
+            }
+        };
+        let (here, there) = tokio::join!(here, there);
         here.into_iter().chain(there).collect()
     }
 }
@@ -164,7 +183,8 @@ impl Peers {
         tasks: TaskTracker,
     ) -> Self {
         let (own, others, requests) = (node_channel(node.run.id), Mutex::default(), Requests::default());
-        Self(Arc::new(Shared { node, own, broker, mailboxes, counts, others, requests, tasks }))
+        let (hello, turn) = (AtomicBool::new(true), Notify::new());
+        Self(Arc::new(Shared { node, own, broker, mailboxes, counts, others, requests, tasks, hello, turn }))
     }
 
     /// Where answers to this node come.
@@ -192,20 +212,39 @@ impl Peers {
         }
     }
 
-    /// Tells the others that this node is there and asks them to do the same.
+    /// Tells the others that this node is there, and asks them to do the same, soon.
     pub(super) fn say_hello(&self) {
-        self.send(nodes_channel(), &Message::Node(self.announcement(true)));
+        self.0.hello.store(true, Ordering::Relaxed);
+        self.0.turn.notify_one();
     }
 
     /// Announces this node until the end, then that it leaves.
     pub(super) async fn announce(self, shutdown: CancellationToken) {
-        self.say_hello();
-        while shutdown.run_until_cancelled(sleep(jittered(ANNOUNCE))).await.is_some() {
-            self.send(nodes_channel(), &Message::Node(self.announcement(false)));
+        while shutdown.run_until_cancelled(self.turn()).await.is_some() {
+            let hello = self.0.hello.swap(false, Ordering::Relaxed);
+            let announced = self.publish(nodes_channel(), &Message::Node(self.announcement(hello))).await;
+            if hello && announced.is_err() {
+                // Said again at the next turn, which a new connection brings forward.
+                self.0.hello.store(true, Ordering::Relaxed);
+            }
         }
         let leave = self.publish(nodes_channel(), &Message::Leave { from: self.id().0 });
         // The others notice by themselves, later, where the broker is away.
         let _ = tokio::time::timeout(Duration::from_secs(1), leave).await;
+    }
+
+    /// Waits for the next announcement's time. All who say hello meanwhile share one answer, or a cluster whose
+    /// Redis comes back would answer each node's hello by each node.
+    async fn turn(&self) {
+        let early = async {
+            self.0.turn.notified().await;
+            let pause = rand::rng().random_range(Duration::ZERO..HELLO);
+            sleep(pause).await;
+        };
+        tokio::select! {
+            () = sleep(jittered(ANNOUNCE)) => {}
+            () = early => {}
+        }
     }
 }
 
@@ -227,7 +266,7 @@ impl Peers {
         let hello = announcement.hello;
         self.others().insert(NodeId(announcement.from), (announcement, Instant::now()));
         if hello {
-            self.send(nodes_channel(), &Message::Node(self.announcement(false)));
+            self.0.turn.notify_one();
         }
     }
 
@@ -236,15 +275,14 @@ impl Peers {
         Announcement::new(*run, name, version, (self.0.counts)(), hello)
     }
 
-    fn send(&self, channel: ChannelName, message: &Message) {
-        // Sent by the call; whether the broker took it shows by the answers.
-        drop(self.publish(channel, message));
-    }
-
-    fn publish(&self, channel: ChannelName, message: &Message) -> impl Future<Output = ()> + use<> {
+    fn publish(
+        &self,
+        channel: ChannelName,
+        message: &Message,
+    ) -> impl Future<Output = Result<(), BrokerError>> + use<> {
         let payload = serde_json::to_vec(message).expect("messages are plain data");
         let published = self.0.broker.publish(Publication::bare(channel, Payload::Text(payload.into())));
-        async { drop(published.await) }
+        async { published.await.map(|_position| ()) }
     }
 
     async fn reply(&self, to: NodeId, request: u64, question: &Question) {
@@ -252,7 +290,10 @@ impl Peers {
         while let Some(answer) = parts.next() {
             let more = parts.peek().is_some();
             let reply = Message::Reply { from: self.id().0, request, answer, more };
-            self.publish(node_channel(to), &reply).await;
+            if let Err(error) = self.publish(node_channel(to), &reply).await {
+                // The node that asks waits no longer than its limit.
+                return tracing::debug!(%error, "failed to answer another node");
+            }
         }
     }
 

@@ -304,7 +304,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_encoded_is_decoded(payload: Vec<u8>, sequence: u64, id in "[a-z]{1,9}", tags: Vec<(String, String)>) {
+        fn what_was_encoded_is_decoded(payload: Vec<u8>, sequence: u64, id in "[a-z]{1,9}", tags in prop::collection::vec(("[a-z]{0,3}", "\\PC{0,3}"), 0..4)) {
             let mut publication = full();
             publication.payload = Payload::sniff(payload.into());
             publication.origin.as_mut().unwrap().sequence = sequence;

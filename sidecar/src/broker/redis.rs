@@ -87,7 +87,9 @@ impl Broker for Redis {
         let taken = self.gate.admit(publish, &self.queue);
         Box::pin(async move {
             taken?;
-            answer.await.unwrap_or(Err(BrokerError::Closed)).map(|()| None)
+            // Its pipeline was dropped with the connection.
+            let lost = |_| Err(BrokerError::Unavailable("the connection to Redis was lost".to_owned()));
+            answer.await.unwrap_or_else(lost).map(|()| None)
         })
     }
 

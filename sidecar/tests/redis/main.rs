@@ -286,6 +286,28 @@ async fn a_frozen_redis_is_noticed_on_idle_connections_and_publishing_does_not_h
     drain_until_resumed(&mut events).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_that_does_not_keep_up_costs_a_reconnect_and_a_gap_but_no_memory() {
+    let limits = ["client-output-buffer-limit pubsub 4mb 0 0"];
+    let server = Server::prepared(tempdir().unwrap(), &limits);
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("flood")]).await;
+    // More than what sockets, queue and Redis may hold.
+    let megabyte = text(&channel("flood"), &"x".repeat(1 << 20));
+    for _ in 0..200 {
+        broker.publish(megabyte.clone()).await.unwrap();
+    }
+    let mut told = Vec::new();
+    while let Ok(batch) = timeout(Duration::from_secs(2), events.recv()).await {
+        told.extend(batch.expect("the broker lives"));
+    }
+    let taken = told.iter().filter(|event| matches!(event, BrokerEvent::Publication(_))).count();
+    assert!((1..150).contains(&taken), "{taken} publications were held");
+    assert!(told.iter().any(|event| matches!(event, BrokerEvent::Resumed)), "the loss was told");
+    publish(&broker, &channel("flood"), "on").await;
+    assert_eq!(texts(&mut events, 1).await, ["on"]);
+}
+
 // === credentials ===
 
 #[tokio::test]
@@ -308,6 +330,11 @@ async fn a_missing_password_and_an_unreachable_address_say_what_to_set() {
     assert!(told.contains("NOAUTH") && told.contains("set broker.redis.passwordFile"), "{told}");
     let told = reason(&RedisBroker { address: "nowhere.invalid:6379".into(), ..server.settings() }).await;
     assert!(told.contains("failed to resolve nowhere.invalid:6379 (broker.redis.address)"), "{told}");
+    server.cli(&["-a", "right", "CONFIG", "SET", "maxclients", "1"]);
+    let _the_one = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    let password_file = Some(server.file("password", "right"));
+    let told = reason(&RedisBroker { password_file, ..server.settings() }).await;
+    assert!(told.contains("refused the connection: ERR max number of clients reached"), "{told}");
     let missing = RedisBroker { password_file: Some("/no/such/file".into()), ..server.settings() };
     let told = reason(&missing).await;
     assert!(told.contains("failed to read /no/such/file (broker.redis.passwordFile)"), "{told}");

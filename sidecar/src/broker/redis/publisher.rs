@@ -91,7 +91,9 @@ impl Gate {
         mut publish: Publish,
         queue: &mpsc::UnboundedSender<Publish>,
     ) -> Result<(), BrokerError> {
-        if let Some(reason) = &*self.down.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Held until it is queued: what is admitted is in the queue before the gate closes, and failed with it.
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &*down {
             return Err(BrokerError::Unavailable(reason.to_string()));
         }
         let bytes = publish.channel.len() + publish.body.len();

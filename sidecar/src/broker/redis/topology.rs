@@ -95,15 +95,19 @@ impl Connector {
     async fn tcp(&self) -> Result<TcpStream, ConnectError> {
         let address = || self.settings.address.clone();
         let found = lookup_host(&self.settings.address).await;
-        let found = found.map_err(|source| ConnectError::Resolve { address: address(), source })?;
+        let found: Vec<_> =
+            found.map_err(|source| ConnectError::Resolve { address: address(), source })?.collect();
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        // One that swallows packets leaves time for the others.
+        let each = CONNECT / (u32::try_from(found.len()).unwrap_or(u32::MAX).saturating_add(1));
         for candidate in found {
-            match TcpStream::connect(candidate).await {
-                Ok(stream) => {
+            match timeout(each, TcpStream::connect(candidate)).await {
+                Ok(Ok(stream)) => {
                     stream.set_nodelay(true).map_err(|source| self.lost(source))?;
                     return Ok(stream);
                 }
-                Err(error) => last = error,
+                Ok(Err(error)) => last = error,
+                Err(_elapsed) => last = io::ErrorKind::TimedOut.into(),
             }
         }
         Err(ConnectError::Connect { address: address(), source: last })
@@ -159,11 +163,19 @@ impl Connector {
     }
 
     fn refused(&self, step: Step, text: String) -> Result<(), ConnectError> {
-        let needs_password = text.starts_with("NOAUTH");
+        let is_about_auth =
+            ["WRONGPASS", "ERR invalid password", "ERR AUTH"].iter().any(|start| text.starts_with(start));
         match step {
-            Step::Auth => Err(ConnectError::Credentials { text, files: self.credential_files() }),
+            // Said before any command was read.
+            _ if text.starts_with("DENIED") || text.contains("max number of clients") => {
+                Err(ConnectError::Refused { command: "the connection", text })
+            }
+            Step::Auth if is_about_auth => {
+                Err(ConnectError::Credentials { text, files: self.credential_files() })
+            }
+            Step::Auth => Err(ConnectError::Refused { command: "AUTH", text }),
             Step::Name => Ok(()), // A nicety, which an ACL may not grant.
-            Step::Select | Step::Ping if needs_password => Err(ConnectError::NoCredentials(text)),
+            Step::Select | Step::Ping if text.starts_with("NOAUTH") => Err(ConnectError::NoCredentials(text)),
             Step::Select => Err(ConnectError::Refused { command: "SELECT (broker.redis.database)", text }),
             // An ACL without PING answers all the same.
             Step::Ping if text.starts_with("NOPERM") => Ok(()),
