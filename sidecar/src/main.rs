@@ -38,7 +38,7 @@ const CONTROL_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
-        Command::Run(run) => self::run(run),
+        Command::Run(run) => self::run(&run),
         Command::Check(check) => self::check(&check),
         Command::Schema { document } => print_schema(document),
         Command::Drain(drain) => drain_client::drain(&drain.admin),
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Run) -> Result<()> {
+fn run(args: &Run) -> Result<()> {
     let config = Config::load(&args.config, &args.live)?;
     let log = LogControl::start(args.log_format(), config.live.settings.log_level);
     let control = runtime::Builder::new_multi_thread()

@@ -58,11 +58,14 @@ impl LogControl {
 /// Our own lines, by the crate's name.
 const OURS: &str = "fanout_sidecar";
 
+/// One line for each connection, when it ends.
+const ACCESS: &str = "access";
+
 /// Libraries speak of their own affairs: they are heard from `trace` on, or when they warn.
 fn targets(level: LogLevel) -> Targets {
     let own = into_level(level);
     let others = if own == Level::TRACE { Level::TRACE } else { own.min(Level::WARN) };
-    Targets::new().with_default(others).with_target(OURS, own)
+    Targets::new().with_default(others).with_target(OURS, own).with_target(ACCESS, own)
 }
 
 fn into_level(level: LogLevel) -> Level {
@@ -97,7 +100,9 @@ mod tests {
             let targets = targets(level);
             assert_eq!(targets.would_enable("hyper::proto", &Level::WARN), hyper_warns, "{level:?}");
             assert_eq!(targets.would_enable("hyper::proto", &Level::DEBUG), hyper_talks, "{level:?}");
-            assert!(targets.would_enable("fanout_sidecar::app", &into_level(level)), "{level:?}");
+            for ours in ["fanout_sidecar::app", "access"] {
+                assert!(targets.would_enable(ours, &into_level(level)), "{ours} {level:?}");
+            }
         }
     }
 }

@@ -1,0 +1,182 @@
+//! The server API as a Centrifugo client calls it.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Cluster, KEY, Setup, eventually, http, with_sidecar};
+
+async fn status_of(
+    url: String,
+    content_type: Option<&str>,
+    mode: Option<&str>,
+    body: String,
+) -> (StatusCode, Value) {
+    let mut request = http().post(url).header("x-api-key", KEY).body(body);
+    if let Some(content_type) = content_type {
+        request = request.header("content-type", content_type);
+    }
+    if let Some(mode) = mode {
+        request = request.header("x-centrifugo-error-mode", mode);
+    }
+    let response = request.send().await.unwrap();
+    (response.status(), response.json().await.unwrap_or(Value::Null))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_sends_data_as_it_came_and_b64data_as_bytes() {
+    with_sidecar(Setup::open(), async |node| {
+        let mut client = node.connect("/ws/lobby").await;
+        let body = r#"{"channel": "lobby", "data": {"b": 1.50,  "a": "ü"}, "skip_history": true}"#;
+        let answer =
+            status_of(node.api_url("/api/publish"), Some("application/json"), None, body.to_owned()).await;
+        assert_eq!(answer, (StatusCode::OK, json!({"result": {}})));
+        assert_eq!(client.text().await, r#"{"b": 1.50,  "a": "ü"}"#);
+        node.api("publish", &json!({"channel": "lobby", "b64data": "AP8="})).await;
+        assert_eq!(client.message().await.into_data(), vec![0, 255]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broadcast_tells_what_became_of_each_channel() {
+    with_sidecar(Setup::open(), async |node| {
+        let mut first = node.connect("/ws/lobby").await;
+        let mut second = node.connect("/ws/room-1").await;
+        let channels = json!(["lobby", "cellar", "a b", "room-1"]);
+        let reply = node.api("broadcast", &json!({"channels": channels, "data": 7})).await;
+        let responses = reply["result"]["responses"].as_array().unwrap();
+        assert_eq!(responses[0], json!({"result": {}}));
+        assert_eq!(responses[1]["error"]["code"], 102);
+        assert_eq!(responses[2]["error"]["code"], 107);
+        assert_eq!(responses[3], json!({"result": {}}));
+        assert_eq!((first.text().await, second.text().await), ("7".to_owned(), "7".to_owned()));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_have_centrifugo_s_codes_and_statuses_where_asked_for() {
+    with_sidecar(Setup::open().live("hub", json!({"maxMessageBytes": 100})), async |node| {
+        let publish = || node.api_url("/api/publish");
+        let big = json!({"channel": "lobby", "data": "x".repeat(200)}).to_string();
+        for (body, code, status) in [
+            (r#"{"channel": "cellar", "data": 1}"#, 102, StatusCode::NOT_FOUND),
+            (r#"{"channel": "none:a", "data": 1}"#, 102, StatusCode::NOT_FOUND),
+            (r#"{"channel": "fanout:nodes", "data": 1}"#, 102, StatusCode::NOT_FOUND),
+            (r#"{"channel": "lobby"}"#, 107, StatusCode::BAD_REQUEST),
+            (r#"{"data": 1}"#, 107, StatusCode::BAD_REQUEST),
+            (r#"{"channel": "a b", "data": 1}"#, 107, StatusCode::BAD_REQUEST),
+            ("no JSON", 107, StatusCode::BAD_REQUEST),
+            (&big, 107, StatusCode::BAD_REQUEST),
+        ] {
+            let json = Some("application/json");
+            let (plain, answer) = status_of(publish(), json, None, body.to_owned()).await;
+            assert_eq!((plain, &answer["error"]["code"]), (StatusCode::OK, &json!(code)), "{body}");
+            assert!(!answer["error"]["message"].as_str().unwrap().is_empty());
+            let (transport, answer) = status_of(publish(), json, Some("transport"), body.to_owned()).await;
+            assert_eq!((transport, &answer["error"]["code"]), (status, &json!(code)), "{body}");
+        }
+        let (status, _) = status_of(publish(), None, None, "{}".to_owned()).await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        let (status, _) = status_of(publish(), Some("text/plain"), None, "{}".to_owned()).await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        let huge = format!(r#"{{"channel": "lobby", "data": "{}"}}"#, "x".repeat(3 * 1_024 * 1_024));
+        let (status, _) = status_of(publish(), Some("application/json"), None, huge).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        let get = http().get(publish()).header("x-api-key", KEY).send().await.unwrap();
+        assert_eq!(get.status(), StatusCode::METHOD_NOT_ALLOWED);
+        let (status, _) =
+            status_of(node.api_url("/api/nothing"), Some("application/json"), None, "{}".to_owned()).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_info_and_disconnect_speak_for_the_whole_cluster() {
+    let cluster = Cluster::of(3).await;
+    let [first, second, third] = &cluster.nodes[..] else { unreachable!() };
+    let user = crate::support::token(&json!({"sub": "ann", "channels": ["chat:*"]}));
+    let _one = first.connect("/ws/lobby").await;
+    let mut two = second.connect(&format!("/ws/chat:a?token={user}")).await;
+    let mut three = third.connect(&format!("/ws/chat:a?token={user}")).await;
+    let counted = async || {
+        let reply = first.api("channels", &json!({})).await;
+        let expected =
+            json!({"result": {"channels": {"lobby": {"num_clients": 1}, "chat:a": {"num_clients": 2}}}});
+        (reply == expected).then_some(())
+    };
+    eventually("the channels of all nodes", counted).await;
+    let some = third.api("channels", &json!({"pattern": "chat:*"})).await;
+    assert_eq!(some, json!({"result": {"channels": {"chat:a": {"num_clients": 2}}}}));
+    let clients = async || {
+        let info = third.api("info", &json!({})).await;
+        let nodes = info["result"]["nodes"].as_array().unwrap();
+        let names: Vec<_> = nodes.iter().map(|node| node["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["node-0", "node-1", "node-2"]);
+        nodes.iter().all(|node| node["num_clients"] == 1).then_some(())
+    };
+    eventually("every node tells of its client", clients).await;
+    let reply = first.api("disconnect", &json!({"user": "ann"})).await;
+    assert_eq!(reply, json!({"result": {"num_clients": 2}}));
+    for client in [&mut two, &mut three] {
+        assert_eq!(client.closed().await.0, 3503);
+    }
+    for body in [json!({}), json!({"user": "a", "client": "b"}), json!({"client": "no-id"})] {
+        assert_eq!(first.api("disconnect", &body).await["error"]["code"], 107, "{body}");
+    }
+    cluster.stop().await;
+}
+
+// === the description ===
+
+/// A schema of the document that may refer to its components.
+fn validator(document: &Value, schema: &Value) -> jsonschema::Validator {
+    let mut root = schema.clone();
+    root["components"] = document["components"].clone();
+    jsonschema::validator_for(&root).expect("a schema")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_description_says_what_the_methods_take_and_answer() {
+    with_sidecar(Setup::open(), async |node| {
+        let document: Value = http().get(node.api_url("/openapi.json")).send().await.unwrap().json().await.unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let calls = [
+            ("/api/publish", json!({"channel": "lobby", "data": {"any": [1]}}), vec!["channel"]),
+            ("/api/publish", json!({"channel": "cellar", "b64data": "AA=="}), vec!["channel"]),
+            ("/api/broadcast", json!({"channels": ["lobby", "cellar"], "data": null}), vec!["channels"]),
+            ("/api/channels", json!({"pattern": "*"}), vec![]),
+            ("/api/info", json!({}), vec![]),
+            ("/api/disconnect", json!({"user": "nobody"}), vec![]),
+            ("/api/disconnect", json!({}), vec![]),
+        ];
+        let _client = node.connect("/ws/lobby").await;
+        let mut described: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+        for (path, body, required) in calls {
+            let operation = &document["paths"][path]["post"];
+            let request = &operation["requestBody"]["content"]["application/json"]["schema"];
+            assert!(validator(&document, request).is_valid(&body), "{path} takes {body}");
+            for field in required {
+                let mut without = body.clone();
+                without.as_object_mut().unwrap().remove(field);
+                assert!(!validator(&document, request).is_valid(&without), "{path} needs {field}");
+                assert_eq!(node.api(&path[5..], &without).await["error"]["code"], 107, "{path} needs {field}");
+            }
+            let reply = node.api(&path[5..], &body).await;
+            let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+            let errors: Vec<_> =
+                validator(&document, schema).iter_errors(&reply).map(|error| error.to_string()).collect();
+            assert!(errors.is_empty(), "{path} {body} answers {reply}: {errors:?}");
+            assert!(!validator(&document, schema).is_valid(&json!({"nonsense": 1})), "the schema says something");
+            described.retain(|other| other != path);
+        }
+        assert!(described.is_empty(), "not called: {described:?}");
+        let unauthorized = http().post(node.api_url("/api/info")).json(&json!({})).send().await.unwrap();
+        assert_eq!(unauthorized.status(), StatusCode::UNAUTHORIZED);
+        let schema = &document["paths"]["/api/info"]["post"]["responses"]["401"]["content"]["application/json"]["schema"];
+        let body = unauthorized.json().await.unwrap();
+        assert!(validator(&document, schema).is_valid(&body), "{body}");
+    })
+    .await;
+}

@@ -1,0 +1,158 @@
+//! Who may connect, and what that opens.
+
+use std::{
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Setup, http, token, with_sidecar};
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_settings_nothing_is_open() {
+    with_sidecar(Setup::new("{}").live("auth", json!({})), async |node| {
+        let (status, _) = node.try_connect("/ws/lobby", &[]).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        let origin = [("origin", "https://app.example.com")];
+        let (status, _) = node.try_connect("/ws/lobby", &origin).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        let call = http().post(node.api_url("/api/info")).json(&json!({}));
+        let any_key = call.try_clone().unwrap().header("x-api-key", "any").send().await.unwrap();
+        assert_eq!(any_key.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(call.send().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+        let bearer = [("authorization", "Bearer a.b.c")];
+        let (status, body) = node.try_connect("/ws/lobby", &bearer).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        assert!(body["error"]["message"].as_str().unwrap().contains("no key is configured"), "{body}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_its_channels_whichever_way_it_comes() {
+    with_sidecar(Setup::open(), async |node| {
+        let token = token(&json!({"sub": "ann", "exp": now() + 60, "channels": ["chat:room-*"]}));
+        let (status, _) = node.try_connect("/ws/chat:room-1", &[]).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        let bearer = format!("Bearer {token}");
+        let listed = format!("fanout.v1, fanout.token.{token}");
+        let query = format!("/ws/chat:room-1?token={token}");
+        let mut by_header =
+            node.try_connect("/ws/chat:room-1", &[("authorization", &bearer)]).await.expect("by header");
+        let mut by_list = node
+            .try_connect("/ws/chat:room-1", &[("sec-websocket-protocol", &listed)])
+            .await
+            .expect("by list");
+        let mut by_query = node.try_connect(&query, &[]).await.expect("by query");
+        assert!(by_list.json().await.get("subscribed").is_some());
+        by_header.send("1").await;
+        assert_eq!(by_query.text().await, "1");
+        assert_eq!(by_list.json().await["pub"]["data"], 1);
+        let other = [("authorization", bearer.as_str())];
+        let (status, _) = node.try_connect("/ws/chat:hall", &other).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::FORBIDDEN, "the token does not list it");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_token_is_refused_with_the_check_that_it_failed_and_not_a_word_of_it() {
+    with_sidecar(Setup::open(), async |node| {
+        let expired = token(&json!({"sub": "ann", "exp": now() - 60}));
+        let forged = format!("{}x", token(&json!({"sub": "ann"})));
+        for (token, part) in
+            [(expired.as_str(), "`exp`"), (&forged, "signature"), ("nonsense", "no JSON Web Token")]
+        {
+            let bearer = format!("Bearer {token}");
+            let answer = node.try_connect("/ws/lobby", &[("authorization", &bearer)]).await;
+            let (status, body) = answer.map(drop).unwrap_err();
+            assert_eq!(status, StatusCode::UNAUTHORIZED);
+            let message = body["error"]["message"].as_str().unwrap();
+            assert!(message.contains(part) && !message.contains(token), "{message}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_a_code_of_its_own_when_its_token_does() {
+    with_sidecar(Setup::open(), async |node| {
+        // Within the five seconds of leeway the token is good, and its connection too.
+        let token = token(&json!({"sub": "ann", "exp": now() - 3, "channels": ["chat:*"]}));
+        let mut client =
+            node.try_connect(&format!("/ws/chat:room-1?token={token}"), &[]).await.expect("in time");
+        assert_eq!(client.closed().await, (3005, "token expired".to_owned()));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_connects_from_allowed_origins_only() {
+    with_sidecar(Setup::open(), async |node| {
+        for (origin, good) in [
+            ("https://app.example.com", true),
+            ("https://example.com", false),
+            ("https://app.example.com.evil.test", false),
+            ("null", false),
+        ] {
+            let answer = node.try_connect("/ws/lobby", &[("origin", origin)]).await.map(drop);
+            assert_eq!(answer.is_ok(), good, "{origin}");
+            let stream =
+                http().get(node.client_url("/sse/lobby")).header("origin", origin).send().await.unwrap();
+            assert_eq!(stream.status().is_success(), good, "{origin}");
+            let shared =
+                stream.headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+            assert_eq!(shared == Some(origin), good, "{origin}: {shared:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api_keys_are_taken_from_either_header_and_follow_their_file() {
+    with_sidecar(Setup::open(), async |node| {
+        let call = async |name: &'static str, value: &str, url: String| {
+            http().post(url).header(name, value).json(&json!({})).send().await.unwrap().status()
+        };
+        let url = || node.api_url("/api/info");
+        assert_eq!(
+            call("authorization", &format!("apikey {}", crate::support::KEY), url()).await,
+            StatusCode::OK
+        );
+        assert_eq!(call("x-api-key", "wrong", url()).await, StatusCode::UNAUTHORIZED);
+        fs::write(node.directory.path().join("key"), "old\nnew\n").unwrap();
+        node.app.reload();
+        node.until_metric("fanout_settings_reloads_total", 1.0).await;
+        assert_eq!(call("x-api-key", "new", url()).await, StatusCode::OK);
+        assert_eq!(call("x-api-key", "old", url()).await, StatusCode::OK);
+        assert_eq!(call("x-api-key", crate::support::KEY, url()).await, StatusCode::UNAUTHORIZED);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_namespace_does_not_allow_is_told_and_the_connection_stays() {
+    with_sidecar(Setup::open(), async |node| {
+        let mut client = node.framed("/ws/lobby").await;
+        client.json().await;
+        let refused = async |client: &mut crate::support::Client, command: Value| {
+            client.send_json(&command).await;
+            client.json().await["error"]["code"].clone()
+        };
+        let publish = |channel: &str| json!({"publish": {"channel": channel, "data": 1, "id": "1"}});
+        assert_eq!(refused(&mut client, publish("feed:news")).await, 103);
+        assert_eq!(refused(&mut client, publish("cellar")).await, 102);
+        assert_eq!(refused(&mut client, json!({"subscribe": {"channel": "chat:a"}})).await, 103);
+        client.send_json(&json!({"subscribe": {"channel": "feed:news", "id": "2"}})).await;
+        assert_eq!(client.json().await, json!({"subscribed": {"channel": "feed:news", "id": "2"}}));
+        node.publish("feed:news", &json!("from the backend")).await;
+        assert_eq!(client.json().await["pub"]["data"], "from the backend");
+    })
+    .await;
+}

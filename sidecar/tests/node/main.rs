@@ -1,0 +1,15 @@
+//! The whole node, in this process, on ports of its own choice, as clients, backends and the kubelet see it.
+
+mod admin;
+mod api;
+mod auth;
+mod binary;
+mod drain;
+mod fanout;
+mod ingress;
+mod limits;
+#[path = "../redis/server.rs"]
+#[expect(dead_code, reason = "made for the tests of the Redis broker, which use all of it")]
+mod redis_server;
+mod settings;
+mod support;
