@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{Link, Refusal, Reserved, log::Cursor, outbox::Outbox, timer::Tick};
 use crate::{
     domain::{CloseReason, ConnectionId},
-    protocol::{Protocol, websocket::Decoder},
+    protocol::{Advice, Protocol, websocket::Decoder},
     session::Session,
 };
 
@@ -82,6 +82,8 @@ pub(crate) struct Cold {
     pub(crate) skipped: SmallVec<[u32; 2]>,
     /// Publications that the broker has yet to confirm.
     pub(crate) in_flight: u32,
+    /// It has to end, as soon as its transport is there and what is in flight is answered.
+    pub(crate) leaving: Option<(CloseReason, Option<Advice>)>,
     pub(crate) reserving: Option<Box<Reserving>>,
 }
 
@@ -220,6 +222,16 @@ impl Slot {
         removed
     }
 
+    /// Whether a client was promised this place and its transport is on its way.
+    pub(crate) fn is_promised(&self) -> bool {
+        self.link.is_none() && self.cold.as_ref().is_none_or(|cold| cold.reserving.is_none())
+    }
+
+    /// Whether it has to end as soon as it can.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| cold.leaving.is_some())
+    }
+
     pub(crate) fn has_outbox(&self) -> bool {
         self.cold.as_ref().is_some_and(|cold| !cold.outbox.is_empty())
     }
@@ -229,13 +241,15 @@ impl Slot {
 
 impl Cold {
     fn is_empty(&self) -> bool {
-        let Self { outbox, partial, decoder, more, half: _, turn: _, skipped, in_flight, reserving } = self;
+        let Self { outbox, partial, decoder, more, half: _, turn: _, skipped, in_flight, leaving, reserving } =
+            self;
         outbox.is_empty()
             && partial.is_empty()
             && decoder.is_idle()
             && more.is_empty()
             && skipped.is_empty()
             && *in_flight == 0
+            && leaving.is_none()
             && reserving.is_none()
     }
 }

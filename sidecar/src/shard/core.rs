@@ -174,6 +174,10 @@ impl Core {
         let first = self.random.random_range(interval / 2..=interval);
         self.arm(slot, self.now.ms + first);
         self.mark_dirty(slot);
+        if let Some((reason, advice)) = self.slots[slot].cold().leaving.take() {
+            self.close(slot, reason, advice);
+        }
+        self.slots[slot].cool();
         if self.slots[slot].flags.has(Flags::CLOSING) {
             return;
         }
@@ -436,13 +440,21 @@ impl Core {
     ) {
         let cold = self.slots[slot].cold();
         cold.in_flight = cold.in_flight.saturating_sub(1);
+        let leaving = cold.leaving.take_if(|_| cold.in_flight == 0);
         self.slots[slot].cool();
         match (result, id) {
             (Ok(()), Some(id)) => self.reply(slot, &Reply::Published { channel, id }),
             (Ok(()), None) => {}
             (Err(error), id) => self.fail(slot, &error, Some(channel), id),
         }
-        self.resume_reading(slot);
+        if let Some((reason, advice)) = leaving
+            && self.slots.is_taken(slot)
+        {
+            self.close(slot, reason, advice);
+        }
+        if self.slots.is_taken(slot) && !self.slots[slot].is_leaving() {
+            self.resume_reading(slot);
+        }
     }
 
     /// Tells a client that its command failed, as its protocol can.
@@ -523,6 +535,11 @@ impl Core {
     /// Ends a connection in good order: subscriptions at once, then the protocol's own words, then the transport.
     pub(super) fn close(&mut self, slot: u32, reason: CloseReason, advice: Option<Advice>) {
         if self.slots[slot].flags.has(Flags::CLOSING) {
+            return;
+        }
+        if self.slots[slot].is_promised() {
+            // Its handshake may have been answered: it is closed in its own protocol, once it is there.
+            self.slots[slot].cold().leaving = Some((reason, advice));
             return;
         }
         if self.slots[slot].link.is_none() {
@@ -664,16 +681,29 @@ impl Core {
             if let Some(slot) = self.slots.find(connection)
                 && !self.slots[slot].flags.has(Flags::CLOSING)
             {
-                self.close(slot, CloseReason::Drain, Some(advice));
+                self.leave(slot, CloseReason::Drain, advice);
                 left -= 1;
             }
+        }
+    }
+
+    /// Closes a connection once what it asked for is answered.
+    fn leave(&mut self, slot: u32, reason: CloseReason, advice: Advice) {
+        match &mut self.slots[slot].cold {
+            Some(cold) if cold.in_flight > 0 => {
+                cold.leaving = Some((reason, Some(advice)));
+                // A client that never stops asking would never leave.
+                self.slots[slot].flags.set(Flags::PAUSED);
+            }
+            _ => self.close(slot, reason, Some(advice)),
         }
     }
 
     /// Connections that have not begun to end, the oldest last.
     fn by_age(&self) -> Vec<ConnectionId> {
         let taken = self.slots.taken().into_iter();
-        let staying = taken.filter(|slot| !self.slots[*slot].flags.has(Flags::CLOSING));
+        let slot = |slot: &u32| &self.slots[*slot];
+        let staying = taken.filter(|at| !slot(at).flags.has(Flags::CLOSING) && !slot(at).is_leaving());
         let mut ids: Vec<_> = staying.map(|slot| self.id(slot)).collect();
         ids.sort_unstable_by_key(|id| std::cmp::Reverse(id.generation));
         ids

@@ -115,30 +115,33 @@ async fn drain_wait_returns_when_the_node_is_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_clients_asked_for_before_the_drain_is_answered_before_they_leave() {
-    with_sidecar(Setup::open(), async |node| {
-        let mut client = node.framed("/ws/lobby").await;
+async fn what_was_published_before_a_client_leaves_is_confirmed_before_it_leaves() {
+    with_sidecar(Setup::open().live("drain", pace(1, 3_600)), async |node| {
+        // The oldest leaves first, so that the witness stays.
+        let mut client = node.framed("/ws/room-1").await;
+        let mut witness = node.connect("/ws/room-1").await;
         client.json().await;
         for number in 0..50 {
-            client
-                .send_json(
-                    &json!({"publish": {"channel": "lobby", "data": number, "id": number.to_string()}}),
-                )
-                .await;
+            let publish = json!({"channel": "room-1", "data": number, "id": number.to_string()});
+            client.send_json(&json!({ "publish": publish })).await;
         }
         // The first answer: the rest is under way.
         while client.json().await.get("published").is_none() {}
         node.app.begin_drain();
-        let mut answered = 1;
+        let mut confirmed = 1;
         loop {
             let message = client.json().await;
             if message.get("reconnect").is_some() {
                 break;
             }
-            answered += usize::from(message.get("published").is_some());
+            confirmed += usize::from(message.get("published").is_some());
         }
-        assert_eq!(answered, 50);
         assert_eq!(client.closed().await.0, 1012);
+        for number in 0..confirmed {
+            assert_eq!(witness.text().await, number.to_string());
+        }
+        node.publish("room-1", &json!("the next")).await;
+        assert_eq!(witness.text().await, r#""the next""#, "nothing was published that was not confirmed");
     })
     .await;
 }
