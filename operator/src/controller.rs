@@ -162,10 +162,10 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
     }
 }
 
-/// Asks the nodes every ten seconds; yields the clusters of those that said something new.
+/// Asks the nodes; yields the clusters of those that said something new.
 fn reports(scraper: Scraper, mirrors: Mirrors) -> impl futures::Stream<Item = Trigger> + Send {
-    let rounds = stream::unfold((scraper, mirrors), async |(scraper, mirrors)| {
-        tokio::time::sleep(scrape::INTERVAL).await;
+    let rounds = stream::unfold((scraper, mirrors), async |(mut scraper, mirrors): (Scraper, Mirrors)| {
+        tokio::time::sleep(scrape::TICK).await;
         let news = scraper.round(mirrors.nodes()).await;
         let triggers: Vec<_> = news.iter().filter_map(|pod| mirror::labelled_cluster(pod.as_ref())).collect();
         Some((stream::iter(triggers), (scraper, mirrors)))

@@ -1,6 +1,7 @@
-//! What the nodes say of themselves: their `/metrics`, read every ten seconds.
+//! What the nodes say of themselves: their `/metrics`, read every ten seconds, and for the first time as soon as they
+//! run.
 //!
-//! The operator's main loop polls [`Scraper::run`]; reconcile reads [`Reports`]. A report moves only when it says
+//! The controller polls [`Scraper::round`] every [`TICK`]; reconcile reads [`Reports`]. A report moves only when it says
 //! something new (a flag flipped, a count changed by a twentieth, or half a minute passed), so that a busy cluster
 //! does not turn into writes. A node that does not answer is an observation, never an error.
 
@@ -21,8 +22,11 @@ use kube::ResourceExt;
 
 use crate::metrics::{Metrics, Scrape};
 
+/// Time between two rounds, in which those nodes are asked whose turn it is.
+pub const TICK: Duration = Duration::from_secs(1);
+
 /// Time between two looks at a node.
-pub const INTERVAL: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// A count that changed by less is reported after this long.
 const SLOW_REPORT: Duration = Duration::from_secs(30);
@@ -62,11 +66,12 @@ pub struct Report {
 pub struct Reports(Arc<Mutex<HashMap<String, (Report, Instant)>>>);
 
 /// Asks nodes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Scraper {
     client: Client<HttpConnector, Empty<bytes::Bytes>>,
     metrics: Metrics,
     reports: Reports,
+    asked: HashMap<String, Instant>,
 }
 
 // === impl Report ===
@@ -160,17 +165,29 @@ impl Scraper {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(TIMEOUT));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Self { client, metrics, reports }
+        Self { client, metrics, reports, asked: HashMap::new() }
     }
 
-    /// Asks every pod once; returns those that said something new.
-    pub async fn round(&self, pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
+    /// Asks those pods whose turn it is; returns those that said something new.
+    pub async fn round(&mut self, pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
         self.reports.keep_only(&pods);
-        let asked = futures::stream::iter(pods).map(|pod| async {
-            let news = self.ask(&pod).await;
-            news.then_some(pod)
-        });
+        let due = self.due(pods, Instant::now());
+        let this = &*self;
+        let asked = futures::stream::iter(due).map(async |pod| this.ask(&pod).await.then_some(pod));
         asked.buffer_unordered(AT_ONCE).filter_map(async |pod| pod).collect().await
+    }
+
+    fn due(&mut self, pods: Vec<Arc<Pod>>, now: Instant) -> Vec<Arc<Pod>> {
+        self.asked.retain(|_, asked| now.duration_since(*asked) < INTERVAL);
+        let mut due = pods;
+        due.retain(|pod| match pod.metadata.uid.as_deref() {
+            Some(uid) if metrics_address(pod).is_some() && !self.asked.contains_key(uid) => {
+                self.asked.insert(uid.to_owned(), now);
+                true
+            }
+            _ => false,
+        });
+        due
     }
 
     async fn ask(&self, pod: &Pod) -> bool {
@@ -201,10 +218,23 @@ impl Scraper {
 
 /// Where a pod's metrics are; `None` where it does not run.
 fn metrics_address(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref().filter(|status| status.phase.as_deref() == Some("Running"))?;
+    let status = pod.status.as_ref()?;
+    // Before, it has nothing to say; a pod that ends is asked as long as it answers.
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    if status.phase.as_deref() != Some("Running") || !(ready || has_been_up(pod)) {
+        return None;
+    }
     let address: std::net::IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
     let port = admin_port(pod)?;
     Some(format!("http://{}/metrics", std::net::SocketAddr::new(address, port)))
+}
+
+/// Whether the startup probes of a pod have passed.
+fn has_been_up(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let init = status.and_then(|status| status.init_container_statuses.as_ref()).into_iter().flatten();
+    let ordinary = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten();
+    init.chain(ordinary).any(|container| container.started == Some(true))
 }
 
 /// The port that the pod's sidecar calls `admin`: that of its own revision.

@@ -66,7 +66,7 @@ pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Fan
     let nodes = nodes::list(found);
     let complete = counts.is_complete(cluster);
     let update = applied.revision.clone().unwrap_or_else(|| before.update_revision.clone());
-    let verdicts = conditions::judge(cluster, found, &conditions::problems(found, applied), &counts);
+    let verdicts = conditions::judge(cluster, found, &conditions::problems(cluster, found, applied), &counts);
     FanoutClusterStatus {
         observed_generation: cluster.metadata.generation,
         replicas: counts.serving,
@@ -161,7 +161,7 @@ impl Reporter {
         let uid = cluster.metadata.uid.clone().unwrap_or_default();
         let written = self.lock().get(&uid).cloned();
         if is_told(cluster, &status, written.as_ref()) {
-            return Ok(None);
+            return Ok(conditions::redis_grace(cluster, found.at).filter(|wait| !wait.is_zero()));
         }
         if let Some(wait) = written.and_then(|written| PACE.checked_sub(written.at.elapsed())) {
             return Ok(Some(wait));
@@ -217,7 +217,7 @@ impl Reporter {
             let degraded = conditions::find(conditions, ConditionType::Degraded);
             degraded.filter(|degraded| degraded.status == "True").map(|degraded| degraded.reason.clone())
         };
-        let problems = conditions::problems(found, applied);
+        let problems = conditions::problems(cluster, found, applied);
         let Some(first) = problems.first() else { return };
         if reason_of(before) != reason_of(&status.conditions) {
             self.events.publish(cluster, Severity::Warning, first.reason, &first.message, None).await;

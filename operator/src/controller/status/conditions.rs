@@ -1,5 +1,7 @@
 //! The conditions: each is judged from what is there, and its time moves only when its status flips. Pure.
 
+use std::time::Duration;
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::{Timestamp, Unit},
@@ -18,12 +20,16 @@ use crate::{
         diagnose,
         validate::Problem,
     },
+    redis::managed,
     scrape::Report,
 };
 
 /// Problems that one message names, and bytes it may have. Kubernetes refuses more than 32 KiB.
 const MAX_PROBLEMS: usize = 5;
 const MESSAGE_BYTES: usize = 4096;
+
+/// Time that Redis may be away before it counts as a problem: what a pod needs to move.
+const REDIS_GRACE: Duration = Duration::from_secs(15);
 
 /// What a condition should say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,13 +60,35 @@ pub(super) fn judge(
 }
 
 /// Everything that stands in the way, what was found first in front.
-pub(super) fn problems(found: &Found, applied: &Applied) -> Vec<Problem> {
+pub(super) fn problems(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Vec<Problem> {
     let pods = found.nodes.iter().map(|node| &node.pod).chain(&found.redis);
     let pods = pods.filter_map(|pod| diagnose::pod(pod, found.at));
     let sets =
         ["ReplicaSet", "StatefulSet"].into_iter().flat_map(|kind| found.of_kind(kind)).filter_map(refused);
     let settings = nodes::existing(found).filter_map(rejected);
-    applied.problems.iter().cloned().chain(sets).chain(pods).chain(settings).collect()
+    let broker = unreachable(cluster, found);
+    applied.problems.iter().cloned().chain(sets).chain(pods).chain(settings).chain(broker).collect()
+}
+
+/// Redis counts as a problem once it has been away for [`REDIS_GRACE`]: a first start and a moved pod are none.
+fn unreachable(cluster: &FanoutCluster, found: &Found) -> Option<Problem> {
+    let Verdict { type_: _, status, reason, message } = redis(cluster, found);
+    if status != "False" || redis_grace(cluster, found.at) != Some(Duration::ZERO) {
+        return None;
+    }
+    let object = match cluster.spec.redis.kind() {
+        Some(RedisKind::Managed(_)) => format!("StatefulSet/{}", managed::name(cluster)),
+        _ => format!("FanoutCluster/{}", cluster.name()),
+    };
+    Some(Problem { reason, object, key: None, message })
+}
+
+/// How much longer Redis may be away before it counts as a problem; `None` where it was not away yet.
+pub(super) fn redis_grace(cluster: &FanoutCluster, now: Timestamp) -> Option<Duration> {
+    let before = cluster.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let away = find(before, ConditionType::RedisReachable).filter(|condition| condition.status == "False")?;
+    let passed = Duration::try_from(now.duration_since(away.last_transition_time.0)).unwrap_or_default();
+    Some(REDIS_GRACE.saturating_sub(passed))
 }
 
 fn refused(set: &DynamicObject) -> Option<Problem> {
@@ -176,6 +204,10 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     if answers.is_empty() {
         return verdict("Unknown", Reason::NotObserved, "no node could be asked yet".to_owned());
     }
+    if managed_is_down(cluster, found) {
+        let message = format!("StatefulSet {} has no ready pod", managed::name(cluster));
+        return verdict("False", Reason::RedisUnreachable, message);
+    }
     if !cut.is_empty() {
         let (count, names) = named(cut);
         let message = format!(
@@ -198,6 +230,12 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     let message =
         format!("{} nodes see their own messages come back through {}", answers.len(), target(cluster));
     verdict("True", Reason::CanaryReturned, message)
+}
+
+fn managed_is_down(cluster: &FanoutCluster, found: &Found) -> bool {
+    let managed = matches!(cluster.spec.redis.kind(), Some(RedisKind::Managed(_)));
+    let set = found.child("StatefulSet", &managed::name(cluster));
+    managed && set.is_some_and(|set| set.data["status"]["readyReplicas"].as_u64().unwrap_or(0) == 0)
 }
 
 fn target(cluster: &FanoutCluster) -> String {
