@@ -28,6 +28,9 @@ pub const TICK: Duration = Duration::from_secs(1);
 /// Time between two looks at a node.
 const INTERVAL: Duration = Duration::from_secs(10);
 
+/// The same while a node has no broker.
+const SOONER: Duration = Duration::from_secs(2);
+
 /// A count that changed by less is reported after this long.
 const SLOW_REPORT: Duration = Duration::from_secs(30);
 
@@ -71,7 +74,8 @@ pub struct Scraper {
     client: Client<HttpConnector, Empty<bytes::Bytes>>,
     metrics: Metrics,
     reports: Reports,
-    asked: HashMap<String, Instant>,
+    /// When a pod was asked last, by its uid and by whether it was ready then.
+    asked: HashMap<(String, bool), Instant>,
 }
 
 // === impl Report ===
@@ -98,6 +102,11 @@ impl Report {
             }
         }
         report
+    }
+
+    /// Whether the node answers and has its broker.
+    fn is_well(&self) -> bool {
+        self.answered && self.broker_connected != Some(false) && self.broker_verified != Some(false)
     }
 
     /// Whether `newer` should be told at once rather than in a while.
@@ -177,15 +186,22 @@ impl Scraper {
         asked.buffer_unordered(AT_ONCE).filter_map(async |pod| pod).collect().await
     }
 
+    /// A pod's turn comes every [`INTERVAL`], sooner while its node has no broker, and at once when it turns ready.
     fn due(&mut self, pods: Vec<Arc<Pod>>, now: Instant) -> Vec<Arc<Pod>> {
         self.asked.retain(|_, asked| now.duration_since(*asked) < INTERVAL);
         let mut due = pods;
-        due.retain(|pod| match pod.metadata.uid.as_deref() {
-            Some(uid) if metrics_address(pod).is_some() && !self.asked.contains_key(uid) => {
-                self.asked.insert(uid.to_owned(), now);
-                true
+        due.retain(|pod| {
+            let Some(uid) = pod.metadata.uid.clone().filter(|_| metrics_address(pod).is_some()) else {
+                return false;
+            };
+            let well = self.reports.of(pod).is_none_or(|report| report.is_well());
+            let interval = if well { INTERVAL } else { SOONER };
+            let turn = (uid, is_ready(pod));
+            let is_due = self.asked.get(&turn).is_none_or(|asked| now.duration_since(*asked) >= interval);
+            if is_due {
+                self.asked.insert(turn, now);
             }
-            _ => false,
+            is_due
         });
         due
     }
@@ -220,13 +236,17 @@ impl Scraper {
 fn metrics_address(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     // Before, it has nothing to say; a pod that ends is asked as long as it answers.
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    if status.phase.as_deref() != Some("Running") || !(ready || has_been_up(pod)) {
+    if status.phase.as_deref() != Some("Running") || !(is_ready(pod) || has_been_up(pod)) {
         return None;
     }
     let address: std::net::IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
     let port = admin_port(pod)?;
     Some(format!("http://{}/metrics", std::net::SocketAddr::new(address, port)))
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Whether the startup probes of a pod have passed.
