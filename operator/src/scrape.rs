@@ -265,3 +265,49 @@ fn admin_port(pod: &Pod) -> Option<u16> {
     let port = ports.find(|port| port.name.as_deref() == Some("admin"))?;
     u16::try_from(port.container_port).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_read_with_and_without_labels() {
+        let page = "# TYPE fanout_node_connections gauge\nfanout_node_connections 12\nfanout_node_channels{shard=\"0\"} 3\n\
+            fanout_node_channels{shard=\"1\"} 4\nfanout_broker_connected 1\nfanout_broker_verified 0\n\
+            fanout_settings_info{hash=\"ab12\"} 1\nfanout_settings_rejected 1 1700000000\nother 5\n# EOF\n";
+        let report = Report::parse(page);
+        let expected = Report {
+            answered: true,
+            connections: 12,
+            channels: 7,
+            broker_connected: Some(true),
+            broker_verified: Some(false),
+            settings_rejected: true,
+            settings_hash: Some("ab12".to_owned()),
+            draining: false,
+        };
+        assert_eq!(report, expected);
+    }
+
+    #[test]
+    fn a_small_change_is_told_in_a_while_and_a_large_one_at_once() {
+        let begun = Instant::now();
+        let report = |connections| Report { answered: true, connections, ..Report::default() };
+        let reports = Reports::default();
+        assert!(reports.take("a", report(1_000), begun));
+        assert!(!reports.take("a", report(1_049), begun + INTERVAL));
+        assert!(reports.take("a", report(1_049), begun + SLOW_REPORT));
+        assert!(reports.take("a", report(1_200), begun + SLOW_REPORT));
+        assert!(reports.take("a", report(0), begun + SLOW_REPORT));
+        assert!(!reports.take("a", report(0), begun + SLOW_REPORT * 9), "it says nothing new");
+    }
+
+    #[test]
+    fn a_flag_that_flips_is_told_at_once() {
+        let now = Instant::now();
+        let report = |verified| Report { broker_verified: Some(verified), ..Report::default() };
+        let reports = Reports::default();
+        assert!(reports.take("a", report(true), now));
+        assert!(reports.take("a", report(false), now));
+    }
+}

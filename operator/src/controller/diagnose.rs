@@ -131,3 +131,76 @@ fn problem(pod: &Pod, reason: Reason, status: &ContainerStatus, message: String)
 fn object(pod: &Pod) -> String {
     format!("Pod/{}", pod.name_any())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:10:00Z".parse().expect("a time")
+    }
+
+    fn diagnosed(status: Value) -> Option<Problem> {
+        let object = json!({"metadata": {"name": "chat-a-1"}, "status": status});
+        pod(&serde_json::from_value(object).expect("a pod"), now())
+    }
+
+    fn container(rest: Value) -> Value {
+        let mut status = json!({"name": "fanout", "image": "registry/x:1", "imageID": "", "ready": false, "restartCount": 0});
+        status.as_object_mut().expect("an object").extend(rest.as_object().expect("an object").clone());
+        json!({"phase": "Pending", "containerStatuses": [status]})
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_is_named() {
+        let problem = diagnosed(container(json!({"state": {"waiting": {"reason": "ImagePullBackOff"}}})));
+        let problem = problem.expect("a problem");
+        assert_eq!(problem.reason, Reason::ImagePullFailed);
+        assert!(problem.message.contains("registry/x:1"), "{}", problem.message);
+    }
+
+    #[test]
+    fn a_container_that_ends_again_and_again_is_named_with_its_exit_code() {
+        let crash = |code: i32| {
+            json!({
+                "restartCount": 4,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": code}},
+            })
+        };
+        let problem = diagnosed(container(crash(1))).expect("a problem");
+        assert!(problem.message.contains("exit code 1"), "{}", problem.message);
+        let problem = diagnosed(container(crash(64))).expect("a problem");
+        assert!(problem.message.contains("refuses its settings"), "{}", problem.message);
+    }
+
+    #[test]
+    fn a_pod_without_a_place_is_unschedulable() {
+        let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"});
+        let problem = diagnosed(json!({"phase": "Pending", "conditions": [condition]})).expect("a problem");
+        assert_eq!(problem.reason, Reason::Unschedulable);
+        assert!(problem.message.contains("0/2 nodes"), "{}", problem.message);
+    }
+
+    #[test]
+    fn a_pod_that_starts_is_given_time_and_then_is_late() {
+        let since = |at: &str| json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": at}]});
+        assert_eq!(diagnosed(since("2026-01-01T00:08:01Z")), None);
+        let problem = diagnosed(since("2026-01-01T00:08:00Z")).expect("a problem");
+        assert_eq!(problem.reason, Reason::NotReadyInTime);
+    }
+
+    #[test]
+    fn nothing_is_wrong_with_a_pod_that_is_ready_or_begins() {
+        assert_eq!(
+            diagnosed(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})),
+            None
+        );
+        assert_eq!(
+            diagnosed(container(json!({"state": {"waiting": {"reason": "ContainerCreating"}}}))),
+            None
+        );
+    }
+}

@@ -59,3 +59,49 @@ pub(super) fn hash(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: Value) -> DynamicObject {
+        serde_json::from_value(value).expect("a Kubernetes object")
+    }
+
+    #[test]
+    fn defaults_and_fields_of_others_do_not_count() {
+        let desired = json!({"kind": "Service", "metadata": {"name": "a", "labels": {}}, "spec": {"ports": [{"port": 80}]}});
+        let live = json!({
+            "metadata": {"name": "a", "annotations": {"theirs": "x"}},
+            "spec": {"ports": [{"port": 80, "protocol": "TCP"}], "clusterIP": "10.0.0.1"},
+        });
+        assert!(holds(&desired, &object(live)));
+    }
+
+    #[test]
+    fn an_edit_an_addition_to_a_list_and_a_removal_count() {
+        let desired =
+            json!({"metadata": {"name": "a"}, "spec": {"type": "ClusterIP", "ports": [{"port": 80}]}});
+        for spec in [
+            json!({"type": "NodePort", "ports": [{"port": 80}]}),
+            json!({"type": "ClusterIP", "ports": [{"port": 80}, {"port": 81}]}),
+            json!({"type": "ClusterIP"}),
+        ] {
+            assert!(!holds(&desired, &object(json!({"metadata": {"name": "a"}, "spec": spec}))), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_moves_with_what_people_edit_and_not_with_what_the_server_counts() {
+        let base = json!({"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"x": 1}});
+        let counted = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "a", "resourceVersion": "2", "generation": 3}, "spec": {"x": 1}, "status": {"y": 2},
+        });
+        let edited = json!({"metadata": {"name": "a", "resourceVersion": "1"}, "spec": {"x": 2}});
+        assert_eq!(fingerprint(&object(base.clone())), fingerprint(&object(counted)));
+        assert_ne!(fingerprint(&object(base)), fingerprint(&object(edited)));
+    }
+}

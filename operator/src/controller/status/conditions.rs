@@ -309,3 +309,32 @@ pub(super) fn same_words(one: &[Condition], other: &[Condition]) -> bool {
     let words = |c: &Condition| (c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone());
     one.iter().map(words).eq(other.iter().map(words))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a time")
+    }
+
+    fn verdict(status: &'static str, message: &str) -> Vec<Verdict> {
+        let (type_, reason) = (ConditionType::Ready, Reason::AsExpected);
+        vec![Verdict { type_, status, reason, message: message.to_owned() }]
+    }
+
+    #[test]
+    fn a_time_moves_only_when_the_status_flips() {
+        let first = merge(&[], verdict("True", "a"), Some(1), at(10));
+        let same = merge(&first, verdict("True", "b"), Some(2), at(20));
+        assert_eq!((same[0].last_transition_time.0, same[0].message.as_str()), (at(10), "b"));
+        let flipped = merge(&same, verdict("False", "b"), Some(2), at(30));
+        assert_eq!(flipped[0].last_transition_time.0, at(30));
+    }
+
+    #[test]
+    fn a_message_is_never_longer_than_the_api_server_takes() {
+        let merged = merge(&[], verdict("True", &"ä".repeat(9_000)), None, at(0));
+        assert!(merged[0].message.len() <= MESSAGE_BYTES);
+    }
+}

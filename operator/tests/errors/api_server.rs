@@ -1,0 +1,306 @@
+//! As much of an API server as the operator's errors need: objects in memory, versions, watches, and answers that
+//! a test makes wrong. Behaviour is proved on the lab; this is for what a real one does not do on command.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use futures::{StreamExt, channel::mpsc, stream};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use kube::client::Body;
+use serde_json::{Value, json};
+
+type Frames = UnsyncBoxBody<bytes::Bytes, std::io::Error>;
+
+/// The server. Clones share its objects.
+#[derive(Clone, Default)]
+pub struct ApiServer(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    /// By path.
+    objects: BTreeMap<String, Value>,
+    /// All that ever happened: version, path of the collection, event.
+    history: Vec<(u64, String, Value)>,
+    watches: Vec<(String, String, mpsc::UnboundedSender<Value>)>,
+    writes: Vec<String>,
+    faults: Vec<Fault>,
+}
+
+/// Answers a request wrongly.
+struct Fault {
+    method: Method,
+    path: String,
+    status: u16,
+    times: usize,
+}
+
+// === impl ApiServer ===
+
+impl ApiServer {
+    /// A client of this server.
+    pub fn client(&self) -> kube::Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { Ok::<_, tower::BoxError>(server.answer(request).await) }
+        });
+        kube::Client::new(service, "test")
+    }
+
+    /// Makes an object, as somebody other than the operator.
+    pub fn put(&self, path: &str, object: Value) {
+        self.lock().store(path, object);
+    }
+
+    /// An object, if there is one.
+    pub fn get(&self, path: &str) -> Option<Value> {
+        self.lock().objects.get(path).cloned()
+    }
+
+    /// Merges into an object, as somebody other than the operator.
+    pub fn edit(&self, path: &str, patch: &Value) {
+        let mut object = self.get(path).expect("the object to edit exists");
+        merge(&mut object, patch);
+        self.lock().store(path, object);
+    }
+
+    /// Deletes an object, as somebody other than the operator.
+    pub fn delete(&self, path: &str) {
+        self.lock().remove(path);
+    }
+
+    /// Answers the next `times` requests of this kind with `status`.
+    pub fn fail(&self, method: Method, path: &str, status: u16, times: usize) {
+        self.lock().faults.push(Fault { method, path: path.to_owned(), status, times });
+    }
+
+    /// Writes since the last call, the Lease's apart, as `PATCH /api/…`.
+    pub fn take_writes(&self) -> Vec<String> {
+        let mut writes = std::mem::take(&mut self.lock().writes);
+        writes.retain(|write| !write.contains("/leases"));
+        writes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Frames> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let path = parts.uri.path().to_owned();
+        let query = parts.uri.query().unwrap_or_default();
+        let query: BTreeMap<String, String> = form(query);
+        let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let mut state = self.lock();
+        if let Some(status) = state.fault(&parts.method, &path) {
+            return failure(status);
+        }
+        match parts.method {
+            Method::GET if query.contains_key("watch") => state.watch(&path, &query),
+            Method::GET => state.read(&path, &query),
+            method => state.write(&method, &path, sent),
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn fault(&mut self, method: &Method, path: &str) -> Option<u16> {
+        let meant =
+            |fault: &&mut Fault| fault.times > 0 && fault.method == *method && path.contains(&fault.path);
+        let fault = self.faults.iter_mut().find(meant)?;
+        fault.times -= 1;
+        Some(fault.status)
+    }
+
+    fn read(&self, path: &str, query: &BTreeMap<String, String>) -> Response<Frames> {
+        if let Some(object) = self.objects.get(path) {
+            return success(object);
+        }
+        // A path of a collection ends in a plural, and every plural here in an s.
+        if !path.ends_with('s') || path.split('/').next_back().is_some_and(|last| last.contains('-')) {
+            return failure(404);
+        }
+        let selector = query.get("labelSelector").map(String::as_str).unwrap_or_default();
+        let items: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(known, object)| collection(known) == path && selects(selector, object))
+            .map(|(_, object)| object)
+            .collect();
+        success(
+            &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": self.version.to_string()}, "items": items}),
+        )
+    }
+
+    fn watch(&mut self, path: &str, query: &BTreeMap<String, String>) -> Response<Frames> {
+        let since: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+        let selector = query.get("labelSelector").cloned().unwrap_or_default();
+        let past: Vec<_> = self
+            .history
+            .iter()
+            .filter(|(version, known, event)| {
+                *version > since && known == path && selects(&selector, &event["object"])
+            })
+            .map(|(_, _, event)| event.clone())
+            .collect();
+        let (sender, live) = mpsc::unbounded();
+        self.watches.push((path.to_owned(), selector, sender));
+        let lines = stream::iter(past).chain(live).map(|event| {
+            let line = format!("{event}\n");
+            Ok(http_body::Frame::data(bytes::Bytes::from(line)))
+        });
+        Response::new(StreamBody::new(lines).boxed_unsync())
+    }
+
+    fn write(&mut self, method: &Method, path: &str, sent: Value) -> Response<Frames> {
+        self.writes.push(format!("{method} {path}"));
+        match *method {
+            Method::POST => self.create(path, sent),
+            Method::PUT => self.replace(path, sent),
+            Method::PATCH => self.patch(path, &sent),
+            Method::DELETE => match self.remove(path) {
+                Some(object) => success(&object),
+                None => failure(404),
+            },
+            _ => failure(405),
+        }
+    }
+
+    fn create(&mut self, collection: &str, mut sent: Value) -> Response<Frames> {
+        if let Some(plain) = sent["stringData"].take().as_object() {
+            sent["data"] = json!(
+                plain
+                    .iter()
+                    .map(|(key, _)| (key.clone(), json!("c2VjcmV0")))
+                    .collect::<serde_json::Map<_, _>>()
+            );
+        }
+        let path = format!("{collection}/{}", sent["metadata"]["name"].as_str().unwrap_or_default());
+        if self.objects.contains_key(&path) {
+            return failure(409);
+        }
+        success(&self.store(&path, sent))
+    }
+
+    fn replace(&mut self, path: &str, sent: Value) -> Response<Frames> {
+        match self.objects.get(path) {
+            Some(known) if known["metadata"]["resourceVersion"] != sent["metadata"]["resourceVersion"] => {
+                failure(409)
+            }
+            Some(_) => success(&self.store(path, sent)),
+            None => failure(404),
+        }
+    }
+
+    /// Merge and server-side apply alike: what is sent wins, what is not stays.
+    fn patch(&mut self, path: &str, sent: &Value) -> Response<Frames> {
+        let object_path = path.strip_suffix("/status").unwrap_or(path);
+        let known = self.objects.get(object_path).cloned();
+        let seen = &sent["metadata"]["resourceVersion"];
+        if let Some(known) =
+            known.as_ref().filter(|known| !seen.is_null() && known["metadata"]["resourceVersion"] != *seen)
+        {
+            let _ = known;
+            return failure(409);
+        }
+        let mut made = known.clone().unwrap_or_else(|| json!({}));
+        merge(&mut made, sent);
+        if known.as_ref() == Some(&made) {
+            return success(&made);
+        }
+        success(&self.store(object_path, made))
+    }
+
+    fn store(&mut self, path: &str, mut object: Value) -> Value {
+        self.version += 1;
+        let kind = if self.objects.contains_key(path) { "MODIFIED" } else { "ADDED" };
+        let metadata = &mut object["metadata"];
+        metadata["resourceVersion"] = json!(self.version.to_string());
+        metadata["namespace"] = json!("test");
+        if metadata["uid"].is_null() {
+            metadata["uid"] = json!(format!("uid-{}", self.version));
+            metadata["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        self.objects.insert(path.to_owned(), object.clone());
+        self.tell(path, kind, &object);
+        object
+    }
+
+    fn remove(&mut self, path: &str) -> Option<Value> {
+        let object = self.objects.remove(path)?;
+        self.version += 1;
+        self.tell(path, "DELETED", &object);
+        Some(object)
+    }
+
+    fn tell(&mut self, path: &str, kind: &str, object: &Value) {
+        let event = json!({"type": kind, "object": object});
+        let of = collection(path);
+        self.history.push((self.version, of.to_owned(), event.clone()));
+        self.watches.retain(|(watched, selector, sender)| {
+            watched != of || !selects(selector, object) || sender.unbounded_send(event.clone()).is_ok()
+        });
+    }
+}
+
+fn collection(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(collection, _)| collection)
+}
+
+/// `key` or `key=value`.
+fn selects(selector: &str, object: &Value) -> bool {
+    let labels = &object["metadata"]["labels"];
+    match selector.split_once('=') {
+        _ if selector.is_empty() => true,
+        Some((key, value)) => labels[key] == value,
+        None => !labels[selector].is_null(),
+    }
+}
+
+fn merge(into: &mut Value, patch: &Value) {
+    let (Value::Object(fields), true) = (patch, into.is_object()) else {
+        *into = patch.clone();
+        return;
+    };
+    for (name, value) in fields {
+        if value.is_null() {
+            into.as_object_mut().unwrap().remove(name);
+        } else {
+            let place = into.as_object_mut().unwrap().entry(name.clone()).or_insert_with(|| json!({}));
+            merge(place, value);
+        }
+    }
+}
+
+fn form(query: &str) -> BTreeMap<String, String> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('=').or(Some((pair, ""))));
+    pairs.map(|(key, value)| (key.to_owned(), value.replace("%2F", "/").replace("%3D", "="))).collect()
+}
+
+fn success(object: &Value) -> Response<Frames> {
+    answer(StatusCode::OK, object)
+}
+
+fn failure(code: u16) -> Response<Frames> {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "InternalError",
+    };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "as the test wants it"});
+    answer(StatusCode::from_u16(code).unwrap(), &status)
+}
+
+fn answer(code: StatusCode, body: &Value) -> Response<Frames> {
+    let whole = http_body_util::Full::new(bytes::Bytes::from(body.to_string()));
+    let mut response = Response::new(whole.map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = code;
+    response
+}
