@@ -142,12 +142,12 @@ mod tests {
         "2026-01-01T00:10:00Z".parse().expect("a time")
     }
 
-    fn diagnosed(status: Value) -> Option<Problem> {
-        let object = json!({"metadata": {"name": "chat-a-1"}, "status": status});
+    fn diagnosed(status: impl Into<Value>) -> Option<Problem> {
+        let object = json!({"metadata": {"name": "chat-a-1"}, "status": status.into()});
         pod(&serde_json::from_value(object).expect("a pod"), now())
     }
 
-    fn container(rest: Value) -> Value {
+    fn container(rest: &Value) -> Value {
         let mut status = json!({"name": "fanout", "image": "registry/x:1", "imageID": "", "ready": false, "restartCount": 0});
         status.as_object_mut().expect("an object").extend(rest.as_object().expect("an object").clone());
         json!({"phase": "Pending", "containerStatuses": [status]})
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn an_image_that_cannot_be_pulled_is_named() {
-        let problem = diagnosed(container(json!({"state": {"waiting": {"reason": "ImagePullBackOff"}}})));
+        let problem = diagnosed(container(&json!({"state": {"waiting": {"reason": "ImagePullBackOff"}}})));
         let problem = problem.expect("a problem");
         assert_eq!(problem.reason, Reason::ImagePullFailed);
         assert!(problem.message.contains("registry/x:1"), "{}", problem.message);
@@ -170,9 +170,9 @@ mod tests {
                 "lastState": {"terminated": {"exitCode": code}},
             })
         };
-        let problem = diagnosed(container(crash(1))).expect("a problem");
+        let problem = diagnosed(container(&crash(1))).expect("a problem");
         assert!(problem.message.contains("exit code 1"), "{}", problem.message);
-        let problem = diagnosed(container(crash(64))).expect("a problem");
+        let problem = diagnosed(container(&crash(64))).expect("a problem");
         assert!(problem.message.contains("refuses its settings"), "{}", problem.message);
     }
 
@@ -199,7 +199,7 @@ mod tests {
             None
         );
         assert_eq!(
-            diagnosed(container(json!({"state": {"waiting": {"reason": "ContainerCreating"}}}))),
+            diagnosed(container(&json!({"state": {"waiting": {"reason": "ContainerCreating"}}}))),
             None
         );
     }

@@ -7,7 +7,7 @@ mod nodes;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
@@ -17,6 +17,7 @@ use kube::{
     core::{ObjectMeta, error_boundary::InvalidObject},
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     Error, Shared,

@@ -16,7 +16,7 @@ type Frames = UnsyncBoxBody<bytes::Bytes, std::io::Error>;
 
 /// The server. Clones share its objects.
 #[derive(Clone, Default)]
-pub struct ApiServer(Arc<Mutex<State>>);
+pub(crate) struct ApiServer(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -42,7 +42,7 @@ struct Fault {
 
 impl ApiServer {
     /// A client of this server.
-    pub fn client(&self) -> kube::Client {
+    pub(crate) fn client(&self) -> kube::Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();
@@ -52,34 +52,34 @@ impl ApiServer {
     }
 
     /// Makes an object, as somebody other than the operator.
-    pub fn put(&self, path: &str, object: Value) {
+    pub(crate) fn put(&self, path: &str, object: Value) {
         self.lock().store(path, object);
     }
 
     /// An object, if there is one.
-    pub fn get(&self, path: &str) -> Option<Value> {
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.lock().objects.get(path).cloned()
     }
 
     /// Merges into an object, as somebody other than the operator.
-    pub fn edit(&self, path: &str, patch: &Value) {
+    pub(crate) fn edit(&self, path: &str, patch: &Value) {
         let mut object = self.get(path).expect("the object to edit exists");
         merge(&mut object, patch);
         self.lock().store(path, object);
     }
 
     /// Deletes an object, as somebody other than the operator.
-    pub fn delete(&self, path: &str) {
+    pub(crate) fn delete(&self, path: &str) {
         self.lock().remove(path);
     }
 
     /// Answers the next `times` requests of this kind with `status`.
-    pub fn fail(&self, method: Method, path: &str, status: u16, times: usize) {
+    pub(crate) fn fail(&self, method: Method, path: &str, status: u16, times: usize) {
         self.lock().faults.push(Fault { method, path: path.to_owned(), status, times });
     }
 
     /// Writes since the last call, the Lease's apart, as `PATCH /api/…`.
-    pub fn take_writes(&self) -> Vec<String> {
+    pub(crate) fn take_writes(&self) -> Vec<String> {
         let mut writes = std::mem::take(&mut self.lock().writes);
         writes.retain(|write| !write.contains("/leases"));
         writes
