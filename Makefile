@@ -1,9 +1,9 @@
 # One vocabulary for people and for CI. The work is in scripts/, a target is one line.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit e2e lab-up lab-down images crds fmt bench audit
+.PHONY: help demo test check unit e2e lab-up lab-down images crds fmt bench audit screenshots
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## start three nodes and a playground page; CHECK=1 checks delivery by itself and ends
 	@scripts/demo.sh
@@ -21,7 +21,7 @@ e2e: ## end-to-end tests on the lab, or on the cluster of KUBECONFIG
 	@scripts/e2e.sh
 
 lab-up: ## start the lab: a real Kubernetes cluster on this machine (Linux, root)
-	@lab/lab.sh install && lab/lab.sh build && lab/lab.sh up
+	@lab/lab.sh build && lab/lab.sh up
 
 lab-down: ## stop the lab, nothing is left behind
 	@lab/lab.sh down
@@ -37,6 +37,9 @@ fmt: ## format the Rust code
 
 bench: ## measure on this machine
 	@cargo run --locked --release -p fanout-bench
+
+screenshots: ## take the README's pictures of the playground, by a real browser
+	@FANOUT_SCREENSHOTS="$(CURDIR)/docs/images" scripts/unit.sh -p kubectl-fanout --test playground
 
 audit: ## known vulnerabilities in the dependencies (needs the internet)
 	@scripts/tools.sh && PATH="$${FANOUT_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/fanout-tools}/bin:$$PATH" cargo deny check advisories

@@ -1,0 +1,401 @@
+//! From a YAML file to a FanoutCluster, by the same schema and rules as an API server, with every mistake's line.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use fanout_operator::api::{FanoutCluster, GROUP, crd};
+use kube::core::cel::{ErrorKind, ValidationErrors};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::Value;
+
+const KIND: &str = "FanoutCluster";
+
+/// What is wrong with a file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManifestError {
+    #[error("failed to read {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}:{line}:{column}: is no YAML: {message}", path.display())]
+    Yaml { path: PathBuf, line: usize, column: usize, message: String },
+    #[error("{} holds no {KIND} (apiVersion {GROUP}/v1alpha1)", path.display())]
+    NoCluster { path: PathBuf },
+    #[error("{} holds {count} objects of kind {KIND}: give this command one of them", path.display())]
+    Several { path: PathBuf, count: usize },
+    #[error("{} of {}:\n{}", count(mistakes.len()), path.display(), list(mistakes))]
+    Mistakes { path: PathBuf, mistakes: Vec<Mistake> },
+}
+
+/// One mistake in a FanoutCluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mistake {
+    /// Line in the file, from 1; `None` when what is wrong stands nowhere in it.
+    line: Option<usize>,
+    /// As `spec.namespaces[0].publish`.
+    field: String,
+    message: String,
+}
+
+/// Reads the one FanoutCluster of a file.
+pub(crate) fn read(path: &Path) -> Result<FanoutCluster, ManifestError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+/// Reads the one FanoutCluster of `text`; other objects in it are left alone.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<FanoutCluster, ManifestError> {
+    let document = the_cluster(path, text)?;
+    let wrong = |found: Vec<(Vec<Step>, String)>| {
+        let mistakes =
+            found.into_iter().map(|(steps, message)| Mistake::new(text, document.at, &steps, message));
+        let mut mistakes: Vec<_> = mistakes.collect();
+        mistakes.sort_by_key(|mistake| mistake.line);
+        Err(ManifestError::Mistakes { path: path.to_owned(), mistakes })
+    };
+    let found = against_schema(&document.value);
+    if !found.is_empty() {
+        return wrong(found);
+    }
+    let cluster: FanoutCluster = match serde_json::from_value(document.value.clone()) {
+        Ok(cluster) => cluster,
+        Err(error) => return wrong(vec![(Vec::new(), error.to_string())]),
+    };
+    let found = against_rules(kube::core::cel::validate_cel(&cluster));
+    if found.is_empty() { Ok(cluster) } else { wrong(found) }
+}
+
+/// What an API server would say to the change of a running cluster, a line for each mistake.
+pub(crate) fn check_change(old: &FanoutCluster, new: &FanoutCluster) -> Result<(), String> {
+    let found = against_rules(kube::core::cel::validate_cel_update(new, old));
+    let lines: Vec<_> =
+        found.iter().map(|(steps, message)| format!("{}: {message}", dotted(steps))).collect();
+    if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
+}
+
+/// A FanoutCluster among the documents of a file.
+struct Found {
+    /// Which document it is, from 0.
+    at: usize,
+    value: Value,
+}
+
+fn the_cluster(path: &Path, text: &str) -> Result<Found, ManifestError> {
+    let mut found = Vec::new();
+    for (at, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
+        let value = Value::deserialize(document).map_err(|error| {
+            let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
+            let message = without_place(&error.to_string());
+            ManifestError::Yaml { path: path.to_owned(), line, column, message }
+        })?;
+        let ours =
+            value["apiVersion"].as_str().is_some_and(|version| version.starts_with(&format!("{GROUP}/")));
+        if ours && value["kind"] == KIND {
+            found.push(Found { at, value });
+        }
+    }
+    match found.len() {
+        0 => Err(ManifestError::NoCluster { path: path.to_owned() }),
+        1 => Ok(found.remove(0)),
+        count => Err(ManifestError::Several { path: path.to_owned(), count }),
+    }
+}
+
+/// Unknown fields and wrong values.
+fn against_schema(value: &Value) -> Vec<(Vec<Step>, String)> {
+    let crd = crd::crd();
+    let mut schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+    for known in ["apiVersion", "kind", "metadata"] {
+        schema["properties"][known] = Value::Bool(true);
+    }
+    close(&mut schema);
+    let validator = jsonschema::validator_for(&schema).expect("the schema of the CRD is a JSON Schema");
+    validator.iter_errors(value).flat_map(|error| from_schema(&error)).collect()
+}
+
+/// `kubectl apply` refuses fields that a schema does not list, and so does this command.
+fn close(schema: &mut Value) {
+    let Some(fields) = schema.as_object_mut() else { return };
+    let open = fields.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+    if fields.remove("x-kubernetes-int-or-string").is_some() {
+        fields.remove("type");
+    }
+    if fields.contains_key("properties") && !open && !fields.contains_key("additionalProperties") {
+        fields.insert("additionalProperties".to_owned(), Value::Bool(false));
+    }
+    for (name, part) in fields {
+        match (name.as_str(), part) {
+            ("properties", Value::Object(properties)) => properties.values_mut().for_each(close),
+            ("items" | "additionalProperties", part) => close(part),
+            _ => {}
+        }
+    }
+}
+
+fn from_schema(error: &jsonschema::ValidationError<'_>) -> Vec<(Vec<Step>, String)> {
+    use jsonschema::error::ValidationErrorKind as Kind;
+    let at = steps(error.instance_path().as_str());
+    match error.kind() {
+        Kind::AdditionalProperties { unexpected } => unexpected
+            .iter()
+            .map(|key| {
+                ([at.clone(), vec![Step::Key(key.clone())]].concat(), "is an unknown field".to_owned())
+            })
+            .collect(),
+        _ => vec![(at, error.to_string())],
+    }
+}
+
+fn against_rules(result: Result<(), ValidationErrors>) -> Vec<(Vec<Step>, String)> {
+    let Err(errors) = result else { return Vec::new() };
+    errors
+        .into_vec()
+        .into_iter()
+        // A few rules use words of CEL that only an API server knows.
+        .filter(|error| error.kind != ErrorKind::UnsupportedReference)
+        .map(|error| (steps(&error.field_path.replace('.', "/")), error.message))
+        .collect()
+}
+
+// === Paths and lines ===
+
+/// A step into a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+/// `/spec/namespaces/0/name`, or `spec/namespaces[0]/name`, step by step.
+fn steps(pointer: &str) -> Vec<Step> {
+    let parts = pointer.split(['/', '[', ']']).filter(|part| !part.is_empty());
+    parts
+        .map(|part| match part.parse() {
+            Ok(at) => Step::Item(at),
+            Err(_) => Step::Key(part.replace("~1", "/").replace("~0", "~")),
+        })
+        .collect()
+}
+
+fn dotted(steps: &[Step]) -> String {
+    let mut path = String::new();
+    for step in steps {
+        match step {
+            Step::Item(at) => path.push_str(&format!("[{at}]")),
+            Step::Key(key) => {
+                if !path.is_empty() {
+                    path.push('.');
+                }
+                path.push_str(key);
+            }
+        }
+    }
+    path
+}
+
+/// Line of the value at `path` in the document `at` of `text`, or of the nearest one above that stands there.
+///
+/// The parser tells a place only in its errors: so the document is read by a reader that fails on purpose there.
+fn line_of(text: &str, at: usize, path: &[Step]) -> Option<usize> {
+    (0..=path.len()).rev().find_map(|len| {
+        let document = serde_yaml::Deserializer::from_str(text).nth(at)?;
+        let error = Seek(&path[..len]).deserialize(document).err()?;
+        error.to_string().contains(FOUND).then(|| error.location().map(|place| place.line()))?
+    })
+}
+
+/// What a [`Seek`] says when it is there.
+const FOUND: &str = "the value that was sought";
+
+/// Reads a document up to a path and fails there.
+struct Seek<'a>(&'a [Step]);
+
+impl<'de> DeserializeSeed<'de> for Seek<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Seek<'_> {
+    fn here<E: serde::de::Error>(&self) -> Result<(), E> {
+        if self.0.is_empty() { Err(E::custom(FOUND)) } else { Ok(()) }
+    }
+}
+
+impl<'de> Visitor<'de> for Seek<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Some((first, rest)) = self.0.split_first() else { return Err(A::Error::custom(FOUND)) };
+        while let Some(key) = map.next_key::<String>()? {
+            if matches!(first, Step::Key(wanted) if *wanted == key) {
+                return map.next_value_seed(Seek(rest));
+            }
+            map.next_value::<serde::de::IgnoredAny>()?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let Some((first, rest)) = self.0.split_first() else { return Err(A::Error::custom(FOUND)) };
+        let mut at = 0;
+        loop {
+            if matches!(first, Step::Item(wanted) if *wanted == at) {
+                return items.next_element_seed(Seek(rest)).map(|_| ());
+            }
+            if items.next_element::<serde::de::IgnoredAny>()?.is_none() {
+                return Ok(());
+            }
+            at += 1;
+        }
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.here()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
+        self.here()
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
+        self.here()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
+        self.here()
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
+        self.here()
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.here()
+    }
+}
+
+/// The parser's message without the place at its end, which is told apart.
+fn without_place(message: &str) -> String {
+    message.split(" at line ").next().unwrap_or(message).to_owned()
+}
+
+// === impl Mistake ===
+
+impl Mistake {
+    fn new(text: &str, at: usize, steps: &[Step], message: String) -> Self {
+        Self { line: line_of(text, at, steps), field: dotted(steps), message }
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, field, message } = self;
+        if let Some(line) = line {
+            write!(f, "line {line}: ")?;
+        }
+        if field.is_empty() { f.write_str(message) } else { write!(f, "{field}: {message}") }
+    }
+}
+
+fn count(mistakes: usize) -> String {
+    if mistakes == 1 {
+        "1 mistake in the FanoutCluster".to_owned()
+    } else {
+        format!("{mistakes} mistakes in the FanoutCluster")
+    }
+}
+
+fn list(mistakes: &[Mistake]) -> String {
+    let lines: Vec<_> = mistakes.iter().map(|mistake| format!("  {mistake}")).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: fanout.dev/v1alpha1\nkind: FanoutCluster\nmetadata:\n  name: demo\n";
+
+    fn mistakes_of(spec: &str) -> Vec<String> {
+        match parse(Path::new("demo.yaml"), &format!("{HEAD}{spec}")) {
+            Err(ManifestError::Mistakes { mistakes, .. }) => {
+                mistakes.iter().map(Mistake::to_string).collect()
+            }
+            other => panic!("expected mistakes, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cluster_among_other_objects_is_found_with_its_defaults() {
+        let text = format!("kind: Secret\napiVersion: v1\n---\n{HEAD}spec: {{replicas: 2}}\n");
+        let cluster = parse(Path::new("demo.yaml"), &text).unwrap();
+        assert_eq!((cluster.name(), cluster.spec.replicas, cluster.spec.hub.ports.client), ("demo", 2, 8000));
+    }
+
+    #[test]
+    fn an_unknown_field_is_told_with_its_line() {
+        let spec = "spec:\n  replicas: 2\n  hub:\n    pingIntervalSecond: 5\n";
+        assert_eq!(mistakes_of(spec), ["line 8: spec.hub.pingIntervalSecond: is an unknown field"]);
+    }
+
+    #[test]
+    fn every_wrong_value_is_told_with_its_line_and_field() {
+        let spec = "spec:\n  replicas: many\n  namespaces:\n  - name: default\n    publish: everyone\n";
+        let mistakes = mistakes_of(spec);
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(mistakes[0].starts_with("line 6: spec.replicas: "), "{mistakes:?}");
+        assert!(mistakes[1].starts_with("line 9: spec.namespaces[0].publish: "), "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_broken_rule_of_the_resource_is_told_with_what_to_do() {
+        let mistakes = mistakes_of("spec:\n  replicas: 3\n  redis:\n    memory: {}\n");
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(
+            mistakes[0].starts_with("line 6: spec.replicas: redis.memory joins no nodes"),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
+    fn a_second_document_counts_lines_from_the_top_of_the_file() {
+        let text = format!("kind: Secret\napiVersion: v1\n---\n{HEAD}spec:\n  replica: 2\n");
+        let error = parse(Path::new("demo.yaml"), &text).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "1 mistake in the FanoutCluster of demo.yaml:\n  line 9: spec.replica: is an unknown field"
+        );
+    }
+
+    #[test]
+    fn text_that_is_no_yaml_is_told_with_line_and_column() {
+        let error = parse(Path::new("demo.yaml"), "spec: {a: [1\nb: 2").unwrap_err().to_string();
+        assert!(error.starts_with("demo.yaml:2:"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_a_cluster_says_so() {
+        let error = parse(Path::new("demo.yaml"), "kind: Secret\napiVersion: v1\n").unwrap_err().to_string();
+        assert_eq!(error, "demo.yaml holds no FanoutCluster (apiVersion fanout.dev/v1alpha1)");
+    }
+
+    #[test]
+    fn a_change_that_a_cluster_would_refuse_is_refused() {
+        let read = |spec: &str| parse(Path::new("demo.yaml"), &format!("{HEAD}{spec}")).unwrap();
+        let old = read("spec: {redis: {channelPrefix: a}}");
+        let refused = check_change(&old, &read("spec: {redis: {channelPrefix: b}}")).unwrap_err();
+        assert!(refused.contains("redis.channelPrefix cannot be changed"), "{refused}");
+        check_change(&old, &read("spec: {replicas: 5, redis: {channelPrefix: a}}")).unwrap();
+    }
+}

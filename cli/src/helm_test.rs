@@ -1,0 +1,226 @@
+//! `kubectl fanout helm-test`: what `helm test` runs. It makes a small FanoutCluster, sends a message through it
+//! as a client and a backend would, and removes it again.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use fanout_operator::{
+    api::{FanoutCluster, FanoutClusterSpec},
+    resources::secret,
+};
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{
+    Api, Client as Kube,
+    api::{DeleteParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::client::Client;
+
+/// Channel of the test.
+const CHANNEL: &str = "helm-test";
+/// Time between two looks at the cluster.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Time for a message; the rules of a Service take a second to follow its pods.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Arguments of `kubectl fanout helm-test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HelmTestArgs {
+    /// Namespace of the FanoutCluster; default: that of the pod or of the kubeconfig.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Name of the FanoutCluster.
+    #[arg(long, default_value = "fanout-helm-test")]
+    name: String,
+    /// What carries messages between its nodes: `managed` is two nodes and a Redis, `memory` one node alone.
+    #[arg(long, value_enum, default_value_t = Broker::Managed)]
+    redis: Broker,
+    /// Seconds until the FanoutCluster must be ready.
+    #[arg(long, default_value_t = 180)]
+    timeout_seconds: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Broker {
+    Managed,
+    Memory,
+}
+
+/// A FanoutCluster under test.
+struct Trial {
+    clusters: Api<FanoutCluster>,
+    secrets: Api<Secret>,
+    name: String,
+    namespace: String,
+}
+
+pub(crate) async fn run(args: HelmTestArgs) -> anyhow::Result<()> {
+    let HelmTestArgs { namespace, name, redis, timeout_seconds } = args;
+    let kube = Kube::try_default().await.context("failed to find a Kubernetes cluster")?;
+    let namespace = namespace.unwrap_or_else(|| kube.default_namespace().to_owned());
+    let trial = Trial {
+        clusters: Api::namespaced(kube.clone(), &namespace),
+        secrets: Api::namespaced(kube, &namespace),
+        name,
+        namespace,
+    };
+    let created = trial.clusters.create(&PostParams::default(), &manifest(&trial.name, redis)).await;
+    let created = created.with_context(|| format!("failed to create FanoutCluster {trial}"))?;
+    println!("created FanoutCluster {trial}");
+    let done = trial.prove(&created, Duration::from_secs(timeout_seconds)).await;
+    let removed = trial.clusters.delete(&trial.name, &DeleteParams::foreground()).await;
+    done?;
+    removed.with_context(|| format!("failed to delete FanoutCluster {trial}"))?;
+    println!("removed FanoutCluster {trial}");
+    Ok(())
+}
+
+/// A small FanoutCluster with one channel open to everyone.
+fn manifest(name: &str, redis: Broker) -> FanoutCluster {
+    let (replicas, redis) = match redis {
+        Broker::Managed => (2, json!({"managed": {}})),
+        Broker::Memory => (1, json!({"memory": {}})),
+    };
+    let spec = json!({
+        "replicas": replicas,
+        "redis": redis,
+        "namespaces": [{"name": "default", "channels": [CHANNEL], "subscribe": "allowed"}],
+    });
+    let spec: FanoutClusterSpec = serde_json::from_value(spec).expect("the test's own spec is valid");
+    FanoutCluster::new(name, spec)
+}
+
+// === impl Trial ===
+
+impl Trial {
+    /// Waits until it is ready, then publishes as a backend and receives as a client.
+    async fn prove(&self, created: &FanoutCluster, timeout: Duration) -> anyhow::Result<()> {
+        let started = Instant::now();
+        self.wait_ready(timeout).await?;
+        println!("ready after {:.1} s", started.elapsed().as_secs_f64());
+        let key = self.api_key(created).await?;
+        let Self { name, namespace, .. } = self;
+        let client = format!("ws://{name}.{namespace}.svc:{}", created.spec.service.port);
+        let mut subscriber = self.subscribe(&client).await?;
+        println!("subscribed at {client}");
+        let api = format!("http://{name}-api.{namespace}.svc:{}", created.spec.hub.ports.api);
+        let data = json!({"sent-by": "helm test"});
+        let sent = Instant::now();
+        publish(&api, &key, &data).await?;
+        let arrived = subscriber.next(PATIENCE).await?;
+        let arrival =
+            arrived.with_context(|| format!("published at {api}, but nothing arrived at {client}"))?;
+        ensure!(arrival.data == data, "published {data}, but {} arrived", arrival.data);
+        println!(
+            "published at {api}, arrived after {:.1} ms",
+            arrival.at.duration_since(sent).as_secs_f64() * 1_000.0
+        );
+        subscriber.close().await;
+        Ok(())
+    }
+
+    async fn wait_ready(&self, timeout: Duration) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            let cluster =
+                self.clusters.get(&self.name).await.with_context(|| format!("failed to read {self}"))?;
+            let conditions = cluster.status.map(|status| status.conditions).unwrap_or_default();
+            if conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
+                return Ok(());
+            }
+            if started.elapsed() > timeout {
+                bail!("{self} was not ready within {} s:\n{}", timeout.as_secs(), told(&conditions));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The key that the operator generated.
+    async fn api_key(&self, cluster: &FanoutCluster) -> anyhow::Result<String> {
+        let name = secret::api_key_name(cluster);
+        let found = self.secrets.get(&name).await.with_context(|| format!("failed to read Secret {name}"))?;
+        let value = found.data.and_then(|mut data| data.remove(secret::API_KEY));
+        let value = value.with_context(|| format!("Secret {name} has no key {}", secret::API_KEY))?;
+        String::from_utf8(value.0).with_context(|| format!("Secret {name} holds no text"))
+    }
+
+    /// Subscribes through the Service, again and again until its rules are in place.
+    async fn subscribe(&self, base: &str) -> anyhow::Result<Client> {
+        let started = Instant::now();
+        loop {
+            match Client::subscribe(base, CHANNEL, PATIENCE).await {
+                Err(_) if started.elapsed() < PATIENCE => sleep(LOOK_EVERY).await,
+                done => return done,
+            }
+        }
+    }
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Publishes through the Service; a refused connection is tried again, an answer is final.
+async fn publish(api: &str, key: &str, data: &Value) -> anyhow::Result<()> {
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(PATIENCE)
+        .build()
+        .context("failed to make an HTTP client")?;
+    let body = json!({"channel": CHANNEL, "data": data});
+    let started = Instant::now();
+    let reply = loop {
+        match http.post(format!("{api}/api/publish")).header("X-API-Key", key).json(&body).send().await {
+            Err(error) if error.is_connect() && started.elapsed() < PATIENCE => sleep(LOOK_EVERY).await,
+            reply => break reply.with_context(|| format!("failed to publish at {api}"))?,
+        }
+    };
+    let status = reply.status();
+    let text = reply.text().await.with_context(|| format!("failed to read the answer of {api}"))?;
+    let accepted = serde_json::from_str::<Value>(&text).is_ok_and(|reply| reply.get("result").is_some());
+    ensure!(status.is_success() && accepted, "{api} answered {status}: {text}");
+    Ok(())
+}
+
+fn told(conditions: &[Condition]) -> String {
+    if conditions.is_empty() {
+        return "  it has no conditions yet: does the operator run, and does it watch this namespace?"
+            .to_owned();
+    }
+    let lines = conditions.iter().map(|condition| {
+        let Condition { type_, status, reason, message, .. } = condition;
+        format!("  {type_}={status} {reason}: {message}")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_cluster_is_one_that_an_api_server_accepts() {
+        for redis in [Broker::Managed, Broker::Memory] {
+            let refused: Vec<_> = kube::core::cel::validate_cel(&manifest("demo", redis))
+                .err()
+                .map(|errors| errors.into_vec())
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|error| error.kind != kube::core::cel::ErrorKind::UnsupportedReference)
+                .collect();
+            assert!(refused.is_empty(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_without_conditions_points_at_the_operator() {
+        assert!(told(&[]).contains("does the operator run"));
+    }
+}
