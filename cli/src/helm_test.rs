@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, clap::Args)]
 pub(crate) struct HelmTestArgs {
     /// Namespace of the FanoutCluster; default: that of the pod or of the kubeconfig.
-    #[arg(short, long)]
+    #[arg(short, long, env = "POD_NAMESPACE")]
     namespace: Option<String>,
     /// Name of the FanoutCluster.
     #[arg(long, default_value = "fanout-helm-test")]
