@@ -12,3 +12,4 @@ mkdir -p "$out/crds" "$out/charts/fanout/crd" "$out/docs/schema"
 cp "$out/crds/fanoutclusters.fanout.dev.yaml" "$out/charts/fanout/crd/"
 "$bin/fanout-sidecar" protocol >"$out/docs/protocol.md"
 for document in boot live; do "$bin/fanout-sidecar" schema "$document" >"$out/docs/schema/$document.json"; done
+"$bin/fanout-sidecar" schema api >"$out/docs/openapi.json"

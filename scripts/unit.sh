@@ -7,6 +7,8 @@ need_rust
 command -v valkey-server >/dev/null || need redis-server redis-server
 need redis-cli redis-tools
 need chromium chromium
+need nginx nginx
+need haproxy haproxy
 scripts/tools.sh
 cargo build --workspace --bins --locked --quiet
 [ $# -gt 0 ] || set -- --workspace --exclude fanout-e2e

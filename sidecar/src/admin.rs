@@ -216,3 +216,33 @@ impl Admin {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn status(peer: &str, header: Option<&'static str>) -> StatusCode {
+        let router: Router = Router::new().route("/", get(async || "in")).route_layer(from_fn(loopback_only));
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(ConnectInfo(peer.parse::<SocketAddr>().unwrap()));
+        if let Some(name) = header {
+            request.headers_mut().insert(name, header::HeaderValue::from_static("http://localhost"));
+        }
+        router.oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn only_loopback_comes_in_and_no_web_page() {
+        for peer in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(status(peer, None).await, StatusCode::OK, "{peer}");
+            assert_eq!(status(peer, Some("origin")).await, StatusCode::FORBIDDEN, "{peer}");
+            assert_eq!(status(peer, Some("sec-fetch-site")).await, StatusCode::FORBIDDEN, "{peer}");
+        }
+        for peer in ["10.0.0.1:1", "192.0.2.1:1", "[2001:db8::1]:1", "[::ffff:10.0.0.1]:1"] {
+            assert_eq!(status(peer, None).await, StatusCode::FORBIDDEN, "{peer}");
+        }
+    }
+}

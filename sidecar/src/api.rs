@@ -67,6 +67,11 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// The API's description, as it is served.
+pub fn description() -> serde_json::Value {
+    openapi::document()
+}
+
 fn endpoint<M: Method>() -> MethodRouter<Api> {
     post(call::<M>).fallback(only_post)
 }

@@ -22,7 +22,7 @@ pub(crate) enum Command {
     Run(Run),
     /// Look for mistakes in settings, without binding a port. Exit code 64 where there are any.
     Check(Check),
-    /// Print the JSON Schema of a settings document.
+    /// Print the JSON Schema of a settings document, or the OpenAPI description of the server API.
     Schema {
         /// Which one.
         document: SchemaOf,
@@ -66,6 +66,8 @@ pub(crate) enum SchemaOf {
     Boot,
     /// What may change while the node runs.
     Live,
+    /// The server API.
+    Api,
 }
 
 #[derive(Debug, clap::Args)]

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use fanout_sidecar::{
+    api,
     app::{App, Options},
     config::{Config, ConfigError, LiveFile, load_boot},
     telemetry::LogControl,
@@ -125,6 +126,7 @@ fn print_schema(document: SchemaOf) -> Result<()> {
     let schema = match document {
         SchemaOf::Boot => schema::<BootSettings>(),
         SchemaOf::Live => schema::<LiveSettings>(),
+        SchemaOf::Api => api::description(),
     };
     println!("{}", serde_json::to_string_pretty(&schema)?);
     Ok(())

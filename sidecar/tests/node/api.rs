@@ -142,6 +142,7 @@ async fn the_description_says_what_the_methods_take_and_answer() {
     with_sidecar(Setup::open(), async |node| {
         let document: Value = http().get(node.api_url("/openapi.json")).send().await.unwrap().json().await.unwrap();
         assert_eq!(document["openapi"], "3.1.0");
+        assert_eq!(document, fanout_sidecar::api::description(), "what is printed is what is served");
         let calls = [
             ("/api/publish", json!({"channel": "lobby", "data": {"any": [1]}}), vec!["channel"]),
             ("/api/publish", json!({"channel": "cellar", "b64data": "AA=="}), vec!["channel"]),

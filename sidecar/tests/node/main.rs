@@ -1,5 +1,7 @@
 //! The whole node, in this process, on ports of its own choice, as clients, backends and the kubelet see it.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
 mod admin;
 mod api;
 mod auth;

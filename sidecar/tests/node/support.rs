@@ -284,6 +284,10 @@ pub(crate) async fn connect(
 }
 
 impl Client {
+    pub(crate) fn new(socket: WebSocketStream<MaybeTlsStream<TcpStream>>) -> Self {
+        Self(socket)
+    }
+
     pub(crate) async fn send(&mut self, text: &str) {
         soon(self.0.send(Message::text(text))).await.expect("sent");
     }

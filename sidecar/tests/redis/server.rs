@@ -124,6 +124,7 @@ fn launch(directory: &TempDir) -> Child {
         .expect(INSTALL)
 }
 
-fn free_port() -> u16 {
+/// A port that nobody has now.
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
