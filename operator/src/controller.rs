@@ -32,7 +32,7 @@ use self::{
     apply::Applier,
     build::OperatorConfig,
     dereference::SecretShapes,
-    mirror::{Guarded, Mirrors, Scope, Trigger},
+    mirror::{Guarded, Mirrors, Scope, Stage, Trigger},
     status::Reporter,
 };
 use crate::{
@@ -48,6 +48,9 @@ const CONCURRENCY: u16 = 16;
 
 /// Changes that come within this time make one reconcile. Short, for a deleted child is to be back in a second.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// Time that a new leader waits for the nodes to answer.
+const FIRST_ROUND: Duration = Duration::from_secs(3);
 
 /// A look at a cluster that waits for something that is not watched: a name to become free, a quota to grow.
 const WAITING: Duration = Duration::from_secs(10);
@@ -152,6 +155,9 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
     let reconciles = applier(spawn, error_policy, context, mirrors.clusters(), queue, config);
     let in_step = async {
         mirrors.fill().await;
+        // The nodes are asked once before anything is decided or told, but not waited for without end.
+        _ = tokio::time::timeout(FIRST_ROUND, mirrors.reach(Stage::InStep)).await;
+        mirrors.asked();
         info!(?scope, "the watches are in step");
         shared.readiness.set();
         std::future::pending().await
@@ -165,8 +171,12 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
 /// Asks the nodes; yields the clusters of those that said something new.
 fn reports(scraper: Scraper, mirrors: Mirrors) -> impl futures::Stream<Item = Trigger> + Send {
     let rounds = stream::unfold((scraper, mirrors), async |(mut scraper, mirrors): (Scraper, Mirrors)| {
-        tokio::time::sleep(scrape::TICK).await;
+        mirrors.reach(Stage::Filled).await;
+        if mirrors.stage() == Stage::InStep {
+            tokio::time::sleep(scrape::TICK).await;
+        }
         let news = scraper.round(mirrors.nodes()).await;
+        mirrors.asked();
         let triggers: Vec<_> = news.iter().filter_map(|pod| mirror::labelled_cluster(pod.as_ref())).collect();
         Some((stream::iter(triggers), (scraper, mirrors)))
     });
@@ -209,7 +219,7 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
         // The garbage collector removes the children.
         return Ok(Action::await_change());
     }
-    mirrors.in_step().await;
+    mirrors.reach(Stage::InStep).await;
 
     let found = dereference::dereference(cluster, mirrors, reports, secrets).await?;
     let verdict = match validate::validate(cluster, &found.named) {

@@ -54,7 +54,19 @@ pub(crate) struct Mirrors {
     pods: Store<Pod>,
     redis: Store<Pod>,
     secrets: Store<PartialObjectMeta<Secret>>,
-    filled: Arc<watch::Sender<bool>>,
+    stage: Arc<watch::Sender<Stage>>,
+}
+
+/// How far the operator's knowledge has come. Nothing is decided before the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// The watches are being filled.
+    #[default]
+    Filling,
+    /// The mirrors have been filled once.
+    Filled,
+    /// And the nodes have been asked once: a new leader does not forget what the old one knew.
+    InStep,
 }
 
 // === impl Scope ===
@@ -118,7 +130,7 @@ impl Mirrors {
             .push(touched.flat_map(move |secret| futures::stream::iter(users_of(&index, &secret))).boxed());
 
         (
-            Self { clusters, children: children.into(), pods, redis, secrets, filled: Arc::default() },
+            Self { clusters, children: children.into(), pods, redis, secrets, stage: Arc::default() },
             select_all(changes),
         )
     }
@@ -126,7 +138,7 @@ impl Mirrors {
     /// Waits until the mirrors have been filled once. For one caller: of several that wait for a store, only the last
     /// is woken. The store of clusters is not waited for, for the applier does that.
     pub(crate) async fn fill(&self) {
-        let Self { clusters: _, children, pods, redis, secrets, filled } = self;
+        let Self { clusters: _, children, pods, redis, secrets, stage } = self;
         // A writer that is gone means that the process ends; there is nothing to wait for then.
         _ = pods.wait_until_ready().await;
         _ = redis.wait_until_ready().await;
@@ -134,13 +146,23 @@ impl Mirrors {
         for (_, store) in children.iter() {
             _ = store.wait_until_ready().await;
         }
-        filled.send_replace(true);
+        stage.send_replace(Stage::Filled);
     }
 
-    /// Waits until [`Self::fill`] is done. For any number of callers.
-    pub(crate) async fn in_step(&self) {
+    /// The nodes have been asked once.
+    pub(crate) fn asked(&self) {
+        self.stage.send_replace(Stage::InStep);
+    }
+
+    /// How far it has come.
+    pub(crate) fn stage(&self) -> Stage {
+        *self.stage.borrow()
+    }
+
+    /// Waits for a stage. For any number of callers.
+    pub(crate) async fn reach(&self, stage: Stage) {
         // The sender is in `self`, so it cannot be gone.
-        _ = self.filled.subscribe().wait_for(|filled| *filled).await;
+        _ = self.stage.subscribe().wait_for(|reached| *reached >= stage).await;
     }
 
     /// The clusters themselves.
