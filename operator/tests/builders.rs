@@ -94,7 +94,6 @@ fn text(resources: Resources) -> String {
         pdb,
         service_account,
         network_policies,
-        state: _,
     } = resources;
     let RevisionSpec { name: _, canonical: _, replica_set, boot_config_map } = revision;
     let secret = |secret: &GeneratedSecret| json!(secret.with_value("RANDOM"));

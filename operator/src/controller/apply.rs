@@ -117,7 +117,6 @@ impl Applier {
             pdb,
             service_account,
             network_policies,
-            state: _,
         } = resources;
         let mut wanted = Wanted::default();
         wanted.add(&service_account);

@@ -3,8 +3,6 @@
 //! `apply` writes what is in [`Resources`]; `plan` decides when a revision's ReplicaSet grows or shrinks, so no
 //! number of replicas is in here. `kubectl fanout dev` takes [`NodePlace`] and [`render_node`] alone.
 
-use std::marker::PhantomData;
-
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
@@ -33,17 +31,9 @@ pub struct OperatorConfig {
     pub namespace: String,
 }
 
-/// State of [`Resources`] that were built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prepared {}
-
-/// State of [`Resources`] that the API server has taken. Only these may be reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applied {}
-
 /// Every child of a FanoutCluster. Destructure it without `..`, so that a new child cannot be forgotten.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Resources<State = Prepared> {
+pub struct Resources {
     /// The pods, at the revision that the spec asks for.
     pub revision: RevisionSpec,
     /// What running nodes take over; `<name>-live`.
@@ -60,8 +50,6 @@ pub struct Resources<State = Prepared> {
     pub service_account: ServiceAccount,
     /// Policies; empty also means that those from before must go.
     pub network_policies: Vec<NetworkPolicy>,
-    /// How far these have come.
-    pub state: PhantomData<State>,
 }
 
 /// One revision: written once, never rendered again by a newer operator.
@@ -115,7 +103,6 @@ pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &Operator
         pdb: pdb::pdb(cluster),
         service_account: service_account::service_account(cluster),
         network_policies: network_policy::policies(cluster, operator),
-        state: PhantomData,
     }
 }
 
