@@ -1,6 +1,6 @@
 //! Reconcile, in five steps: dereference → validate → build → apply → status.
 //!
-//! [`run`] wires it: watches and the nodes' reports trigger [`reconcile`], one at a time for each cluster. What
+//! [`run`] wires it: watches and the nodes' reports trigger `reconcile`, one at a time for each cluster. What
 //! goes wrong is classified once, in [`Error::class`].
 
 pub mod apply;

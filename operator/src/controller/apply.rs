@@ -1,7 +1,7 @@
 //! Fourth step: makes the API server's objects what build and plan say.
 //!
 //! Children are written by server-side apply with one field manager, and only where something differs: see
-//! [`write`](self::write). Then the plan's actions are performed in order. A plan that wants something is made again
+//! `write`. Then the plan's actions are performed in order. A plan that wants something is made again
 //! from a fresh reading, so that no disruptive step rests on an old one.
 
 mod act;

@@ -1,7 +1,7 @@
 //! First step: everything that a decision may rest on, read before any is taken.
 //!
 //! Children, pods and the nodes' reports come from memory; a Secret that the spec names is read from the API server
-//! once per version of it, and only the sizes of its values are kept. [`observed`] puts what was found into the
+//! once per version of it, and only the sizes of its values are kept. `observed` puts what was found into the
 //! words of [`plan`](crate::plan).
 
 use std::{

@@ -1,4 +1,4 @@
-//! Fifth step: tells the truth. [`compute`] is pure; [`Reporter`] writes it where it differs from what is there, at
+//! Fifth step: tells the truth. [`compute`] is pure; `Reporter` writes it where it differs from what is there, at
 //! most once a second for a cluster, and sends an Event where something begins to stand in the way.
 
 mod conditions;
