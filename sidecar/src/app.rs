@@ -44,6 +44,10 @@ pub use listen::Addresses;
 /// Work that may wait for the control runtime; beyond it a shard answers "overloaded".
 const WORK_QUEUE: usize = 16_384;
 
+/// The doors that answer what they have taken before the process ends.
+const API_PORT: &str = "the API port";
+const ADMIN_PORT: &str = "the admin port";
+
 /// What is still open when the process ends is not waited for any longer.
 const STOP_TIME: Duration = Duration::from_secs(2);
 
@@ -69,6 +73,9 @@ pub struct App {
     reload: Arc<Notify>,
     metrics: metrics::Metrics,
     bridge: TaskTracker,
+    /// Ends the doors of backends and probes.
+    closing: CancellationToken,
+    /// Then ends what they lead to.
     shutdown: CancellationToken,
     tasks: JoinSet<&'static str>,
     client: Option<runtime::Runtime>,
@@ -127,7 +134,7 @@ impl App {
             Listeners::bind(&boot.listen)?;
         let max_connections = listen::max_connections(settings.hub.max_connections)?;
         let run = NodeRun::begin();
-        let shutdown = CancellationToken::new();
+        let (closing, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let mut registry = metrics::Builder::default();
 
@@ -223,8 +230,8 @@ impl App {
             log,
             about: Arc::new(about),
         };
-        tasks.spawn(named("the API port", serve(api_port, api::router(api), shutdown.clone())));
-        tasks.spawn(named("the admin port", serve(admin_port, admin::router(admin), shutdown.clone())));
+        tasks.spawn(named(API_PORT, serve(api_port, api::router(api), closing.clone())));
+        tasks.spawn(named(ADMIN_PORT, serve(admin_port, admin::router(admin), closing.clone())));
         let client = runtime::Builder::new_multi_thread()
             .thread_name("client")
             .enable_all()
@@ -257,6 +264,7 @@ impl App {
             reload,
             metrics,
             bridge,
+            closing,
             shutdown,
             tasks,
             client,
@@ -309,7 +317,11 @@ impl App {
 
     /// Ends what is left: the other nodes are told, answers in flight are written.
     pub async fn stop(self) {
-        let Self { shards, bridge, shutdown, mut tasks, client, .. } = self;
+        let Self { shards, bridge, closing, shutdown, mut tasks, client, .. } = self;
+        closing.cancel();
+        if timeout(STOP_TIME, doors_closed(&mut tasks)).await.is_err() {
+            tracing::warn!("calls of the server API are cut short");
+        }
         shutdown.cancel();
         if timeout(STOP_TIME, bridge.wait()).await.is_err() {
             tracing::warn!("the broker did not let go in time");
@@ -323,6 +335,16 @@ impl App {
         if let Some(client) = client {
             client.shutdown_background();
         }
+    }
+}
+
+/// Returns once both doors have answered what they took.
+async fn doors_closed(tasks: &mut JoinSet<&'static str>) {
+    let mut open = 2;
+    while open > 0
+        && let Some(ended) = tasks.join_next().await
+    {
+        open -= i32::from(matches!(ended, Ok(API_PORT | ADMIN_PORT)));
     }
 }
 

@@ -9,7 +9,7 @@ mod args;
 mod drain_client;
 mod protocol_doc;
 
-use std::process::ExitCode;
+use std::{panic, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -61,6 +61,7 @@ fn main() -> ExitCode {
 fn run(args: &Run) -> Result<()> {
     let config = Config::load(&args.config, &args.live)?;
     let log = LogControl::start(args.log_format(), config.live.settings.log_level);
+    panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
     let control = runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")

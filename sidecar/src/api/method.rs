@@ -231,8 +231,6 @@ pub(super) struct NodeReply {
     version: String,
     /// Connections that are open.
     num_clients: u32,
-    /// Different users among them.
-    num_users: u32,
     /// Channels with subscribers on it.
     num_channels: u32,
     /// Seconds since it began.
@@ -252,7 +250,6 @@ impl Method for Info {
             name: node.name,
             version: node.version,
             num_clients: node.counts.connections,
-            num_users: node.counts.users,
             num_channels: node.counts.channels,
             uptime: node.uptime.as_secs(),
         };

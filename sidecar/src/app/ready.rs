@@ -47,3 +47,64 @@ pub(super) async fn follow_broker(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sidecar_config::OnUnavailable;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::admin::Readiness;
+
+    struct Fixture {
+        readiness: Readiness,
+        health: watch::Sender<BrokerHealth>,
+        live: watch::Sender<Arc<LiveSettings>>,
+    }
+
+    fn fixture(app_containers: bool) -> Fixture {
+        let readiness = Readiness::default();
+        let part = readiness.part("broker", "unknown");
+        let (health, health_watch) = watch::channel(BrokerHealth::default());
+        let (live, live_watch) = watch::channel(Arc::default());
+        let rule = BrokerRule { app_containers, ..BrokerRule::default() };
+        tokio::spawn(follow_broker(part, rule, health_watch, live_watch));
+        Fixture { readiness, health, live }
+    }
+
+    impl Fixture {
+        async fn is_ready(&self) -> bool {
+            sleep(Duration::from_millis(1)).await;
+            self.readiness.missing().is_empty()
+        }
+
+        fn verified(&self, verified: bool) {
+            self.health.send_replace(BrokerHealth { verified, ..BrokerHealth::default() });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_app_containers_a_node_is_ready_after_ten_seconds_without_redis() {
+        let (beside, alone) = (fixture(true), fixture(false));
+        sleep(BrokerRule::APP_WAIT - Duration::from_millis(10)).await;
+        assert!(!beside.is_ready().await && !alone.is_ready().await);
+        sleep(Duration::from_millis(20)).await;
+        assert!(beside.is_ready().await && !alone.is_ready().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_policy_counts_at_once() {
+        let f = fixture(false);
+        f.verified(true);
+        assert!(f.is_ready().await);
+        f.verified(false);
+        assert!(f.is_ready().await, "KeepClients");
+        let on_unavailable = OnUnavailable::NotReady;
+        f.live.send_replace(Arc::new(LiveSettings { on_unavailable, ..LiveSettings::default() }));
+        assert!(!f.is_ready().await);
+        f.verified(true);
+        assert!(f.is_ready().await);
+    }
+}
