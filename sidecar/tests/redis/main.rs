@@ -127,6 +127,38 @@ async fn redis_keeps_the_contract_by_tls_with_a_client_certificate_and_an_acl_us
     assert!(told.contains("set broker.redis.tls if it is a TLS port"), "{told}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publications_keep_their_order_under_load() {
+    const COUNT: usize = 200_000;
+    let server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    let busy = channel("busy");
+    subscribe(&broker, [&busy]).await;
+    let received = tokio::spawn(async move {
+        let mut numbers = Vec::with_capacity(COUNT);
+        while numbers.len() < COUNT {
+            let batch = timeout(Duration::from_secs(20), events.recv()).await.expect("in time");
+            for event in batch.expect("the broker lives") {
+                let BrokerEvent::Publication(publication) = event else { panic!("unexpected {event:?}") };
+                let text = std::str::from_utf8(publication.payload.bytes()).unwrap();
+                numbers.push(text.parse::<usize>().unwrap());
+            }
+        }
+        numbers
+    });
+    let mut answers = std::collections::VecDeque::new();
+    for number in 0..COUNT {
+        answers.push_back(broker.publish(text(&busy, &number.to_string())));
+        // So many are under way that pipelines overlap.
+        if answers.len() > 10_000 {
+            answers.pop_front().unwrap().await.unwrap();
+        }
+    }
+    let numbers = received.await.unwrap();
+    let late = numbers.windows(2).position(|pair| pair[0] + 1 != pair[1]);
+    assert_eq!(late.map(|at| &numbers[at..at + 2]), None);
+}
+
 #[tokio::test]
 async fn what_redis_cli_publishes_arrives_bare() {
     let server = Server::start();

@@ -16,6 +16,7 @@ use redis::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
+    task::unconstrained,
     time::sleep,
 };
 
@@ -192,10 +193,11 @@ impl PublishTask {
 }
 
 /// Sends a batch. It is handed to the connection by the first poll, which is made here: so pipelines leave in the
-/// order of their making.
+/// order of their making. Unconstrained, or tokio would refuse that poll to a task that used up its turn, and a
+/// later pipeline would overtake this one.
 fn send(connection: &MultiplexedConnection, batch: Vec<Publish>) -> Sent {
     let mut connection = connection.clone();
-    let mut sent: Sent = Box::pin(async move {
+    let mut sent: Sent = Box::pin(unconstrained(async move {
         let mut pipeline = redis::Pipeline::with_capacity(batch.len());
         for Publish { channel, body, .. } in &batch {
             pipeline.cmd("PUBLISH").arg(&channel[..]).arg(&body[..]);
@@ -203,7 +205,7 @@ fn send(connection: &MultiplexedConnection, batch: Vec<Publish>) -> Sent {
         let answers: RedisResult<Vec<RedisResult<i64>>> =
             pipeline.ignore_errors().query_async(&mut connection).await;
         answer(batch, answers)
-    });
+    }));
     match futures::FutureExt::now_or_never(&mut sent) {
         Some(answered) => Box::pin(std::future::ready(answered)),
         None => sent,
@@ -232,4 +234,42 @@ fn answer(batch: Vec<Publish>, answers: RedisResult<Vec<RedisResult<i64>>>) -> R
 #[expect(clippy::needless_pass_by_value, reason = "it is the argument of `map_err`")]
 fn refused(error: RedisError) -> BrokerError {
     BrokerError::Refused(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncReadExt,
+        task::{coop, yield_now},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipeline_of_a_task_that_used_up_its_turn_is_not_overtaken() {
+        let (near, mut far) = tokio::io::duplex(4_096);
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new();
+        let (connection, driver) = MultiplexedConnection::new_with_config(&info, near, config).await.unwrap();
+        tokio::spawn(driver);
+        let batch =
+            |body: &'static str| vec![Publish::new(Bytes::new(), Bytes::from_static(body.as_bytes())).0];
+
+        while coop::has_budget_remaining() {
+            let _ = futures::poll!(pin!(coop::consume_budget()));
+        }
+        let first = send(&connection, batch("first"));
+        yield_now().await;
+        let second = send(&connection, batch("second"));
+        tokio::spawn(async { tokio::join!(second, first) });
+
+        let mut written = String::new();
+        while !(written.contains("first") && written.contains("second")) {
+            let mut buffer = [0; 4_096];
+            let read = far.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "both are written: {written}");
+            written.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+        assert!(written.find("first") < written.find("second"), "{written}");
+    }
 }
