@@ -186,6 +186,12 @@ async fn object(socket: &mut Socket) -> Value {
     serde_json::from_str(&text(socket).await).unwrap()
 }
 
+/// A text frame as a client sends it, masked with zeros.
+fn client_text(text: &str) -> Vec<u8> {
+    assert!(text.len() <= 125);
+    [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat()
+}
+
 async fn close_code(socket: &mut Socket) -> (u16, String) {
     match next(socket).await {
         Message::Close(Some(frame)) => (frame.code.into(), frame.reason.to_string()),
@@ -202,7 +208,7 @@ async fn until(stream: &mut TcpStream, text: &str) -> String {
         assert_ne!(read, 0, "ended before {text:?}: {}", String::from_utf8_lossy(&seen));
         seen.extend_from_slice(&buffer[..read]);
     }
-    String::from_utf8(seen).unwrap()
+    String::from_utf8_lossy(&seen).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -399,4 +405,69 @@ async fn a_trusted_proxy_may_speak_the_proxy_protocol() {
     tcp.write_all(&bytes[5..]).await.unwrap();
     tcp.write_all(b"GET /sse/room HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     until(&mut tcp, "retry: 3000").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_sends_behind_its_handshake_is_not_lost() {
+    let node = Node::start().await;
+    let mut listener = node.bare("room").await;
+    let mut tcp = TcpStream::connect(node.address).await.unwrap();
+    let mut bytes = b"GET /ws/room HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        .to_vec();
+    bytes.extend(client_text("early"));
+    bytes.extend(client_text("bird"));
+    // All but the last bytes in one segment, so that the last frame is cut.
+    let (first, rest) = bytes.split_at(bytes.len() - 3);
+    tcp.write_all(first).await.unwrap();
+    assert_eq!(text(&mut listener).await, "early");
+    tcp.write_all(rest).await.unwrap();
+    assert_eq!(text(&mut listener).await, "bird");
+    let answer = until(&mut tcp, "bird").await;
+    assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_for_a_while_gets_everything_in_order_and_delays_nobody() {
+    let node = Node::with(
+        "namespaces: [{name: default, subscribe: allowed, slowConsumer: {maxLagBytes: 268435456}}]",
+    )
+    .await;
+    let (mut stuck, mut quick) = (node.bare("room").await, node.bare("room").await);
+    let filler = "x".repeat(10_000);
+    for i in 0..2_000 {
+        node.publish("room", &format!("{i} {filler}"));
+        assert_eq!(text(&mut quick).await.split(' ').next(), Some(i.to_string().as_str()));
+    }
+    let totals = node.shards.totals();
+    assert!(totals.log_bytes > 5_000_000, "most of it waits in the log, not in the kernel: {totals:?}");
+    for i in 0..2_000 {
+        assert_eq!(text(&mut stuck).await.split(' ').next(), Some(i.to_string().as_str()));
+    }
+    node.settle(|node| node.shards.totals().log_bytes == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_without_a_word_leaves_nothing_behind() {
+    let node = Node::start().await;
+    let socket = node.bare("room").await;
+    let stream = node.sse("/sse/room", "").await;
+    node.settle(|node| node.shards.totals().open() == 2).await;
+    drop((socket, stream));
+    node.settle(|node| node.shards.connections() == 0 && node.interest.lock().unwrap().is_empty()).await;
+    let closed = node.shards.totals().closed;
+    let count = |reason| closed.iter().find(|(other, _)| *other == reason).unwrap().1;
+    assert_eq!(count(crate::domain::CloseReason::ConnectionLost), 1);
+    assert_eq!(count(crate::domain::CloseReason::ClientClosed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_too_many_bytes_or_too_much_patience_is_turned_away() {
+    let node = Node::with("hub: {limits: {headerBytes: 1024, headerTimeoutSeconds: 1}}").await;
+    let mut tcp = node.sse("/sse/room", &format!("x-filler: {}\r\n", "x".repeat(2_000))).await;
+    assert!(until(&mut tcp, "at most 1024").await.starts_with("HTTP/1.1 431"));
+    let mut silent = TcpStream::connect(node.address).await.unwrap();
+    silent.write_all(b"GET /sse/room HT").await.unwrap();
+    let mut rest = Vec::new();
+    timeout(PATIENCE, silent.read_to_end(&mut rest)).await.expect("is cut off in time").ok();
 }

@@ -89,8 +89,9 @@ impl Reactor {
             if event.is_writable() {
                 self.core.writable(slot);
             }
-            if event.is_readable() || event.is_read_closed() || event.is_error() {
-                self.core.readable(slot, &mut self.buffer);
+            let ended = event.is_read_closed() || event.is_error();
+            if ended || event.is_readable() {
+                self.core.readable(slot, ended, &mut self.buffer);
             }
         }
     }
@@ -122,7 +123,7 @@ impl Reactor {
             Mail::Pipe { connection } => {
                 if let Some(slot) = core.find(connection) {
                     core.writable(slot);
-                    core.readable(slot, &mut self.buffer);
+                    core.readable(slot, false, &mut self.buffer);
                 }
             }
             // Whoever asked may have stopped waiting.

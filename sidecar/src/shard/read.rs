@@ -18,8 +18,9 @@ pub(crate) const BUFFER: usize = 64 * 1_024;
 const MAX_IN_FLIGHT: u32 = 64;
 
 impl Core {
-    /// Reads once. What does not come in one read waits until others had their turn.
-    pub(crate) fn readable(&mut self, slot: u32, buffer: &mut [u8]) {
+    /// Reads once. What does not come in one read waits until others had their turn. `ended` says that the end of the
+    /// stream is known to be there, perhaps behind bytes.
+    pub(crate) fn readable(&mut self, slot: u32, ended: bool, buffer: &mut [u8]) {
         if !self.slots.is_taken(slot) {
             return;
         }
@@ -37,9 +38,9 @@ impl Core {
             }
             Progress::Blocked => {}
             Progress::Moved(bytes) => {
-                // A short read may hide the end of the stream behind it, which is no event of its own.
-                if self.slots[slot].flags.raise(Flags::UNREAD) {
-                    self.unread.push_back(slot);
+                // A short read has emptied the socket: what comes later, the end included, is an event of its own.
+                if ended || bytes == buffer.len() {
+                    self.read_later(slot);
                 }
                 self.take_bytes(slot, &mut buffer[..bytes]);
             }
@@ -51,8 +52,14 @@ impl Core {
         for _ in 0..self.unread.len() {
             let Some(slot) = self.unread.pop_front() else { return };
             if self.slots.is_taken(slot) && self.slots[slot].flags.has(Flags::UNREAD) {
-                self.readable(slot, buffer);
+                self.readable(slot, true, buffer);
             }
+        }
+    }
+
+    fn read_later(&mut self, slot: u32) {
+        if self.slots[slot].flags.raise(Flags::UNREAD) {
+            self.unread.push_back(slot);
         }
     }
 
@@ -218,8 +225,8 @@ impl Core {
             let mut partial = std::mem::take(&mut cold.partial);
             self.take_frames(slot, &mut partial);
         }
-        if self.slots.is_taken(slot) && self.slots[slot].flags.raise(Flags::UNREAD) {
-            self.unread.push_back(slot);
+        if self.slots.is_taken(slot) {
+            self.read_later(slot);
         }
     }
 }

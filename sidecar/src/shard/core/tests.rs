@@ -121,7 +121,7 @@ impl Bench {
                 let Mail::Pipe { connection } = mail else { panic!("{mail:?}") };
                 if let Some(slot) = self.core.find(connection) {
                     self.core.writable(slot);
-                    self.core.readable(slot, &mut self.buffer);
+                    self.core.readable(slot, false, &mut self.buffer);
                 }
             }
             if !self.core.is_busy() {
@@ -186,6 +186,7 @@ impl Bench {
             let payload = &bytes[start..start + length];
             frames.push(match bytes[0] {
                 0x81 => String::from_utf8(payload.to_vec()).unwrap(),
+                0x88 if payload.is_empty() => "close".to_owned(),
                 0x88 => format!("close {}", u16::from_be_bytes([payload[0], payload[1]])),
                 0x89 => "ping".to_owned(),
                 0x8A => format!("pong {}", String::from_utf8_lossy(payload)),
@@ -663,6 +664,21 @@ fn what_comes_behind_a_violation_is_thrown_away() {
 }
 
 #[test]
+fn a_client_on_its_way_in_when_the_drain_begins_is_told_so() {
+    let mut bench = Bench::new();
+    let mut answer = bench.ask(Protocol::RawBare, Identity::default(), &["a"]);
+    bench.answer_work(&Ok(()));
+    let reserved = answer.try_recv().unwrap().unwrap();
+    let advice = Advice { after: std::time::Duration::ZERO, jitter: std::time::Duration::ZERO };
+    bench.core.shed(1, advice);
+    bench.turn();
+    let mut client = bench.attach(reserved);
+    assert_eq!(bench.frames(&mut client), ["close 1012"]);
+    bench.pass(CLOSE_MS + 500);
+    assert_eq!(bench.core.seats.taken(), 0);
+}
+
+#[test]
 fn a_drain_takes_the_oldest_first() {
     let mut bench = Bench::new();
     let clients: Vec<_> = (0..5).map(|_| bench.connect(Protocol::Sse, &["a"])).collect();
@@ -759,4 +775,53 @@ fn what_was_sent_is_known_at_the_end_without_being_counted_on_the_way() {
     bench.core.begin_end(client.slot, CloseReason::ClientClosed);
     let sent = bench.core.slots[client.slot].passport.as_ref().unwrap().sent;
     assert_eq!(sent, Count { bytes: 30, messages: 3 });
+}
+
+/// A writer whose bytes the test sees.
+#[derive(Clone, Default)]
+struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_access_line_says_who_how_long_how_much_and_why_but_nothing_that_was_said() {
+    let written = Written::default();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let mut bench = Bench::new();
+        let identity = Identity { user: Some("ann".into()), ..Identity::default() };
+        let mut client = bench.connect_as(Protocol::RawBare, identity, &["a"]);
+        bench.hear(&client, Opcode::Text, b"a secret");
+        bench.publish("a", "a secret");
+        bench.pass(1_000);
+        bench.frames(&mut client);
+        bench.hear(&client, Opcode::Close, b"");
+        bench.frames(&mut client);
+    });
+    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("access")).collect();
+    let [line] = lines[..] else { panic!("one line: {text}") };
+    for part in [
+        "client=\"0000000000000001-0-0-1\"",
+        "client.addr=192.0.2.1:5",
+        "protocol=\"raw_bare\"",
+        "user=\"ann\"",
+        "duration_ms=1000",
+        "received_messages=1",
+        "sent_bytes=10 sent_messages=1",
+        "reason=\"client_closed\"",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    assert!(!text.contains("secret"));
 }
