@@ -71,7 +71,7 @@ pub async fn with_operator(prefix: &str, test: impl AsyncFnOnce(&Namespace) -> R
         let Some((audit, began)) = audit.zip(began) else { return Ok(()) };
         let mut refused =
             audit.requests_since(began, operator::USER).context("failed to read the audit log")?;
-        refused.retain(fanout_lab::ApiRequest::is_forbidden);
+        refused.retain(|request| request.forbidden);
         ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
         Ok(())
     })

@@ -25,17 +25,14 @@ pub struct ApiRequest {
     pub name: String,
     /// The HTTP status it got.
     pub status: u64,
+    /// Whether RBAC refused it; a status of 403 alone may be admission's, as in a namespace that is going away.
+    pub forbidden: bool,
 }
 
 impl ApiRequest {
     /// Whether it changed something, or meant to.
     pub fn is_write(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")
-    }
-
-    /// Whether RBAC or admission refused it.
-    pub fn is_forbidden(&self) -> bool {
-        self.status == 403
     }
 
     fn from_event(event: &Value) -> Option<Self> {
@@ -49,6 +46,7 @@ impl ApiRequest {
             namespace: text(&object["namespace"]),
             name: text(&object["name"]),
             status: event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
+            forbidden: event["annotations"]["authorization.k8s.io/decision"] == "forbid",
         })
     }
 }
@@ -103,16 +101,17 @@ mod tests {
             "user": {"username": "system:serviceaccount:fanout-system:operator"},
             "objectRef": {"resource": "fanoutclusters", "subresource": "status", "namespace": "shop", "name": "chat"},
             "responseStatus": {"code": 403},
+            "annotations": {"authorization.k8s.io/decision": "forbid"},
         }))
         .expect("an event with a user");
         assert_eq!(request.resource, "fanoutclusters/status");
-        assert!(request.is_write() && request.is_forbidden());
+        assert!(request.is_write() && request.forbidden);
     }
 
     #[test]
     fn a_watch_is_no_write() {
         let event = json!({"verb": "watch", "user": {"username": "x"}, "responseStatus": {"code": 200}});
         let request = ApiRequest::from_event(&event).expect("an event with a user");
-        assert!(!request.is_write() && !request.is_forbidden());
+        assert!(!request.is_write() && !request.forbidden);
     }
 }
