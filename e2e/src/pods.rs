@@ -23,6 +23,9 @@ pub fn container(command: &str, cpu: &str) -> Value {
             "allowPrivilegeEscalation": false,
             "readOnlyRootFilesystem": true,
             "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": true,
+            "runAsUser": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
         "resources": {
             "requests": {"cpu": cpu, "memory": "16Mi"},
@@ -35,11 +38,6 @@ pub fn container(command: &str, cpu: &str) -> Value {
 pub fn pod_spec(container: &Value) -> Value {
     json!({
         "terminationGracePeriodSeconds": 0,
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": 65532,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [container],
     })
 }

@@ -12,7 +12,7 @@ async fn a_new_revision_replaces_every_node_and_never_serves_with_fewer() {
     with_operator("rollout", async |namespace| {
         let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
         let old = fanout.ready(2).await?;
-        fanout.patch(json!({"spec": {"hub": {"pingIntervalSeconds": 27}}})).await?;
+        fanout.patch(json!({"spec": {"resources": {"limits": {"memory": "257Mi"}}}})).await?;
         let what = "the nodes to be of the new revision";
         namespace
             .until(what, Duration::from_secs(150), async || {
