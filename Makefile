@@ -35,8 +35,8 @@ crds: ## write the generated files: CRD, its copy in the chart, docs/protocol.md
 fmt: ## format the Rust code
 	@cargo fmt --all
 
-bench: ## measure on this machine
-	@cargo run --locked --release -p fanout-bench
+bench: ## measure the sidecar beside a bare write loop, on this machine
+	@cargo build --locked --release -p fanout-sidecar -p fanout-bench && target/release/fanout-bench run
 
 screenshots: ## take the README's pictures of the playground, by a real browser
 	@FANOUT_SCREENSHOTS="$(CURDIR)/docs/images" scripts/unit.sh -p kubectl-fanout --test playground

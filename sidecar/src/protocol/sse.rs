@@ -59,7 +59,7 @@ pub(super) fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
 /// the page acts on by closing its `EventSource`.
 pub(super) fn put_close(out: &mut Vec<u8>, reason: CloseReason, advice: Option<Advice>) {
     if let Some(Advice { after, jitter }) = advice {
-        // `retry` knows no random part: this one differs from client to client by what the caller chose.
+        // `retry` knows no random part: where it should have one, the caller has chosen it and left no jitter.
         out.extend_from_slice(format!("retry: {}\n\n", (after + jitter).as_millis()).as_bytes());
     }
     let (code, text) = raw::close_code(reason);

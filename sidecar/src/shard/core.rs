@@ -2,7 +2,7 @@
 //!
 //! Reading is in `read`, writing in `visit`. Time comes from the reactor as [`Now`]; nothing here reads a clock.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -681,10 +681,21 @@ impl Core {
             if let Some(slot) = self.slots.find(connection)
                 && !self.slots[slot].flags.has(Flags::CLOSING)
             {
+                let advice = self.spread(slot, advice);
                 self.leave(slot, CloseReason::Drain, advice);
                 left -= 1;
             }
         }
+    }
+
+    /// An `EventSource` waits exactly as long as it is told: its random part is chosen here, or all would come back
+    /// together.
+    fn spread(&mut self, slot: u32, advice: Advice) -> Advice {
+        if self.slots[slot].protocol != Protocol::Sse {
+            return advice;
+        }
+        let part = self.random.random_range(Duration::ZERO..=advice.jitter);
+        Advice { after: advice.after + part, jitter: Duration::ZERO }
     }
 
     /// Closes a connection once what it asked for is answered.

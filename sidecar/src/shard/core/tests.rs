@@ -693,6 +693,30 @@ fn a_drain_takes_the_oldest_first() {
 }
 
 #[test]
+fn event_sources_are_asked_back_at_different_times() {
+    let mut bench = Bench::new();
+    let mut clients: Vec<_> = (0..8).map(|_| bench.connect(Protocol::Sse, &["a"])).collect();
+    let advice =
+        Advice { after: std::time::Duration::from_secs(1), jitter: std::time::Duration::from_secs(15) };
+    bench.core.shed(8, advice);
+    bench.turn();
+    clients.iter_mut().for_each(|client| bench.drain(client));
+    let retries: Vec<u64> = clients.iter().map(|client| last_retry(&client.received)).collect();
+    assert!(retries.iter().all(|ms| (1_000..=16_000).contains(ms)), "{retries:?}");
+    assert!(retries.iter().any(|ms| *ms != retries[0]), "{retries:?}");
+}
+
+fn last_retry(stream: &[u8]) -> u64 {
+    let line = str::from_utf8(stream)
+        .expect("text")
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("retry: "))
+        .expect("the stream ends with one");
+    line.parse().expect("milliseconds")
+}
+
+#[test]
 fn a_forced_end_leaves_nobody() {
     let mut bench = Bench::new();
     let mut client = bench.connect(Protocol::RawBare, &["a"]);
