@@ -70,12 +70,7 @@ build_image() { # NAME
   printf '%-48s %7.1f MB  %s\n' "$name" "$(stat -c %s "$archive" | awk '{print $1 / 1e6}')" "${archive#"$root"/}"
 }
 
-has_binary() { local dir=${1#fanout-}; [ -f "${dir/kubectl-fanout/cli}/src/main.rs" ] || [ "$1" = redis ]; }
-if [ $# = 0 ]; then
-  for name in "${all[@]}"; do
-    if has_binary "$name"; then set -- "$@" "$name"; else say "no $name in this tree"; fi
-  done
-fi
+[ $# -gt 0 ] || set -- "${all[@]}"
 require_root
 install_packages
 mkdir -p "$out" "$LAB_CACHE"
