@@ -393,9 +393,10 @@ mod tests {
     #[test]
     fn a_change_that_a_cluster_would_refuse_is_refused() {
         let read = |spec: &str| parse(Path::new("demo.yaml"), &format!("{HEAD}{spec}")).unwrap();
-        let old = read("spec: {redis: {channelPrefix: a}}");
-        let refused = check_change(&old, &read("spec: {redis: {channelPrefix: b}}")).unwrap_err();
+        let old = read("spec: {redis: {managed: {}, channelPrefix: a}}");
+        let refused =
+            check_change(&old, &read("spec: {redis: {managed: {}, channelPrefix: b}}")).unwrap_err();
         assert!(refused.contains("redis.channelPrefix cannot be changed"), "{refused}");
-        check_change(&old, &read("spec: {replicas: 5, redis: {channelPrefix: a}}")).unwrap();
+        check_change(&old, &read("spec: {replicas: 5, redis: {managed: {}, channelPrefix: a}}")).unwrap();
     }
 }
