@@ -1,6 +1,6 @@
 # One vocabulary for people and for CI. The work is in scripts/, a target is one line.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit e2e lab-up lab-down images crds fmt bench audit screenshots
+.PHONY: help demo test check unit autobahn e2e lab-up lab-down images crds fmt bench audit screenshots
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ check: ## format, clippy, rustdoc, licences, shellcheck, generated files, chart
 
 unit: ## the tests that need no cluster
 	@scripts/unit.sh
+
+autobahn: ## RFC 6455 by the Autobahn|Testsuite (needs Python 2.7 and the internet); report in target/autobahn/
+	@scripts/autobahn.sh
 
 e2e: ## end-to-end tests on the lab, or on the cluster of KUBECONFIG
 	@scripts/e2e.sh
