@@ -6,6 +6,7 @@ use std::{
     ops::{Index, IndexMut},
 };
 
+use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
@@ -71,7 +72,7 @@ pub(crate) struct Count {
 pub(crate) struct Cold {
     pub(crate) outbox: Outbox,
     /// An incomplete frame, or frames that wait for their turn.
-    pub(crate) partial: Vec<u8>,
+    pub(crate) partial: BytesMut,
     pub(crate) decoder: Decoder,
     pub(crate) more: Vec<Subscription>,
     /// Whose frame is half sent, where [`Flags::HALF`] says that one is: counted as in [`Slot::subscription`].

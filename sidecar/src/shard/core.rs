@@ -4,7 +4,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::sync::mpsc;
 
@@ -557,7 +557,7 @@ impl Core {
         self.slots[slot].passport.as_mut().expect("a taken slot").closing = Some(reason);
         self.leave_all(slot);
         if let Some(cold) = &mut self.slots[slot].cold {
-            cold.partial = Vec::new();
+            cold.partial = BytesMut::new();
         }
         self.arm(slot, self.now.ms + CLOSE_MS);
     }

@@ -2,6 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use bytes::{Buf, BytesMut};
+
 use super::{Task, Work, connection::Flags, core::Core, link::Progress};
 use crate::{
     domain::{ChannelName, CloseReason, Command, CommandError, Payload},
@@ -74,14 +76,38 @@ impl Core {
         match self.slots[slot].cold.as_mut().map(|cold| std::mem::take(&mut cold.partial)) {
             Some(mut partial) if !partial.is_empty() => {
                 partial.extend_from_slice(bytes);
-                self.take_frames(slot, &mut partial);
+                self.take_kept(slot, partial);
             }
-            _ => self.take_frames(slot, bytes),
+            _ => {
+                let rest = self.take_frames(slot, bytes).and_then(|used| bytes.get(used..));
+                if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+                    self.slots[slot].cold().partial = BytesMut::from(rest);
+                }
+                self.cool(slot);
+            }
         }
     }
 
-    /// Takes whole frames, and keeps what is left of the bytes.
-    fn take_frames(&mut self, slot: u32, bytes: &mut [u8]) {
+    /// Takes whole frames from bytes that were kept. What is left stays where it is: a frame that comes byte by byte
+    /// must not be copied for each of them.
+    fn take_kept(&mut self, slot: u32, mut partial: BytesMut) {
+        if let Some(used) = self.take_frames(slot, &mut partial)
+            && used < partial.len()
+        {
+            partial.advance(used);
+            self.slots[slot].cold().partial = partial;
+        }
+        self.cool(slot);
+    }
+
+    fn cool(&mut self, slot: u32) {
+        if self.slots.is_taken(slot) {
+            self.slots[slot].cool();
+        }
+    }
+
+    /// Takes whole frames; says how many bytes they had if what is left is to be kept.
+    fn take_frames(&mut self, slot: u32, bytes: &mut [u8]) -> Option<usize> {
         let mut decoder = self.slots[slot].cold.as_mut().map(|cold| std::mem::take(&mut cold.decoder));
         let mut decoder = decoder.take().unwrap_or_default();
         let mut at = 0;
@@ -94,20 +120,17 @@ impl Core {
                 }
                 Err(reason) => {
                     self.violated(slot, reason);
-                    return;
+                    return None;
                 }
             }
         }
         if !self.slots.is_taken(slot) || self.slots[slot].flags.has(Flags::HEARD_CLOSE) {
-            return;
-        }
-        if at < bytes.len() {
-            self.slots[slot].cold().partial = bytes[at..].to_vec();
+            return None;
         }
         if !decoder.is_idle() {
             self.slots[slot].cold().decoder = decoder;
         }
-        self.slots[slot].cool();
+        Some(at)
     }
 
     /// The next frame. A panic in the protocol's code ends this connection alone: it saw nothing else.
@@ -222,8 +245,8 @@ impl Core {
         }
         self.slots[slot].flags.clear(Flags::PAUSED);
         if let Some(cold) = &mut self.slots[slot].cold {
-            let mut partial = std::mem::take(&mut cold.partial);
-            self.take_frames(slot, &mut partial);
+            let partial = std::mem::take(&mut cold.partial);
+            self.take_kept(slot, partial);
         }
         if self.slots.is_taken(slot) {
             self.read_later(slot);
