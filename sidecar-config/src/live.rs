@@ -98,6 +98,9 @@ pub struct Limits {
     /// Seconds for a request's headers to arrive.
     #[schemars(range(min = 1, max = 300))]
     pub header_timeout_seconds: u32,
+    /// Seconds that a connection may take no byte of what waits for it before it is closed as a slow consumer.
+    #[schemars(range(min = 1, max = 3_600))]
+    pub write_timeout_seconds: u32,
 }
 
 /// Who may connect and who may call the server API.
@@ -218,6 +221,8 @@ impl Default for Limits {
             channel_name_bytes: 255,
             header_bytes: 8_192,
             header_timeout_seconds: 10,
+            // Longer than a change of networks of a phone, shorter than ping and pong together.
+            write_timeout_seconds: 30,
         }
     }
 }

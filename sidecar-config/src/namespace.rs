@@ -78,6 +78,11 @@ pub enum SlowConsumerPolicy {
     Disconnect,
     /// Skip the oldest messages; a framed client is told by a `gap`.
     DropOldest,
+    /// Keep what waits and skip what comes until that is sent; a framed client is told by a `gap`.
+    DropNewest,
+    /// Skip all but the newest message of each `key`, messages without one counting as one key. Nobody is told:
+    /// set `maxLagMessages: 1` for values of which only the last one matters.
+    Conflate,
 }
 
 /// Publications of one connection in one namespace.

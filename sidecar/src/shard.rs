@@ -5,6 +5,7 @@
 //! A shard never blocks, locks (but for its mailbox and a pipe), awaits or logs per message. It calls nobody: it
 //! hands [`Work`] to a sender that `app` gave it.
 
+mod backlog;
 mod connection;
 mod core;
 mod door;
@@ -18,6 +19,7 @@ mod outbox;
 mod pipe;
 mod reactor;
 mod read;
+mod slow;
 mod timer;
 mod visit;
 

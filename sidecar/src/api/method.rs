@@ -23,6 +23,8 @@ use crate::{
 
 /// Channels of one broadcast.
 const MAX_CHANNELS: usize = 10_000;
+/// Bytes of a conflation key.
+const MAX_KEY: usize = 255;
 
 /// A method of the server API.
 pub(super) trait Method: 'static {
@@ -60,6 +62,10 @@ pub(super) struct PublishRequest {
     /// A name of the message; subscribers and other nodes recognise a repetition by it.
     #[serde(default)]
     idempotency_key: Option<String>,
+    /// What the message is about: where the namespace conflates, a slow client receives the latest of each key.
+    #[serde(default)]
+    #[schemars(length(max = 255))]
+    key: Option<String>,
     /// Free labels.
     #[serde(default)]
     tags: BTreeMap<String, String>,
@@ -84,11 +90,13 @@ impl Method for Publish {
     type Reply = PublishReply;
 
     async fn call(api: &Api, request: PublishRequest) -> Result<PublishReply, ApiError> {
-        let PublishRequest { channel, data, b64data, idempotency_key, tags } = request;
+        let PublishRequest { channel, data, b64data, idempotency_key, key, tags } = request;
+        check_key(key.as_deref())?;
         let payload = payload(data, b64data)?;
         let channel = channel_name(api, &channel)?;
+        let tags = tags.into_iter().collect();
         let draft =
-            Draft { id: idempotency_key, tags: tags.into_iter().collect(), ..Draft::new(channel, payload) };
+            Draft { id: idempotency_key, key: key.map(Into::into), tags, ..Draft::new(channel, payload) };
         Ok(api.publisher.publish(draft).await?.into())
     }
 }
@@ -113,6 +121,10 @@ pub(super) struct BroadcastRequest {
     /// A name of the message; subscribers and other nodes recognise a repetition by it.
     #[serde(default)]
     idempotency_key: Option<String>,
+    /// What the message is about: where the namespace conflates, a slow client receives the latest of each key.
+    #[serde(default)]
+    #[schemars(length(max = 255))]
+    key: Option<String>,
     /// Free labels.
     #[serde(default)]
     tags: BTreeMap<String, String>,
@@ -143,7 +155,8 @@ impl Method for Broadcast {
     type Reply = BroadcastReply;
 
     async fn call(api: &Api, request: BroadcastRequest) -> Result<BroadcastReply, ApiError> {
-        let BroadcastRequest { channels, data, b64data, idempotency_key, tags } = request;
+        let BroadcastRequest { channels, data, b64data, idempotency_key, key, tags } = request;
+        check_key(key.as_deref())?;
         if channels.is_empty() || channels.len() > MAX_CHANNELS {
             return Err(ApiError::BadRequest(format!("`channels` must list 1 to {MAX_CHANNELS} channels")));
         }
@@ -153,7 +166,8 @@ impl Method for Broadcast {
             // Called here, so that the messages leave in the order of the channels; answers are awaited together.
             let published = channel_name(api, &channel).map(|channel| {
                 let draft = Draft::new(channel, payload.clone());
-                api.publisher.publish(Draft { id: idempotency_key.clone(), tags: tags.clone(), ..draft })
+                let (id, key, tags) = (idempotency_key.clone(), key.clone().map(Into::into), tags.clone());
+                api.publisher.publish(Draft { id, key, tags, ..draft })
             });
             async { Ok::<_, ApiError>(PublishReply::from(published?.await?)) }
         };
@@ -319,6 +333,16 @@ fn payload(data: Option<Box<RawValue>>, b64data: Option<String>) -> Result<Paylo
         },
         (None, None) => Err(ApiError::BadRequest("`data` is missing".to_owned())),
         (Some(_), Some(_)) => Err(ApiError::BadRequest("give one of `data` and `b64data`".to_owned())),
+    }
+}
+
+/// It is compared and kept with each message, so it is short.
+fn check_key(key: Option<&str>) -> Result<(), ApiError> {
+    match key {
+        Some(key) if key.len() > MAX_KEY => {
+            Err(ApiError::BadRequest(format!("`key` has {} bytes, at most {MAX_KEY} are allowed", key.len())))
+        }
+        _ => Ok(()),
     }
 }
 

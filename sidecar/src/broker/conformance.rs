@@ -56,6 +56,7 @@ async fn every_field_of_a_publication_survives(factory: &impl AsyncFn() -> Handl
         position: None,
         published_at_ms: Some(1_700_000_000_000),
         id: Some("id".into()),
+        key: Some("key".into()),
         tags: vec![("b".into(), "1".into()), ("a".into(), "2".into())],
         user: Some("ann".into()),
     };

@@ -165,7 +165,7 @@ fn take_header(bytes: &mut Bytes) -> Result<Header, Malformed> {
 
 impl Header {
     fn of(publication: &Publication) -> Self {
-        let Publication { channel: _, payload, origin, position, published_at_ms, id, tags, user } =
+        let Publication { channel: _, payload, origin, position, published_at_ms, id, key, tags, user } =
             publication;
         let origin =
             origin.unwrap_or(Origin { node: NodeId(0), node_start: 0, sequence: 0, previous_sequence: 0 });
@@ -181,6 +181,7 @@ impl Header {
             published_at_ms: published_at_ms.unwrap_or(0),
             binary: matches!(payload, Payload::Binary(_)),
             id: id.clone().unwrap_or_default(),
+            key: key.as_deref().unwrap_or_default().to_owned(),
             tags: tags.iter().map(tag).collect(),
             client_info: user.clone().map(|user| ClientInfo { user }),
             ..Self::default()
@@ -202,6 +203,7 @@ impl Header {
             position: (offset != 0).then_some(StreamPosition { epoch, offset }),
             published_at_ms: (self.published_at_ms != 0).then_some(self.published_at_ms),
             id: (!self.id.is_empty()).then_some(self.id),
+            key: (!self.key.is_empty()).then(|| self.key.into()),
             tags: self.tags.into_iter().map(|Tag { key, value }| (key, value)).collect(),
             user: self.client_info.map(|client| client.user),
         })
@@ -227,6 +229,7 @@ mod tests {
             position: Some(StreamPosition { epoch: 9, offset: 300 }),
             published_at_ms: Some(1_700_000_000_123),
             id: Some("m1".into()),
+            key: None,
             tags: vec![("k".into(), "v".into())],
             user: Some("ann".into()),
         }

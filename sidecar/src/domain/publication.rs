@@ -41,6 +41,8 @@ pub struct Publication {
     pub published_at_ms: Option<u64>,
     /// Name that the publisher gave it, so that a repetition is recognised.
     pub id: Option<String>,
+    /// What it is about: of publications with the same key the latest counts, where a namespace conflates.
+    pub key: Option<Box<str>>,
     /// Free labels.
     pub tags: Vec<(String, String)>,
     /// User whose client published, where it was a client with an identity.
@@ -70,6 +72,7 @@ impl Publication {
             position: None,
             published_at_ms: None,
             id: None,
+            key: None,
             tags: Vec::new(),
             user: None,
         }

@@ -54,6 +54,9 @@ impl Page<'_> {
             publications,
             slow_disconnected,
             slow_dropped,
+            slow_dropped_newest,
+            slow_conflated,
+            write_timeouts,
             gaps,
             subscriptions,
             channels: _,
@@ -74,8 +77,14 @@ impl Page<'_> {
         self.counters("client_connections_accepted", help, "protocol", &protocols(accepted))?;
         let closed: Vec<_> = closed.into_iter().map(|(reason, count)| (reason.name(), count)).collect();
         self.counters("client_disconnects", "Connections that ended", "reason", &closed)?;
-        let actions = [("disconnect", slow_disconnected), ("drop_oldest", slow_dropped)];
-        let help = "Connections closed and messages skipped because a client read too slowly";
+        let actions = [
+            ("disconnect", slow_disconnected),
+            ("drop_oldest", slow_dropped),
+            ("drop_newest", slow_dropped_newest),
+            ("conflate", slow_conflated),
+            ("write_timeout", write_timeouts),
+        ];
+        let help = "Connections closed (disconnect, write_timeout) and messages skipped (drop_oldest, drop_newest, conflate) because a client read too slowly";
         self.counters("client_slow_consumer", help, "action", &actions)?;
         self.counter("client_gaps", "Losses that reached a shard with subscribers", gaps)?;
         self.counter(

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::{Link, Refusal, Reserved, log::Cursor, outbox::Outbox, timer::Tick};
+use super::{Link, Refusal, Reserved, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick};
 use crate::{
     domain::{CloseReason, ConnectionId},
     protocol::{Advice, Protocol, websocket::Decoder},
@@ -42,6 +42,8 @@ pub(crate) struct Slot {
     pub(crate) generation: u32,
     /// The deadline that counts; the wheel may hold older ones.
     pub(crate) timer: Tick,
+    /// Since when the link takes nothing, where [`Flags::STALLED`] says so.
+    pub(crate) stalled: Tick,
     pub(crate) flags: Flags,
     pub(crate) protocol: Protocol,
 }
@@ -81,6 +83,10 @@ pub(crate) struct Cold {
     pub(crate) turn: u32,
     /// Lanes of which messages were skipped; to be told before the next message.
     pub(crate) skipped: SmallVec<[u32; 2]>,
+    /// Lanes that are read up to a place only: what came behind it is skipped.
+    pub(crate) stops: SmallVec<[(u32, Cursor); 1]>,
+    /// Lanes of which the newest of each key is still to be sent, before what the log has.
+    pub(crate) backlogs: Vec<(u32, Backlog)>,
     /// Publications that the broker has yet to confirm.
     pub(crate) in_flight: u32,
     /// It has to end, as soon as its transport is there and what is in flight is answered.
@@ -121,7 +127,7 @@ impl Flags {
     pub(crate) const PINGED: u16 = 1 << 3;
     /// Nothing was heard since the ping.
     pub(crate) const SILENT: u16 = 1 << 4;
-    /// Nothing could be sent since the ping.
+    /// Nothing could be sent since [`Slot::stalled`].
     pub(crate) const STALLED: u16 = 1 << 5;
     /// The end has begun.
     pub(crate) const CLOSING: u16 = 1 << 6;
@@ -133,6 +139,10 @@ impl Flags {
     pub(crate) const UNREAD: u16 = 1 << 9;
     /// What the client sends can no longer be understood.
     pub(crate) const DEAF: u16 = 1 << 10;
+    /// The wheel holds an entry that looks whether the link still takes nothing.
+    pub(crate) const WATCHED: u16 = 1 << 11;
+    /// Some subscription has a stop or a backlog.
+    pub(crate) const BEHIND: u16 = 1 << 12;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -165,6 +175,7 @@ impl Slot {
             cold: None,
             generation: 0,
             timer: 0,
+            stalled: 0,
             flags: Flags::default(),
             protocol: Protocol::RawBare,
         }
@@ -233,6 +244,55 @@ impl Slot {
         self.cold.as_ref().is_some_and(|cold| cold.leaving.is_some())
     }
 
+    /// Up to where this lane is read, if not to its head.
+    pub(crate) fn stop(&self, lane: u32) -> Option<Cursor> {
+        if !self.flags.has(Flags::BEHIND) {
+            return None;
+        }
+        let stops = &self.cold.as_ref()?.stops;
+        stops.iter().find(|(of, _)| *of == lane).map(|(_, stop)| *stop)
+    }
+
+    pub(crate) fn set_stop(&mut self, lane: u32, stop: Option<Cursor>) {
+        let stops = &mut self.cold().stops;
+        stops.retain(|(of, _)| *of != lane);
+        stops.extend(stop.map(|stop| (lane, stop)));
+        self.look_behind();
+    }
+
+    /// What goes before this lane's log.
+    pub(crate) fn backlog(&self, lane: u32) -> Option<&Backlog> {
+        if !self.flags.has(Flags::BEHIND) {
+            return None;
+        }
+        let backlogs = &self.cold.as_ref()?.backlogs;
+        backlogs.iter().find(|(of, _)| *of == lane).map(|(_, backlog)| backlog)
+    }
+
+    pub(crate) fn take_backlog(&mut self, lane: u32) -> Option<Backlog> {
+        let backlogs = &mut self.cold.as_mut()?.backlogs;
+        let at = backlogs.iter().position(|(of, _)| *of == lane)?;
+        let (_, backlog) = backlogs.swap_remove(at);
+        self.look_behind();
+        Some(backlog)
+    }
+
+    pub(crate) fn put_backlog(&mut self, lane: u32, backlog: Backlog) {
+        if !backlog.is_empty() {
+            self.cold().backlogs.push((lane, backlog));
+            self.look_behind();
+        }
+    }
+
+    fn look_behind(&mut self) {
+        let cold = self.cold.as_ref();
+        if cold.is_some_and(|cold| !cold.stops.is_empty() || !cold.backlogs.is_empty()) {
+            self.flags.set(Flags::BEHIND);
+        } else {
+            self.flags.clear(Flags::BEHIND);
+        }
+    }
+
     pub(crate) fn has_outbox(&self) -> bool {
         self.cold.as_ref().is_some_and(|cold| !cold.outbox.is_empty())
     }
@@ -242,13 +302,15 @@ impl Slot {
 
 impl Cold {
     fn is_empty(&self) -> bool {
-        let Self { outbox, partial, decoder, more, half: _, turn: _, skipped, in_flight, leaving, reserving } =
-            self;
+        let Self { outbox, partial, decoder, more, half: _, turn: _, .. } = self;
+        let Self { skipped, stops, backlogs, in_flight, leaving, reserving, .. } = self;
         outbox.is_empty()
             && partial.is_empty()
             && decoder.is_idle()
             && more.is_empty()
             && skipped.is_empty()
+            && stops.is_empty()
+            && backlogs.is_empty()
             && *in_flight == 0
             && leaving.is_none()
             && reserving.is_none()

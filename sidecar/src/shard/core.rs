@@ -2,7 +2,12 @@
 //!
 //! Reading is in `read`, writing in `visit`. Time comes from the reactor as [`Now`]; nothing here reads a clock.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -13,7 +18,7 @@ use super::{
     connection::{Count, Flags, NONE, Passport, Reserving, Slots},
     door::Seats,
     index::{Index, State, Subscriber, Waiter},
-    log::Spares,
+    log::{Key, NO_KEY, Spares},
     metrics::ShardMetrics,
     timer::{Entry, Wheel},
 };
@@ -65,6 +70,8 @@ pub(crate) struct Core {
     pub(super) queue_out: Vec<ConnectionId>,
     pub(super) scratch: Vec<u8>,
     pub(super) random: SmallRng,
+    /// Hashes what publications are about; keyed, for publishers choose it.
+    pub(super) keys: RandomState,
     pub(super) log_bytes: usize,
 }
 
@@ -96,6 +103,7 @@ impl Core {
             queue_out: Vec::new(),
             scratch: Vec::new(),
             random: SmallRng::seed_from_u64(node.0 ^ u64::from(shard) << 48),
+            keys: RandomState::new(),
             log_bytes: 0,
         }
     }
@@ -289,6 +297,7 @@ impl Core {
         self.carry_half(slot, at);
         let subscription = self.slots[slot].subscription(at);
         self.count_sent(slot, subscription.lane, subscription.cursor, true);
+        self.let_go(slot, subscription.lane);
         self.slots[slot].remove_subscription(at);
         if at < self.slots[slot].subscriptions() {
             // The last one took this number.
@@ -478,19 +487,21 @@ impl Core {
         for publication in batch {
             let Some(key) = self.index.find(&publication.channel) else { continue };
             self.metrics.publications.add(1);
+            let about =
+                publication.key.as_ref().map_or(NO_KEY, |key| self.keys.hash_one(key).max(NO_KEY + 1));
             for lane in self.index.lanes_of(key) {
                 let form = self.index.lane(lane).form;
-                self.append(lane, |out| form.put_publication(out, publication));
+                self.append(lane, about, |out| form.put_publication(out, publication));
             }
         }
     }
 
-    fn append(&mut self, key: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        let lane = self.index.lane_mut(key);
-        let added = lane.log.append(&mut self.spares, write);
+    fn append(&mut self, lane_key: u32, about: Key, write: impl FnOnce(&mut Vec<u8>)) {
+        let lane = self.index.lane_mut(lane_key);
+        let added = lane.log.append(&mut self.spares, about, write);
         lane.left = lane.subscribers.len() as u32;
         if !std::mem::replace(&mut lane.dirty, true) {
-            self.dirty_lanes.push_back(key);
+            self.dirty_lanes.push_back(lane_key);
         }
         self.log_bytes += added;
         self.metrics.log_bytes.add(added as u64);
@@ -519,7 +530,7 @@ impl Core {
     fn append_gap(&mut self, lane: u32, protocol: Protocol, reason: &str) {
         let name = self.index.channel_of(lane).name.clone();
         let reply = Reply::Gap { channel: &name, reason, from: None, to: None };
-        self.append(lane, |out| protocol.put_reply(out, &reply));
+        self.append(lane, NO_KEY, |out| protocol.put_reply(out, &reply));
     }
 
     fn close_all_of(&mut self, lane: u32, reason: CloseReason) {
@@ -783,7 +794,7 @@ impl Core {
         let at_ms = at_ms.min(self.expires_ms(slot).unwrap_or(u64::MAX));
         let (tick, generation) = (self.wheel.tick_at(at_ms), self.slots[slot].generation);
         self.slots[slot].timer = tick;
-        self.wheel.insert(Entry { slot, generation, tick });
+        self.wheel.insert(Entry { slot, generation, tick, watch: false });
     }
 
     /// When the token ends, on the shard's clock.
@@ -798,8 +809,13 @@ impl Core {
 
     /// Acts on the deadlines that have passed.
     pub(crate) fn expire(&mut self, due: &[Entry]) {
-        for Entry { slot, generation, tick } in due {
-            if self.slots.holds(*slot, *generation) && self.slots[*slot].timer == *tick {
+        for Entry { slot, generation, tick, watch } in due {
+            if !self.slots.holds(*slot, *generation) {
+                continue;
+            }
+            if *watch {
+                self.look_at_stall(*slot);
+            } else if self.slots[*slot].timer == *tick {
                 self.deadline(*slot);
             }
         }
@@ -815,9 +831,9 @@ impl Core {
             self.close(slot, CloseReason::TokenExpired, None);
         } else if !flags.has(Flags::PINGED) {
             self.ping(slot);
-        } else if flags.has(Flags::STALLED) {
-            self.metrics.slow_disconnected.add(1);
-            self.close(slot, CloseReason::SlowConsumer, None);
+        } else if flags.has(Flags::SILENT) && flags.has(Flags::STALLED) {
+            // The ping never reached it.
+            self.close_stalled(slot);
         } else if flags.has(Flags::SILENT) {
             self.close(slot, CloseReason::NoPong, None);
         } else {
@@ -832,9 +848,6 @@ impl Core {
         let protocol = self.slots[slot].protocol;
         let flags = &mut self.slots[slot].flags;
         flags.set(Flags::PINGED);
-        if flags.has(Flags::BLOCKED) {
-            flags.set(Flags::STALLED);
-        }
         if protocol.is_websocket() {
             flags.set(Flags::SILENT);
         }

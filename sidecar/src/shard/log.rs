@@ -2,7 +2,8 @@
 //!
 //! Frames are appended to contiguous segments. A [`Cursor`] is a subscription's place and its send queue: what
 //! lies between it and the head has yet to be sent. A segment is freed once no cursor needs it, so a log whose
-//! readers keep up holds nothing between two publications.
+//! readers keep up holds nothing between two publications. A reader that lets go of what comes after some frame says
+//! so by [`Log::stop`]: then it needs nothing beyond, and segments in the middle may be freed.
 
 use std::collections::VecDeque;
 
@@ -13,7 +14,7 @@ const SEGMENT: usize = 64 * 1_024;
 pub(crate) type Cursor = u64;
 
 /// How far a cursor is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lag {
     pub(crate) bytes: u64,
     /// Frames that were not sent whole.
@@ -30,6 +31,8 @@ pub(crate) struct Log {
     cursors: u32,
     /// Cursors behind the head.
     behind: u32,
+    /// Cursors that have a stop.
+    stops: u32,
 }
 
 #[derive(Debug)]
@@ -40,14 +43,32 @@ struct Segment {
     bytes: Vec<u8>,
     /// Where each frame ends, from `start`.
     ends: Vec<u32>,
+    /// What each frame is about; shorter than `ends`, or empty, where the rest has [`NO_KEY`].
+    keys: Vec<Key>,
     /// Cursors in here that are behind the head.
     cursors: u32,
+    /// Cursors, here or before, that need nothing behind this segment.
+    stops: u32,
 }
+
+/// What a publication is about, hashed: of frames with the same key the latest counts.
+pub(crate) type Key = u64;
+
+/// The key of publications without one: they are all about the same thing, the channel.
+pub(crate) const NO_KEY: Key = 0;
 
 /// Buffers of freed segments, for all logs of a shard: appending allocates only when more is held than before.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
     segments: Vec<(Vec<u8>, Vec<u32>)>,
+}
+
+// === impl Lag ===
+
+impl Lag {
+    pub(crate) fn is_within(self, max: Self) -> bool {
+        self.bytes <= max.bytes && self.messages <= max.messages
+    }
 }
 
 // === impl Log ===
@@ -59,7 +80,8 @@ impl Log {
 
     /// Frames appended before `cursor`, one that it lies in not included.
     pub(crate) fn messages_before(&self, cursor: Cursor) -> u64 {
-        match self.segment(cursor) {
+        // A cursor at the end of a segment belongs to that one here: what came behind may be gone.
+        match self.segments.get(self.ending_at_or_after(cursor)) {
             Some(segment) => segment.first + segment.frames_before(cursor) as u64,
             None => self.messages,
         }
@@ -82,9 +104,21 @@ impl Log {
         self.trim(spares)
     }
 
-    /// Appends the whole frames of one publication, which `write` writes. Returns their bytes.
-    pub(crate) fn append(&mut self, spares: &mut Spares, write: impl FnOnce(&mut Vec<u8>)) -> usize {
-        if self.segments.back().is_none_or(|last| last.bytes.len() >= SEGMENT) {
+    /// Appends the whole frames of one publication, which `write` writes. Returns their bytes; none where every
+    /// cursor has a stop: then a single byte that nobody can read stands for them.
+    pub(crate) fn append(
+        &mut self,
+        spares: &mut Spares,
+        key: Key,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> usize {
+        if self.cursors == self.stops {
+            self.head += 1;
+            self.messages += 1;
+            return 0;
+        }
+        let fits = |last: &Segment| last.bytes.len() < SEGMENT && last.end() == self.head;
+        if !self.segments.back().is_some_and(fits) {
             self.push_segment(spares);
         }
         let at_head = self.cursors - self.behind;
@@ -93,6 +127,10 @@ impl Log {
         write(&mut last.bytes);
         let added = last.bytes.len() - before;
         last.ends.push(u32::try_from(last.bytes.len()).expect("a publication is far below 4 GiB"));
+        if key != NO_KEY {
+            last.keys.resize(last.ends.len() - 1, NO_KEY);
+            last.keys.push(key);
+        }
         last.cursors += at_head;
         self.behind = self.cursors;
         self.head += added as u64;
@@ -159,6 +197,40 @@ impl Log {
         by_bytes.max(by_messages)
     }
 
+    /// The last frame's edge at or behind a cursor for which both bounds hold from the cursor on.
+    pub(crate) fn reach(&self, cursor: Cursor, max: Lag) -> Cursor {
+        let by_messages = self.cursor_of(self.messages_before(cursor).saturating_add(max.messages));
+        self.edge_before(cursor.saturating_add(max.bytes)).min(by_messages).max(self.edge(cursor))
+    }
+
+    /// A cursor before this edge, which has no stop so far, needs nothing beyond it and must not be read beyond.
+    /// Returns how many bytes were freed.
+    pub(crate) fn stop(&mut self, stop: Cursor, spares: &mut Spares) -> usize {
+        let at = self.ending_at_or_after(stop);
+        self.segments[at].stops += 1;
+        self.stops += 1;
+        self.trim(spares)
+    }
+
+    /// Takes the stop of a cursor back; the cursor is then moved to the head, or leaves.
+    pub(crate) fn unstop(&mut self, stop: Cursor) {
+        let at = self.ending_at_or_after(stop);
+        self.segments[at].stops -= 1;
+        self.stops -= 1;
+    }
+
+    /// Whole frames from a cursor on, which is at an edge, with their keys.
+    pub(crate) fn frames(&self, cursor: Cursor) -> impl Iterator<Item = (Key, &[u8])> {
+        let first = self.segments.partition_point(|segment| segment.end() <= cursor);
+        self.segments.range(first..).flat_map(move |segment| segment.frames_from(cursor))
+    }
+
+    /// Whether a frame from this cursor on has a key.
+    pub(crate) fn has_keys(&self, cursor: Cursor) -> bool {
+        let first = self.segments.partition_point(|segment| segment.end() <= cursor);
+        self.segments.range(first..).any(|segment| !segment.keys.is_empty())
+    }
+
     /// Where the frame with this number begins, counted from the first that was ever appended.
     fn cursor_of(&self, message: u64) -> Cursor {
         let after = self.segments.partition_point(|segment| segment.first <= message);
@@ -167,6 +239,22 @@ impl Log {
             0 => segment.start,
             frames => segment.start + u64::from(segment.ends[frames.min(segment.ends.len()) - 1]),
         }
+    }
+
+    /// The last edge between frames at or before a place; 0 where all before it is gone.
+    fn edge_before(&self, place: Cursor) -> Cursor {
+        match self.segment(place) {
+            Some(segment) if place <= segment.start => segment.start,
+            Some(segment) => match segment.frames_before(place) {
+                0 => segment.start,
+                frames => segment.start + u64::from(segment.ends[frames - 1]),
+            },
+            None => self.head,
+        }
+    }
+
+    fn ending_at_or_after(&self, place: Cursor) -> usize {
+        self.segments.partition_point(|segment| segment.end() < place)
     }
 
     fn segment(&self, cursor: Cursor) -> Option<&Segment> {
@@ -181,17 +269,33 @@ impl Log {
 
     fn push_segment(&mut self, spares: &mut Spares) {
         let (bytes, ends) = spares.segments.pop().unwrap_or_default();
-        self.segments.push_back(Segment { start: self.head, first: self.messages, bytes, ends, cursors: 0 });
+        self.segments.push_back(Segment {
+            start: self.head,
+            first: self.messages,
+            bytes,
+            ends,
+            keys: Vec::new(),
+            cursors: 0,
+            stops: 0,
+        });
     }
 
+    /// Frees segments that no cursor needs: at the front, and between a stop and the next cursor.
     fn trim(&mut self, spares: &mut Spares) -> usize {
-        let mut freed = 0;
-        while let Some(first) = self.segments.front()
-            && first.cursors == 0
-            // The last one goes only when all have read it: cursors at the head are in none.
-            && (self.segments.len() > 1 || self.behind == 0)
-        {
-            let Segment { bytes, ends, .. } = self.segments.pop_front().expect("it was just seen");
+        let (mut freed, mut at, mut readers) = (0, 0, 0);
+        while let Some(segment) = self.segments.get(at) {
+            readers += segment.cursors;
+            let needed = readers > 0;
+            readers -= segment.stops;
+            if needed {
+                // Without a stop, whoever reads this one reads all that follow.
+                if readers > 0 && self.stops == 0 {
+                    break;
+                }
+                at += 1;
+                continue;
+            }
+            let Segment { bytes, ends, .. } = self.segments.remove(at).expect("it was just seen");
             freed += bytes.len();
             spares.put(bytes, ends);
         }
@@ -208,6 +312,15 @@ impl Segment {
     fn frames_before(&self, cursor: Cursor) -> usize {
         let at = cursor.saturating_sub(self.start);
         self.ends.partition_point(|end| u64::from(*end) <= at)
+    }
+
+    fn frames_from(&self, cursor: Cursor) -> impl Iterator<Item = (Key, &[u8])> {
+        let first = self.frames_before(cursor);
+        (first..self.ends.len()).map(|at| {
+            let start = at.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+            let key = self.keys.get(at).copied().unwrap_or(NO_KEY);
+            (key, &self.bytes[start..self.ends[at] as usize])
+        })
     }
 
     fn is_edge(&self, cursor: Cursor) -> bool {

@@ -22,6 +22,9 @@ pub(crate) struct ShardMetrics {
     pub(crate) publications: Cell,
     pub(crate) slow_disconnected: Cell,
     pub(crate) slow_dropped: Cell,
+    pub(crate) slow_dropped_newest: Cell,
+    pub(crate) slow_conflated: Cell,
+    pub(crate) write_timeouts: Cell,
     pub(crate) gaps: Cell,
     pub(crate) subscriptions: Cell,
     pub(crate) channels: Cell,
@@ -49,10 +52,16 @@ pub struct Totals {
     pub writes: u64,
     /// Publications that reached a shard with a subscriber of theirs.
     pub publications: u64,
-    /// Connections closed because their client read too slowly.
+    /// Connections closed because their client lagged too far.
     pub slow_disconnected: u64,
-    /// Messages skipped because a client read too slowly.
+    /// Oldest messages skipped because a client lagged too far.
     pub slow_dropped: u64,
+    /// Newest messages skipped because a client lagged too far.
+    pub slow_dropped_newest: u64,
+    /// Messages skipped because a newer one of their key came before a client had read them.
+    pub slow_conflated: u64,
+    /// Connections closed because they took nothing for too long.
+    pub write_timeouts: u64,
     /// Gaps that reached a shard.
     pub gaps: u64,
     /// Subscriptions that are held.
@@ -127,6 +136,9 @@ impl Totals {
             publications,
             slow_disconnected,
             slow_dropped,
+            slow_dropped_newest,
+            slow_conflated,
+            write_timeouts,
             gaps,
             subscriptions,
             channels,
@@ -144,6 +156,9 @@ impl Totals {
             (&mut self.publications, publications),
             (&mut self.slow_disconnected, slow_disconnected),
             (&mut self.slow_dropped, slow_dropped),
+            (&mut self.slow_dropped_newest, slow_dropped_newest),
+            (&mut self.slow_conflated, slow_conflated),
+            (&mut self.write_timeouts, write_timeouts),
             (&mut self.gaps, gaps),
             (&mut self.subscriptions, subscriptions),
             (&mut self.channels, channels),

@@ -5,7 +5,7 @@
 //! tick into the slot, nothing is searched for.
 
 /// Milliseconds a tick: fine enough for pings and handshakes, which count in seconds.
-const TICK_MS: u64 = 128;
+pub(crate) const TICK_MS: u64 = 128;
 /// Buckets: 65 s in one turn, more than the usual ping interval; a later deadline goes round again.
 const BUCKETS: u64 = 512;
 
@@ -17,6 +17,8 @@ pub(crate) struct Entry {
     pub(crate) slot: u32,
     pub(crate) generation: u32,
     pub(crate) tick: Tick,
+    /// Not the connection's deadline, but a look at whether its link takes anything: at most one for each.
+    pub(crate) watch: bool,
 }
 
 /// See the module.
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     fn entry(slot: u32, tick: Tick) -> Entry {
-        Entry { slot, generation: 1, tick }
+        Entry { slot, generation: 1, tick, watch: false }
     }
 
     #[test]

@@ -3,15 +3,13 @@
 
 use std::io::IoSlice;
 
-use sidecar_config::SlowConsumerPolicy;
 use smallvec::SmallVec;
 
 use super::{
-    connection::{Flags, Slot},
+    connection::{Flags, Slot, Subscription},
     core::Core,
     index::Index,
     link::Progress,
-    log::Lag,
 };
 use crate::{domain::CloseReason, protocol::Reply};
 
@@ -23,10 +21,15 @@ const STEPS: usize = 64;
 /// Steps in one lane before the next has its turn.
 const STRIDE: usize = 16;
 
+/// Pieces of one write: what systems take in one call, so that a short write means that the link is full.
+const MAX_PARTS: usize = 1_024;
+
 /// Where the bytes of a write come from.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Outbox,
+    /// What the conflating subscription to this lane kept.
+    Backlog(u32),
     /// The log of the subscription of this number.
     Log(usize),
 }
@@ -97,7 +100,10 @@ impl Core {
                 self.moved(slot, moved, &lengths);
                 if moved < offered {
                     self.blocked(slot);
-                } else if offered >= BUDGET || self.slots[slot].flags.has(Flags::CLOSING) {
+                } else if offered >= BUDGET
+                    || lengths.len() >= MAX_PARTS
+                    || self.slots[slot].flags.has(Flags::CLOSING)
+                {
                     self.mark_dirty(slot);
                 }
             }
@@ -106,6 +112,7 @@ impl Core {
 
     fn blocked(&mut self, slot: u32) {
         self.slots[slot].flags.set(Flags::BLOCKED);
+        self.stalled(slot);
         self.bound_lag(slot);
     }
 
@@ -132,6 +139,7 @@ impl Core {
                     self.slots[slot].cool();
                 }
                 Source::Outbox => {}
+                Source::Backlog(lane) => self.advance_backlog(slot, *lane, part),
                 Source::Log(at) => self.advance(slot, *at, part),
             }
             if left == 0 {
@@ -141,14 +149,12 @@ impl Core {
     }
 
     fn advance(&mut self, slot: u32, at: usize, bytes: usize) {
-        let subscription = self.slots[slot].subscription_mut(at);
-        let (from, to, lane) = (subscription.cursor, subscription.cursor + bytes as u64, subscription.lane);
-        subscription.cursor = to;
-        let log = &mut self.index.lane_mut(lane).log;
+        let Subscription { cursor: from, lane, .. } = self.slots[slot].subscription(at);
+        let to = from + bytes as u64;
+        let log = &self.index.lane(lane).log;
         let messages = log.messages_before(to) - log.messages_before(from);
         let half = !log.is_edge(to);
-        let freed = log.advance(from, to, &mut self.spares);
-        self.freed(freed);
+        self.move_cursor(slot, at, to);
         self.metrics.messages_out.add(messages);
         let slot = &mut self.slots[slot];
         if half {
@@ -204,90 +210,11 @@ impl Core {
             self.send_with(slot, |out| protocol.put_reply(out, reply));
         }
     }
-
-    // === slow consumers ===
-
-    /// Applies the namespace's policy to each subscription of a connection that takes no more now.
-    fn bound_lag(&mut self, slot: u32) {
-        for at in (0..self.slots[slot].subscriptions()).rev() {
-            let subscription = self.slots[slot].subscription(at);
-            let settings = &self.index.channel_of(subscription.lane).policy.slow_consumer;
-            let max = self.max_lag(settings.max_lag_bytes, settings.max_lag_messages);
-            let lag = self.index.lane(subscription.lane).log.lag(subscription.cursor);
-            if lag.bytes <= max.bytes && lag.messages <= max.messages {
-                continue;
-            }
-            match settings.policy {
-                SlowConsumerPolicy::Disconnect => {
-                    self.metrics.slow_disconnected.add(1);
-                    self.close(slot, CloseReason::SlowConsumer, None);
-                    return;
-                }
-                SlowConsumerPolicy::DropOldest => self.skip(slot, at, max),
-            }
-        }
-    }
-
-    fn max_lag(&self, bytes: u32, messages: u32) -> Lag {
-        // While the logs of the shard are full, a sixteenth.
-        let divisor = if self.is_pressed() { 16 } else { 1 };
-        Lag { bytes: u64::from(bytes) / divisor, messages: u64::from(messages) / divisor }
-    }
-
-    /// Moves a cursor so far that half of each bound is free again, at a frame's edge.
-    fn skip(&mut self, slot: u32, at: usize, max: Lag) {
-        self.carry_half(slot, at);
-        let subscription = self.slots[slot].subscription(at);
-        let (lane, from) = (subscription.lane, subscription.cursor);
-        let half = Lag { bytes: max.bytes / 2, messages: max.messages / 2 };
-        let log = &mut self.index.lane_mut(lane).log;
-        let to = log.within(from, half);
-        let (before, after) = (log.messages_before(from), log.messages_before(to));
-        let freed = log.advance(from, to, &mut self.spares);
-        self.freed(freed);
-        self.metrics.slow_dropped.add(after - before);
-        let slot = &mut self.slots[slot];
-        slot.subscription_mut(at).cursor = to;
-        let sent = &mut slot.passport.as_mut().expect("a taken slot").sent;
-        sent.bytes = sent.bytes.wrapping_sub(to - from);
-        sent.messages = sent.messages.wrapping_sub(after - before);
-        if slot.protocol.has_replies() && !slot.cold().skipped.contains(&lane) {
-            slot.cold().skipped.push(lane);
-        }
-    }
-
-    /// Moves the rest of a half-sent frame of this subscription into the outbox, so that its cursor is free.
-    pub(super) fn carry_half(&mut self, slot: u32, at: usize) {
-        if self.slots[slot].half() != Some(at) {
-            return;
-        }
-        let subscription = self.slots[slot].subscription(at);
-        let log = &mut self.index.lane_mut(subscription.lane).log;
-        let edge = log.edge(subscription.cursor);
-        let rest: Vec<u8> =
-            log.read(subscription.cursor, (edge - subscription.cursor) as usize).flatten().copied().collect();
-        let freed = log.advance(subscription.cursor, edge, &mut self.spares);
-        self.freed(freed);
-        let slot = &mut self.slots[slot];
-        slot.flags.clear(Flags::HALF);
-        slot.subscription_mut(at).cursor = edge;
-        slot.cold().outbox.put_first(&rest);
-    }
-
-    /// Tells a client of what was skipped, before the next message.
-    fn tell_skipped(&mut self, slot: u32) {
-        let Some(cold) = &mut self.slots[slot].cold else { return };
-        for lane in std::mem::take(&mut cold.skipped) {
-            let name = self.index.channel_of(lane).name.clone();
-            self.reply(slot, &Reply::Gap { channel: &name, reason: "slowConsumer", from: None, to: None });
-        }
-        self.slots[slot].cool();
-    }
 }
 
 impl Slot {
     /// Whose frame is half sent.
-    fn half(&self) -> Option<usize> {
+    pub(super) fn half(&self) -> Option<usize> {
         self.flags.has(Flags::HALF).then(|| {
             if self.subscriptions() > 1 { self.cold.as_ref().map_or(0, |cold| cold.half as usize) } else { 0 }
         })
@@ -314,7 +241,7 @@ fn gather<'a>(slot: &'a Slot, index: &'a Index, parts: &mut Parts<'a>) -> usize 
     let mut put = |parts: &mut Parts<'a>, source, bytes: &'a [u8]| {
         offered += bytes.len();
         parts.push((source, IoSlice::new(bytes)));
-        offered < BUDGET
+        offered < BUDGET && parts.len() < MAX_PARTS
     };
     let half = slot.half();
     let mut ahead = 0;
@@ -334,11 +261,18 @@ fn gather<'a>(slot: &'a Slot, index: &'a Index, parts: &mut Parts<'a>) -> usize 
     for at in (0..count).map(|step| (turn + step) % count) {
         let subscription = slot.subscription(at);
         let from = subscription.cursor + if half == Some(at) { ahead } else { 0 };
-        let log = &index.lane(subscription.lane).log;
-        if from == log.head() {
+        let lane = subscription.lane;
+        if let Some(backlog) = slot.backlog(lane)
+            && !put(parts, Source::Backlog(lane), backlog.unsent())
+        {
+            return offered;
+        }
+        let log = &index.lane(lane).log;
+        let end = slot.stop(lane).unwrap_or(log.head());
+        if from == end {
             continue;
         }
-        for bytes in log.read(from, BUDGET) {
+        for bytes in log.read(from, BUDGET.min((end - from) as usize)) {
             if !put(parts, Source::Log(at), bytes) {
                 return offered;
             }

@@ -36,6 +36,8 @@ pub struct Draft {
     pub payload: Payload,
     /// Name that the publisher gave it.
     pub id: Option<String>,
+    /// What it is about; where a namespace conflates, slow clients receive the latest of each key.
+    pub key: Option<Box<str>>,
     /// Free labels.
     pub tags: Vec<(String, String)>,
     /// User whose client publishes.
@@ -92,7 +94,7 @@ impl NodeRun {
 impl Draft {
     /// A payload and where it goes.
     pub fn new(channel: ChannelName, payload: Payload) -> Self {
-        Self { channel, payload, id: None, tags: Vec::new(), user: None }
+        Self { channel, payload, id: None, key: None, tags: Vec::new(), user: None }
     }
 }
 
@@ -153,7 +155,7 @@ impl Publisher {
     }
 
     fn send(&self, draft: Draft) -> crate::broker::Reply<Option<StreamPosition>> {
-        let Draft { channel, payload, id, tags, user } = draft;
+        let Draft { channel, payload, id, key, tags, user } = draft;
         let NodeRun { id: node, start: node_start } = self.0.node;
         let mut sequences = self.0.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         let (previous_sequence, sequence) = sequences.entry(&channel, Sequence::default).next();
@@ -161,7 +163,7 @@ impl Publisher {
         let published_at_ms = Some(now_ms());
         self.0.metrics.sequences_forgotten.inc_by(sequences.take_forgotten());
         let publication =
-            Publication { channel, payload, origin, position: None, published_at_ms, id, tags, user };
+            Publication { channel, payload, origin, position: None, published_at_ms, id, key, tags, user };
         self.0.broker.publish(publication)
     }
 }

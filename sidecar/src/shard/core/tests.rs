@@ -19,7 +19,9 @@ namespaces:
 - {name: default, publish: allowed, subscribe: allowed}
 - {name: small, subscribe: allowed, slowConsumer: {policy: disconnect, maxLagBytes: 20000, maxLagMessages: 1000000}}
 - {name: few, subscribe: allowed, slowConsumer: {policy: disconnect, maxLagBytes: 200000000, maxLagMessages: 10}}
-- {name: oldest, subscribe: allowed, slowConsumer: {policy: dropOldest, maxLagBytes: 20000, maxLagMessages: 1000000}}";
+- {name: oldest, subscribe: allowed, slowConsumer: {policy: dropOldest, maxLagBytes: 20000, maxLagMessages: 1000000}}
+- {name: newest, subscribe: allowed, slowConsumer: {policy: dropNewest, maxLagBytes: 20000, maxLagMessages: 1000000}}
+- {name: latest, subscribe: allowed, slowConsumer: {policy: conflate, maxLagBytes: 20000, maxLagMessages: 10}}";
 
 struct Bench {
     core: Core,
@@ -149,6 +151,12 @@ impl Bench {
     fn publish(&mut self, channel: &str, text: &str) {
         let payload = Payload::Text(text.to_owned().into());
         self.core.publications(&[Arc::new(Publication::bare(name(channel), payload))]);
+    }
+
+    fn publish_about(&mut self, channel: &str, key: &str, text: &str) {
+        let payload = Payload::Text(text.to_owned().into());
+        let publication = Publication { key: Some(key.into()), ..Publication::bare(name(channel), payload) };
+        self.core.publications(&[Arc::new(publication)]);
     }
 
     fn hear(&mut self, client: &Client, opcode: Opcode, payload: &[u8]) {
@@ -551,14 +559,124 @@ fn a_client_that_reads_nothing_is_closed_though_it_lags_little() {
     let mut stuck = bench.connect(Protocol::Sse, &["a"]);
     bench.publish("a", &"x".repeat(20_000));
     bench.turn();
-    bench.pass(20_000 + 5_000 + 500);
-    assert_eq!(bench.core.metrics.slow_disconnected.get(), 1);
+    bench.pass(29_000);
+    assert_eq!(bench.core.metrics.write_timeouts.get(), 0);
+    bench.pass(2_000);
+    assert_eq!(bench.core.metrics.write_timeouts.get(), 1);
     bench.pass(CLOSE_MS + 500);
     assert!(bench.is_over(&stuck), "it did not read its end either");
     bench.drain(&mut stuck);
 }
 
 // === gaps ===
+
+fn numbers(frames: &[String]) -> Vec<u64> {
+    frames.iter().filter_map(|frame| frame.split(' ').next()?.parse().ok()).collect()
+}
+
+#[test]
+fn drop_newest_keeps_what_waits_and_goes_on_with_what_comes_once_that_is_sent() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawBare, &["newest:a"]);
+    let mut quick = bench.connect(Protocol::RawBare, &["newest:a"]);
+    for i in 0..200 {
+        bench.publish("newest:a", &format!("{i} {}", "x".repeat(1_000)));
+        assert_eq!(bench.frames(&mut quick).len(), 1);
+        assert!(bench.log_bytes() < 200_000, "memory is bounded");
+    }
+    let kept = bench.frames(&mut slow);
+    let kept = numbers(&kept);
+    assert!(kept.len() > 30 && kept.len() < 40, "16 KiB in the pipe and 20 kB behind it: {kept:?}");
+    assert_eq!(kept, (0..kept.len() as u64).collect::<Vec<_>>(), "the oldest, without a hole");
+    assert_eq!(kept.len() as u64 + bench.core.metrics.slow_dropped_newest.get(), 200);
+    assert_eq!(bench.log_bytes(), 0);
+    bench.publish("newest:a", "200 ");
+    assert_eq!((bench.frames(&mut slow).len(), bench.frames(&mut quick).len()), (1, 1));
+    let sent = &bench.core.slots[slow.slot].passport.as_ref().unwrap().sent;
+    let before = bench
+        .core
+        .index
+        .lane(bench.core.slots[slow.slot].first.lane)
+        .log
+        .messages_before(bench.core.slots[slow.slot].first.cursor);
+    assert_eq!(
+        before.wrapping_add(sent.messages),
+        kept.len() as u64 + 1,
+        "skipped ones do not count as sent"
+    );
+    assert!(!bench.core.slots[slow.slot].flags.has(Flags::BEHIND));
+}
+
+#[test]
+fn a_subscription_with_a_stop_that_ends_holds_no_memory_back() {
+    let mut bench = Bench::new();
+    let slow = bench.connect(Protocol::RawBare, &["newest:a"]);
+    let mut quick = bench.connect(Protocol::RawBare, &["newest:a"]);
+    for _ in 0..100 {
+        bench.publish("newest:a", &"x".repeat(1_000));
+        bench.frames(&mut quick);
+    }
+    assert!(bench.log_bytes() > 0);
+    bench.core.end(slow.slot, CloseReason::ConnectionLost);
+    assert_eq!(bench.log_bytes(), 0);
+    bench.publish("newest:a", "x");
+    assert_eq!(bench.frames(&mut quick), ["x"]);
+}
+
+#[test]
+fn conflate_keeps_the_newest_message_of_a_channel() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawBare, &["latest:a"]);
+    for i in 0..500 {
+        bench.publish("latest:a", &format!("{i} {}", "x".repeat(1_000)));
+        bench.turn();
+        assert!(bench.log_bytes() < 100_000, "memory is bounded");
+    }
+    let received = numbers(&bench.frames(&mut slow));
+    assert!(received.is_sorted() && received.last() == Some(&499), "{received:?}");
+    assert!(received.len() < 30, "what the pipe held, and few behind it: {received:?}");
+    assert_eq!(received.len() as u64 + bench.core.metrics.slow_conflated.get(), 500);
+    assert!(!bench.is_over(&slow));
+}
+
+#[test]
+fn conflate_keeps_the_newest_message_of_each_key() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawBare, &["latest:a"]);
+    for i in 0..400 {
+        let text = format!("{i} {}", "x".repeat(1_000));
+        bench.publish_about("latest:a", &format!("key {}", i % 7), &text);
+        bench.turn();
+        assert!(bench.log_bytes() < 100_000, "memory is bounded");
+    }
+    let received = numbers(&bench.frames(&mut slow));
+    assert!(received.is_sorted(), "{received:?}");
+    for key in 0..7 {
+        let newest = (0..400).rev().find(|i| i % 7 == key).unwrap();
+        assert!(received.contains(&newest), "{newest} in {received:?}");
+    }
+    assert!(received.len() < 50, "{received:?}");
+    assert_eq!(received.len() as u64 + bench.core.metrics.slow_conflated.get(), 400);
+    assert_eq!((bench.log_bytes(), bench.core.slots[slow.slot].flags.has(Flags::BEHIND)), (0, false));
+    bench.publish_about("latest:a", "key 1", "400 ");
+    assert_eq!(numbers(&bench.frames(&mut slow)), [400]);
+}
+
+#[test]
+fn one_connection_takes_more_channels_in_a_turn_than_fit_one_write() {
+    let mut bench = Bench::with_room_for(5_000);
+    let mut settings = rules(SETTINGS);
+    Arc::get_mut(&mut settings).unwrap().hub.limits.channels_per_connection = 5_000;
+    bench.core.set_rules(settings);
+    let channels: Vec<String> = (0..3_000).map(|i| format!("c{i}")).collect();
+    let channels: Vec<&str> = channels.iter().map(String::as_str).collect();
+    let mut client = bench.connect(Protocol::RawFramed, &channels);
+    bench.frames(&mut client);
+    for channel in &channels {
+        bench.publish(channel, "1");
+    }
+    assert_eq!(bench.frames(&mut client).len(), 3_000);
+}
 
 #[test]
 fn a_gap_is_told_in_order_by_message_by_event_or_by_closing() {

@@ -6,6 +6,7 @@ use super::*;
 #[derive(Debug)]
 struct Reader {
     cursor: Cursor,
+    stop: Option<Cursor>,
 }
 
 #[derive(Clone, Debug)]
@@ -15,6 +16,7 @@ enum Op {
     Leave(usize),
     Send(usize, usize),
     Skip(usize, u64, u64),
+    Stop(usize, u64, u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -24,6 +26,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0_usize..8).prop_map(Op::Leave),
         6 => (0_usize..8, prop_oneof![1_usize..60, 1_000_usize..200_000]).prop_map(|(who, n)| Op::Send(who, n)),
         1 => (0_usize..8, 1_u64..100_000, 0_u64..6).prop_map(|(who, b, m)| Op::Skip(who, b, m)),
+        1 => (0_usize..8, 1_u64..200_000, 1_u64..6).prop_map(|(who, b, m)| Op::Stop(who, b, m)),
     ]
 }
 
@@ -42,24 +45,33 @@ struct Model {
 impl Model {
     fn append(&mut self, size: usize) {
         self.counter = self.counter.wrapping_add(1);
-        let frame = vec![self.counter; size];
-        self.held += self.log.append(&mut self.spares, |out| out.extend_from_slice(&frame));
+        let nobody_reads = self.readers.iter().all(|reader| reader.stop.is_some());
+        let frame = vec![self.counter; if nobody_reads { 1 } else { size }];
+        self.held += self.log.append(&mut self.spares, NO_KEY, |out| out.extend_from_slice(&frame));
         self.all.extend_from_slice(&frame);
         self.edges.push(self.all.len() as u64);
     }
 
     fn send(&mut self, who: usize, bytes: usize) {
         let Some(reader) = self.readers.get_mut(who) else { return };
+        let end = reader.stop.unwrap_or(self.log.head());
+        let bytes = bytes.min((end - reader.cursor) as usize);
         let sent: Vec<u8> = self.log.read(reader.cursor, bytes).flatten().copied().collect();
-        let to = reader.cursor + sent.len() as u64;
+        let mut to = reader.cursor + sent.len() as u64;
         assert_eq!(sent, self.all[reader.cursor as usize..to as usize], "never twice, out of order or torn");
-        assert_eq!(sent.is_empty(), reader.cursor == self.log.head());
+        assert_eq!(sent.is_empty(), reader.cursor == end);
+        if let Some(stop) = reader.stop.take_if(|stop| *stop == to) {
+            let messages = self.edges.iter().filter(|edge| **edge > stop).count() as u64;
+            assert_eq!(self.log.lag(stop).messages, messages, "what is skipped is counted");
+            self.log.unstop(stop);
+            to = self.log.head();
+        }
         self.held -= self.log.advance(reader.cursor, to, &mut self.spares);
         reader.cursor = to;
     }
 
     fn skip(&mut self, who: usize, max: Lag) {
-        let Some(reader) = self.readers.get_mut(who) else { return };
+        let Some(reader) = self.readers.get_mut(who).filter(|reader| reader.stop.is_none()) else { return };
         let to = self.log.within(reader.cursor, max);
         let lag = self.log.lag(to);
         assert!(lag.bytes <= max.bytes && lag.messages <= max.messages);
@@ -74,20 +86,57 @@ impl Model {
         reader.cursor = to;
     }
 
+    /// As `Core::drop_newest` does.
+    fn stop(&mut self, who: usize, max: Lag) {
+        let Some(reader) = self.readers.get_mut(who) else { return };
+        let Reader { cursor, stop: before } = *reader;
+        let lag = match before {
+            Some(stop) => Lag { bytes: stop - cursor, messages: 0 },
+            None => self.log.lag(cursor),
+        };
+        if lag.is_within(max) {
+            return;
+        }
+        let stop = self.log.reach(cursor, max);
+        let fits = |edge: u64| {
+            let messages =
+                self.edges.iter().filter(|other| **other > cursor && **other <= edge).count() as u64;
+            edge - cursor <= max.bytes && messages <= max.messages
+        };
+        let best = self.edges.iter().rev().find(|edge| **edge >= cursor && fits(**edge)).copied();
+        let half = self.log.edge(cursor);
+        assert_eq!(stop, best.unwrap_or(cursor).max(half), "keeps as much as the bounds allow");
+        if let Some(before) = before {
+            assert!(stop <= before, "what is behind the old stop is gone");
+            self.log.unstop(before);
+        }
+        if stop == cursor {
+            let head = self.log.head();
+            self.held -= self.log.advance(cursor, head, &mut self.spares);
+            *reader = Reader { cursor: head, stop: None };
+        } else {
+            self.held -= self.log.stop(stop, &mut self.spares);
+            reader.stop = Some(stop);
+        }
+    }
+
     fn check(&self) {
         assert_eq!(self.log.head(), self.all.len() as u64);
         assert_eq!(self.held, self.log.segments.iter().map(|segment| segment.bytes.len()).sum::<usize>());
-        let slowest = self.readers.iter().map(|reader| reader.cursor).min().unwrap_or(self.log.head());
-        if self.readers.is_empty() || slowest == self.log.head() {
-            // A frame that nobody waits for may stay until the next move.
-            return;
+        for segment in &self.log.segments {
+            let needs = |reader: &Reader| {
+                reader.cursor < segment.end() && reader.stop.is_none_or(|stop| stop > segment.start)
+            };
+            assert!(self.readers.iter().any(needs), "no segment is kept without need");
         }
-        let first = self.log.segments.front().expect("somebody is behind");
-        assert!(first.start <= slowest && slowest < first.end(), "no segment is kept without need");
         for reader in &self.readers {
             let lag = self.log.lag(reader.cursor);
             let messages = self.edges.iter().filter(|edge| **edge > reader.cursor).count() as u64;
             assert_eq!(lag, Lag { bytes: self.log.head() - reader.cursor, messages });
+            let end = reader.stop.unwrap_or(self.log.head());
+            let there: usize =
+                self.log.read(reader.cursor, (end - reader.cursor) as usize).map(<[u8]>::len).sum();
+            assert_eq!(there as u64, end - reader.cursor, "all that is needed is there");
             let edge = self.edges.iter().find(|edge| **edge >= reader.cursor);
             let at_edge = reader.cursor == 0 || self.edges.contains(&reader.cursor);
             assert_eq!(self.log.is_edge(reader.cursor), at_edge);
@@ -106,14 +155,18 @@ proptest! {
                 Op::Append(_) => {}
                 Op::Join => {
                     let cursor = model.log.join();
-                    model.readers.push(Reader { cursor });
+                    model.readers.push(Reader { cursor, stop: None });
                 }
                 Op::Leave(who) if who < model.readers.len() => {
                     let reader = model.readers.swap_remove(who);
+                    if let Some(stop) = reader.stop {
+                        model.log.unstop(stop);
+                    }
                     model.held -= model.log.leave(reader.cursor, &mut model.spares);
                 }
                 Op::Leave(_) => {}
                 Op::Send(who, bytes) => model.send(who, bytes),
+                Op::Stop(who, bytes, messages) => model.stop(who, Lag { bytes, messages }),
                 Op::Skip(who, bytes, messages) => model.skip(who, Lag { bytes, messages }),
             }
             model.check();
@@ -126,7 +179,7 @@ fn a_log_whose_readers_keep_up_holds_nothing_and_allocates_nothing_new() {
     let (mut log, mut spares) = (Log::default(), Spares::default());
     let mut cursor = log.join();
     for _ in 0..1_000 {
-        log.append(&mut spares, |out| out.extend_from_slice(&[1; 100]));
+        log.append(&mut spares, NO_KEY, |out| out.extend_from_slice(&[1; 100]));
         let head = log.head();
         assert_eq!(log.advance(cursor, head, &mut spares), 100);
         cursor = head;
@@ -141,7 +194,7 @@ fn one_slow_reader_keeps_what_it_needs_and_no_more() {
     let (slow, mut fast) = (log.join(), log.join());
     let mut held = 0;
     for _ in 0..10 {
-        held += log.append(&mut spares, |out| out.extend_from_slice(&[1; SEGMENT]));
+        held += log.append(&mut spares, NO_KEY, |out| out.extend_from_slice(&[1; SEGMENT]));
         held -= log.advance(fast, log.head(), &mut spares);
         fast = log.head();
     }
