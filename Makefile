@@ -1,6 +1,6 @@
 # One vocabulary for people and for CI. The work is in scripts/, a target is one line.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit autobahn e2e lab-up lab-down images crds fmt bench audit screenshots
+.PHONY: help demo test check unit autobahn e2e lab-up lab-down images crds fmt bench bench-quick audit screenshots
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ crds: ## write the generated files: CRD, its copy in the chart, docs/protocol.md
 fmt: ## format the Rust code
 	@cargo fmt --all
 
-bench: ## measure the sidecar beside a bare write loop, on this machine
-	@cargo build --locked --release -p fanout-sidecar -p fanout-bench && target/release/fanout-bench run
+bench: ## measure the sidecar beside a bare write loop and its peers (45 min)
+	@scripts/bench.sh
+
+bench-quick: ## the same rows, shorter (10 min)
+	@scripts/bench.sh --quick
 
 screenshots: ## take the README's pictures of the playground, by a real browser
 	@FANOUT_SCREENSHOTS="$(CURDIR)/docs/images" scripts/unit.sh -p kubectl-fanout --test playground

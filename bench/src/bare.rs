@@ -1,8 +1,11 @@
 //! The floor: one thread, a list of sockets, one `write` per subscriber and publication, nothing else. It speaks
-//! just enough WebSocket that the same clients can measure it: every connection is a subscriber, and what one
-//! sends goes to all.
+//! just enough WebSocket that the same clients can measure it: `/ws/<channel>` subscribes, and what comes in at
+//! `/publish` goes to all of its channel.
 
-use std::io::{ErrorKind, Read, Write};
+use std::{
+    collections::HashMap,
+    io::{ErrorKind, Read, Write},
+};
 
 use anyhow::Result;
 use mio::{Events, Interest, Poll, Token, net::TcpListener, net::TcpStream};
@@ -13,70 +16,110 @@ const LISTENER: Token = Token(usize::MAX);
 
 struct Connection {
     socket: TcpStream,
-    subscribed: bool,
+    upgraded: bool,
     received: Vec<u8>,
+}
+
+struct Bare {
+    poll: Poll,
+    listener: TcpListener,
+    connections: Vec<Option<Connection>>,
+    channels: HashMap<String, Vec<usize>>,
+    buffer: Vec<u8>,
 }
 
 /// Serves on loopback until it is killed.
 pub(crate) fn serve(port: u16) -> Result<()> {
-    let mut poll = Poll::new()?;
-    let mut events = Events::with_capacity(1_024);
+    let poll = Poll::new()?;
     let mut listener = TcpListener::bind(([127, 0, 0, 1], port).into())?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    let mut connections: Vec<Connection> = Vec::new();
+    let (connections, channels) = (Vec::new(), HashMap::new());
+    let mut bare = Bare { poll, listener, connections, channels, buffer: vec![0; 65_536] };
+    let mut events = Events::with_capacity(1_024);
     loop {
-        poll.poll(&mut events, None)?;
+        bare.poll.poll(&mut events, None)?;
         for event in &events {
-            if event.token() == LISTENER {
-                accept(&listener, &poll, &mut connections)?;
-            } else {
-                for frame in read(&mut connections[event.token().0]) {
-                    broadcast(&mut connections, &frame);
-                }
+            match event.token() {
+                LISTENER => bare.accept()?,
+                Token(at) => bare.serve(at),
             }
         }
     }
 }
 
-fn accept(listener: &TcpListener, poll: &Poll, connections: &mut Vec<Connection>) -> Result<()> {
-    while let Ok((mut socket, _)) = listener.accept() {
-        socket.set_nodelay(true)?;
-        poll.registry().register(&mut socket, Token(connections.len()), Interest::READABLE)?;
-        connections.push(Connection { socket, subscribed: false, received: Vec::new() });
+impl Bare {
+    fn accept(&mut self) -> Result<()> {
+        while let Ok((mut socket, _)) = self.listener.accept() {
+            socket.set_nodelay(true)?;
+            let at = Token(self.connections.len());
+            self.poll.registry().register(&mut socket, at, Interest::READABLE)?;
+            self.connections.push(Some(Connection { socket, upgraded: false, received: Vec::new() }));
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Answers the handshake, then turns client frames into server frames.
-fn read(connection: &mut Connection) -> Vec<Vec<u8>> {
-    let mut buffer = [0; 65_536];
-    loop {
-        match connection.socket.read(&mut buffer) {
-            Ok(0) => return Vec::new(),
-            Ok(count) => connection.received.extend_from_slice(&buffer[..count]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(_) => return Vec::new(),
+    fn serve(&mut self, at: usize) {
+        let Some(connection) = &mut self.connections[at] else { return };
+        if !connection.read(&mut self.buffer) {
+            self.connections[at] = None;
+            return;
+        }
+        if !connection.upgraded
+            && let Some(path) = connection.upgrade()
+            && let Some(channel) = path.strip_prefix("/ws/")
+        {
+            self.channels.entry(channel.to_owned()).or_default().push(at);
+        }
+        for (channel, frame) in connection.publications() {
+            self.broadcast(&channel, &frame);
         }
     }
-    if !connection.subscribed {
-        let Some(end) = connection.received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
-            return Vec::new();
-        };
-        let _ = connection.socket.write(wire::SWITCHING_PROTOCOLS.as_bytes());
-        connection.received.drain(..end + 4);
-        connection.subscribed = true;
+
+    /// `WouldBlock` drops: the baseline keeps no queue.
+    fn broadcast(&mut self, channel: &str, frame: &[u8]) {
+        for at in self.channels.get(channel).map_or(&[][..], Vec::as_slice) {
+            if let Some(connection) = &mut self.connections[*at] {
+                let _ = connection.socket.write(frame);
+            }
+        }
     }
-    let mut frames = Vec::new();
-    while let Some((payload, used)) = wire::client_frame(&connection.received) {
-        frames.push(wire::server_frame(&payload));
-        connection.received.drain(..used);
-    }
-    frames
 }
 
-/// `WouldBlock` drops: the baseline keeps no queue.
-fn broadcast(connections: &mut [Connection], frame: &[u8]) {
-    for connection in connections.iter_mut().filter(|connection| connection.subscribed) {
-        let _ = connection.socket.write(frame);
+impl Connection {
+    /// False at the end of the stream.
+    fn read(&mut self, buffer: &mut [u8]) -> bool {
+        loop {
+            match self.socket.read(buffer) {
+                Ok(0) => return false,
+                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// Answers the request once it is whole, and gives its path.
+    fn upgrade(&mut self) -> Option<String> {
+        let end = memchr::memmem::find(&self.received, b"\r\n\r\n")? + 4;
+        let path =
+            self.received.split(|byte| *byte == b' ').nth(1).map(String::from_utf8_lossy)?.into_owned();
+        self.received.drain(..end);
+        self.received.shrink_to_fit();
+        self.upgraded = self.socket.write(wire::SWITCHING_PROTOCOLS.as_bytes()).is_ok();
+        Some(path)
+    }
+
+    /// Client frames, each as its channel and the server frame to send there.
+    fn publications(&mut self) -> Vec<(String, Vec<u8>)> {
+        let (mut publications, mut used) = (Vec::new(), 0);
+        while let Some(frame) = wire::frame(&self.received[used..]).filter(|_| self.upgraded) {
+            used += frame.length;
+            let mut parts = frame.payload.splitn(2, |byte| *byte == b'\n');
+            if let (Some(channel), Some(payload)) = (parts.next(), parts.next()) {
+                publications
+                    .push((String::from_utf8_lossy(channel).into_owned(), wire::server_text(payload)));
+            }
+        }
+        self.received.drain(..used);
+        publications
     }
 }

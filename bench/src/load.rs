@@ -1,133 +1,247 @@
-//! The clients: many connections on one spinning thread, open-loop pacing, latency from the scheduled time.
+//! The clients: many connections on one spinning thread, open-loop pacing, latency from the scheduled time. One
+//! [`Fleet`] is one process's worth of subscribers; `measure` drives it, and `worker` where several are needed.
 
+pub(crate) mod dialect;
+pub(crate) mod publish;
+pub(crate) mod tally;
 pub(crate) mod wire;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::SocketAddr,
-    time::{Duration, Instant},
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
-use crate::server::Server;
+use self::{dialect::Dialect, publish::Publisher, tally::Tally, wire::Stamp};
+use crate::process;
 
 /// Handshakes in flight while connecting.
 const CONNECTING_AT_ONCE: usize = 200;
-/// Publications under way in a saturated run: enough to keep the server busy, few enough for socket buffers.
-const WINDOW: u64 = 128;
+/// Connections from one source address: below the 28,000 ports that Linux gives out by default.
+const PER_SOURCE: usize = 20_000;
+/// How long a run may take to finish after its last publication.
+const GRACE: Duration = Duration::from_secs(10);
 
-/// Subscribers of one channel.
+/// Where and how a fleet connects.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) port: u16,
+    pub(crate) path: String,
+    pub(crate) dialect: Dialect,
+    /// Last byte of the first source address, 127.0.0.x; fleets in several processes take different ones.
+    pub(crate) source: u8,
+}
+
+/// Subscribers in this process.
 pub(crate) struct Fleet {
     poll: Poll,
-    sockets: Vec<Subscriber>,
+    events: Events,
+    target: Target,
+    subscribers: Vec<Subscriber>,
+    joined: usize,
+    closed: usize,
+    frames: u64,
     buffer: Vec<u8>,
+    scratch: Vec<u8>,
 }
 
 struct Subscriber {
     stream: TcpStream,
-    frames: wire::FrameCounter,
+    state: State,
+    /// The next sequence number.
+    expected: u64,
+    /// The start of a frame whose rest is still to come.
+    partial: Vec<u8>,
 }
 
-/// The connection that publishes; it is a subscriber too and drops what it receives.
-pub(crate) struct Publisher {
-    stream: std::net::TcpStream,
-    payload_bytes: usize,
-    buffer: Vec<u8>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Upgrading,
+    Joining,
+    Joined,
+    Closed,
 }
 
-/// What a timed run saw.
+/// When publications are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// So many a second, whether or not the server keeps up.
+    Rate(f64),
+    /// As fast as all receive, with so many under way.
+    Window(u64),
+}
+
+/// What a run saw.
 pub(crate) struct Outcome {
-    deliveries: u64,
-    elapsed: Duration,
-    cpu_nanos: u64,
-    latencies_us: Vec<u32>,
+    pub(crate) tally: Tally,
+    /// Deliveries within `elapsed`; later ones are in the tally only.
+    pub(crate) deliveries: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) frames: u64,
+    /// Deliveries that never came.
+    pub(crate) lost: u64,
+    /// Connections that the server closed.
+    pub(crate) closed: usize,
 }
 
 impl Fleet {
-    /// Connects and upgrades `count` subscribers.
-    pub(crate) fn connect(port: u16, count: usize) -> Result<Self> {
+    /// Connects, upgrades and subscribes `count` clients.
+    pub(crate) fn connect(target: Target, count: usize) -> Result<Self> {
         let poll = Poll::new()?;
-        let mut fleet = Self { poll, sockets: Vec::with_capacity(count), buffer: vec![0; 262_144] };
-        let mut answered = 0;
-        let mut events = Events::with_capacity(1_024);
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while answered < count {
-            while fleet.sockets.len() < count && fleet.sockets.len() - answered < CONNECTING_AT_ONCE {
-                fleet.open(port)?;
-            }
-            fleet.poll.poll(&mut events, Some(Duration::from_millis(100)))?;
-            for event in &events {
-                answered += usize::from(fleet.sockets[event.token().0].handshake()?);
-            }
-            if Instant::now() > deadline {
-                bail!("only {answered} of {count} connections were upgraded within 120 s");
-            }
-        }
+        let mut fleet = Self {
+            poll,
+            events: Events::with_capacity(4_096),
+            target,
+            subscribers: Vec::with_capacity(count),
+            joined: 0,
+            closed: 0,
+            frames: 0,
+            buffer: vec![0; 262_144],
+            scratch: Vec::new(),
+        };
+        fleet.add(count, |target| target.path.clone())?;
         Ok(fleet)
     }
 
-    /// Number of connections.
-    pub(crate) fn len(&self) -> usize {
-        self.sockets.len()
+    /// Connects `count` more, each to the path that `path` gives.
+    pub(crate) fn add(&mut self, count: usize, path: impl Fn(&Target) -> String) -> Result<()> {
+        let wanted = self.subscribers.len() + count;
+        let mut idle = Tally::loose();
+        let deadline = process::now() + Duration::from_secs(120);
+        while self.joined < wanted {
+            while self.subscribers.len() < wanted && self.subscribers.len() - self.joined < CONNECTING_AT_ONCE
+            {
+                self.open()?;
+            }
+            self.pump_with(Some(Duration::from_millis(100)), &mut idle, &path)?;
+            if self.closed > 0 {
+                bail!("the server closed a connection while others were still connecting");
+            }
+            if process::now() > deadline {
+                bail!("only {} of {wanted} clients were subscribed within 120 s", self.joined);
+            }
+        }
+        Ok(())
     }
 
-    /// Publishes for `step`, at `rate` a second or as fast as the fleet receives, and counts deliveries.
-    pub(crate) fn run(
-        &mut self,
-        publisher: &mut Publisher,
-        server: &Server,
-        step: Duration,
-        rate: Option<u32>,
-    ) -> Result<Outcome> {
-        let clock = Instant::now();
-        let cpu_before = server.cpu_nanos()?;
-        let mut outcome = Outcome { deliveries: 0, elapsed: step, cpu_nanos: 0, latencies_us: Vec::new() };
+    pub(crate) fn len(&self) -> usize {
+        self.subscribers.len()
+    }
+
+    /// Publishes probes until one reaches every subscriber, so that a run starts with everyone there.
+    pub(crate) fn settle(&mut self, publisher: &mut Publisher) -> Result<()> {
+        let deadline = process::now() + Duration::from_secs(60);
+        for sequence in 0.. {
+            let reached = self.probe(publisher, sequence)?;
+            if reached == self.len() as u64 {
+                return Ok(());
+            }
+            if self.closed > 0 || process::now() > deadline {
+                let (all, closed) = (self.len(), self.closed);
+                bail!("a publication reached {reached} of {all} subscribers, {closed} were closed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes once and says how many it reached, when no more came for half a second.
+    fn probe(&mut self, publisher: &mut Publisher, sequence: u64) -> Result<u64> {
+        let mut tally = Tally::new(self.len());
+        publisher.publish(Stamp { scheduled: process::now(), sequence })?;
+        let (mut seen, mut last) = (0, process::now());
+        while tally.deliveries() < self.len() as u64 && process::now() < last + Duration::from_millis(500) {
+            self.pump(Some(Duration::from_millis(10)), &mut tally)?;
+            publisher.pump()?;
+            if tally.deliveries() > seen {
+                (seen, last) = (tally.deliveries(), process::now());
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Publishes for `step` and counts deliveries; returns once all came, or the grace is over.
+    pub(crate) fn run(&mut self, publisher: &mut Publisher, step: Duration, pace: Pace) -> Result<Outcome> {
+        self.start_over();
+        let frames = self.frames;
+        let mut tally = Tally::new(self.len());
+        let begin = process::now();
         let mut published = 0;
-        let total = rate.map(|rate| (step.as_secs_f64() * f64::from(rate)) as u64);
-        let mut events = Events::with_capacity(4_096);
-        let give_up = step + Duration::from_secs(10);
+        let mut at_step: Option<(u64, Duration)> = None;
         loop {
-            let now = clock.elapsed();
-            let complete = outcome.deliveries / self.sockets.len() as u64;
-            let due = match (rate, total) {
-                (Some(rate), Some(total)) => total.min((now.as_secs_f64() * f64::from(rate)) as u64),
-                _ if now < step => complete + WINDOW,
-                _ => published,
+            let now = process::now().saturating_sub(begin);
+            if now >= step && at_step.is_none() {
+                at_step = Some((tally.deliveries(), now));
+            }
+            let due = match pace {
+                Pace::Rate(rate) => (now.min(step).as_secs_f64() * rate) as u64,
+                Pace::Window(window) if now < step => tally.complete() + window,
+                Pace::Window(_) => published,
             };
             while published < due {
-                let scheduled =
-                    rate.map_or(now, |rate| Duration::from_secs_f64(published as f64 / f64::from(rate)));
-                publisher.publish(scheduled)?;
+                let scheduled = match pace {
+                    Pace::Rate(rate) => begin + Duration::from_secs_f64(published as f64 / rate),
+                    Pace::Window(_) => begin + now,
+                };
+                publisher.publish(Stamp { scheduled, sequence: published })?;
                 published += 1;
             }
-            if now >= step && (rate.is_none() || complete >= published) {
+            if now >= step && tally.complete() >= published || self.closed > 0 || now > step + GRACE {
                 break;
             }
-            if now > give_up {
-                bail!("{complete} of {published} publications arrived everywhere within {give_up:?}");
-            }
             // A timeout of zero spins: a sleeping receiver would be woken at the sender's cost.
-            self.poll.poll(&mut events, Some(Duration::ZERO))?;
-            for event in &events {
-                self.receive(event.token().0, clock, rate.is_some(), &mut outcome)?;
-            }
-            publisher.discard()?;
+            self.pump(Some(Duration::ZERO), &mut tally)?;
+            publisher.pump()?;
         }
-        outcome.elapsed = clock.elapsed();
-        outcome.cpu_nanos = server.cpu_nanos()? - cpu_before;
-        self.drain(publisher, published * self.sockets.len() as u64, &mut outcome, clock)?;
-        Ok(outcome)
+        let (deliveries, elapsed) =
+            at_step.unwrap_or_else(|| (tally.deliveries(), process::now().saturating_sub(begin)));
+        Ok(Outcome {
+            deliveries,
+            elapsed,
+            frames: self.frames - frames,
+            lost: (published * self.len() as u64).saturating_sub(tally.deliveries()),
+            closed: self.closed,
+            tally,
+        })
     }
 
-    fn open(&mut self, port: u16) -> Result<()> {
-        // A source address for each 20,000 connections: one has 64k ports at most, and fewer that are free.
-        let source = 1 + self.sockets.len() / 20_000;
+    /// Takes what has come in, at most once from each connection, or waits for it.
+    pub(crate) fn pump(&mut self, timeout: Option<Duration>, tally: &mut Tally) -> Result<()> {
+        self.pump_with(timeout, tally, &|target: &Target| target.path.clone())
+    }
+
+    /// Sequence numbers start at 0 again.
+    pub(crate) fn start_over(&mut self) {
+        self.subscribers.iter_mut().for_each(|subscriber| subscriber.expected = 0);
+    }
+
+    fn pump_with(
+        &mut self,
+        timeout: Option<Duration>,
+        tally: &mut Tally,
+        path: &impl Fn(&Target) -> String,
+    ) -> Result<()> {
+        let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        self.poll.poll(&mut events, timeout)?;
+        for event in &events {
+            self.serve(event.token().0, tally, path)?;
+        }
+        self.events = events;
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<()> {
+        let at = self.subscribers.len();
+        let source = self.target.source + u8::try_from(at / PER_SOURCE).context("too many connections")?;
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        socket.bind(&SocketAddr::from(([127, 0, 0, source as u8], 0)).into())?;
-        match socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()) {
+        // Ports of connections that just ended may be taken again.
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 1, source), 0)).into())?;
+        match socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, self.target.port)).into()) {
             Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
                 return Err(error).context("failed to connect a subscriber");
             }
@@ -135,131 +249,148 @@ impl Fleet {
         }
         let mut stream = TcpStream::from_std(socket.into());
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut stream, Token(self.sockets.len()), interest)?;
-        self.sockets.push(Subscriber { stream, frames: wire::FrameCounter::default() });
+        self.poll.registry().register(&mut stream, Token(at), interest)?;
+        self.subscribers.push(Subscriber {
+            stream,
+            state: State::Connecting,
+            expected: 0,
+            partial: Vec::new(),
+        });
         Ok(())
     }
 
-    fn receive(&mut self, at: usize, clock: Instant, timed: bool, outcome: &mut Outcome) -> Result<()> {
-        let Subscriber { stream, frames } = &mut self.sockets[at];
+    fn serve(&mut self, at: usize, tally: &mut Tally, path: &impl Fn(&Target) -> String) -> Result<()> {
+        let Self { subscribers, buffer, scratch, target, joined, closed, frames, .. } = self;
+        let subscriber = &mut subscribers[at];
+        if subscriber.state == State::Closed {
+            return Ok(());
+        }
+        if subscriber.state == State::Connecting && !subscriber.ask(&path(target))? {
+            return Ok(());
+        }
         loop {
-            match stream.read(&mut self.buffer) {
-                Ok(0) => bail!("the server closed a subscriber"),
-                Ok(count) => {
-                    let now = clock.elapsed();
-                    outcome.deliveries += frames.feed(&self.buffer[..count], |scheduled| {
-                        if timed {
-                            outcome.latencies_us.push(now.saturating_sub(scheduled).as_micros() as u32);
-                        }
-                    });
-                }
+            let count = match subscriber.stream.read(buffer) {
+                Ok(count) if count > 0 => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error).context("failed to read from a subscriber"),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                // The end, or a reset.
+                _ => {
+                    subscriber.state = State::Closed;
+                    *closed += 1;
+                    return Ok(());
+                }
+            };
+            let before = subscriber.state;
+            *frames += subscriber.feed(&buffer[..count], scratch, target.dialect, tally)?;
+            *joined += usize::from(before != State::Joined && subscriber.state == State::Joined);
+            *closed += usize::from(subscriber.state == State::Closed);
+            // Less than asked for: the socket is empty, and the edge that follows will be reported.
+            if count < buffer.len() || subscriber.state == State::Closed {
+                return Ok(());
             }
         }
-    }
-
-    /// Takes what is still under way, so that the next run starts clean; it does not count.
-    fn drain(
-        &mut self,
-        publisher: &mut Publisher,
-        expected: u64,
-        seen: &mut Outcome,
-        clock: Instant,
-    ) -> Result<()> {
-        let mut rest = Outcome {
-            deliveries: seen.deliveries,
-            elapsed: Duration::ZERO,
-            cpu_nanos: 0,
-            latencies_us: Vec::new(),
-        };
-        let mut events = Events::with_capacity(4_096);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while rest.deliveries < expected && Instant::now() < deadline {
-            self.poll.poll(&mut events, Some(Duration::ZERO))?;
-            for event in &events {
-                self.receive(event.token().0, clock, false, &mut rest)?;
-            }
-            publisher.discard()?;
-        }
-        if rest.deliveries < expected {
-            bail!("{} of {expected} deliveries were lost", expected - rest.deliveries);
-        }
-        Ok(())
     }
 }
 
 impl Subscriber {
-    /// Sends the request once connected; true once the answer is there, the first time only.
-    fn handshake(&mut self) -> Result<bool> {
-        if self.frames.upgraded() {
-            return Ok(false);
+    /// Sends the request; false while the connection is not there yet.
+    fn ask(&mut self, path: &str) -> Result<bool> {
+        match self.stream.write(wire::upgrade(path).as_bytes()) {
+            Ok(_) => {
+                self.state = State::Upgrading;
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
+                Ok(false)
+            }
+            Err(error) => Err(error).context("failed to send an upgrade request"),
         }
-        if !self.frames.asked {
-            match self.stream.write(wire::UPGRADE.as_bytes()) {
-                Ok(_) => self.frames.asked = true,
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => {
-                    return Ok(false);
+    }
+
+    /// Takes bytes; returns the number of frames that carried publications.
+    fn feed(
+        &mut self,
+        bytes: &[u8],
+        scratch: &mut Vec<u8>,
+        dialect: Dialect,
+        tally: &mut Tally,
+    ) -> Result<u64> {
+        if self.partial.is_empty() {
+            let (frames, used) = self.digest(bytes, dialect, tally)?;
+            self.partial.extend_from_slice(&bytes[used..]);
+            return Ok(frames);
+        }
+        scratch.clear();
+        scratch.append(&mut self.partial);
+        scratch.extend_from_slice(bytes);
+        let (frames, used) = self.digest(scratch, dialect, tally)?;
+        self.partial.extend_from_slice(&scratch[used..]);
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+        Ok(frames)
+    }
+
+    fn digest(&mut self, bytes: &[u8], dialect: Dialect, tally: &mut Tally) -> Result<(u64, usize)> {
+        let mut used = 0;
+        if self.state == State::Upgrading {
+            let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else { return Ok((0, 0)) };
+            if !bytes.starts_with(b"HTTP/1.1 101") {
+                bail!("the server refused an upgrade: {}", String::from_utf8_lossy(&bytes[..end]));
+            }
+            used = end + 4;
+            self.state = if dialect.joins_by_upgrade() { State::Joined } else { State::Joining };
+            self.say(dialect.greeting())?;
+        }
+        let mut frames = 0;
+        let now = process::now();
+        while let Some(frame) = wire::frame(&bytes[used..]) {
+            used += frame.length;
+            let mut stamped = false;
+            for Stamp { scheduled, sequence } in wire::stamps(frame.payload) {
+                stamped = true;
+                tally.receive(self.expected, sequence, now.saturating_sub(scheduled));
+                self.expected = sequence + 1;
+            }
+            frames += u64::from(stamped);
+            if !stamped || dialect.joins_pings() {
+                let reaction = dialect.react(&frame);
+                self.say(reaction.answer)?;
+                match reaction {
+                    _ if reaction.closed => self.state = State::Closed,
+                    _ if reaction.joined => self.state = State::Joined,
+                    _ => {}
                 }
-                Err(error) => return Err(error).context("failed to send an upgrade request"),
             }
         }
-        let mut buffer = [0; 4_096];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => bail!("the server closed during the handshake"),
-                Ok(count) => {
-                    self.frames.feed(&buffer[..count], |_| {});
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(self.frames.upgraded()),
-                Err(error) => return Err(error).context("failed to read the upgrade's answer"),
+        Ok((frames, used))
+    }
+
+    /// Small answers on an otherwise silent direction: the socket's buffer always takes them.
+    fn say(&mut self, text: Option<Vec<u8>>) -> Result<()> {
+        match text.map(|text| self.stream.write(&text)) {
+            Some(Err(error))
+                if error.kind() != ErrorKind::BrokenPipe && error.kind() != ErrorKind::ConnectionReset =>
+            {
+                Err(error).context("failed to answer the server")
             }
+            _ => Ok(()),
         }
-    }
-}
-
-impl Publisher {
-    /// Connects and upgrades.
-    pub(crate) fn connect(port: u16, payload_bytes: usize) -> Result<Self> {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_nodelay(true)?;
-        stream.write_all(wire::UPGRADE.as_bytes())?;
-        let mut answer = [0; 4_096];
-        let count = stream.read(&mut answer)?;
-        if !answer[..count].starts_with(b"HTTP/1.1 101") {
-            bail!("the server refused the publisher: {}", String::from_utf8_lossy(&answer[..count]));
-        }
-        Ok(Self { stream, payload_bytes, buffer: vec![0; 262_144] })
-    }
-
-    fn publish(&mut self, scheduled: Duration) -> Result<()> {
-        self.stream.write_all(&wire::publication(scheduled, self.payload_bytes)).context("failed to publish")
-    }
-
-    /// Drops what came in, without waiting.
-    fn discard(&mut self) -> Result<()> {
-        self.stream.set_nonblocking(true)?;
-        while matches!(self.stream.read(&mut self.buffer), Ok(count) if count > 0) {}
-        Ok(self.stream.set_nonblocking(false)?)
     }
 }
 
 impl Outcome {
-    /// CPU time of the server for one message to one subscriber, in microseconds.
-    pub(crate) fn cpu_us_per_delivery(&self) -> f64 {
-        self.cpu_nanos as f64 / 1_000.0 / self.deliveries.max(1) as f64
+    /// Nothing lost, nobody closed.
+    pub(crate) fn clean(&self) -> bool {
+        self.lost == 0 && self.closed == 0 && self.tally.disordered() == 0
     }
 
-    /// Messages to subscribers a second.
     pub(crate) fn deliveries_per_second(&self) -> f64 {
         self.deliveries as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// Milliseconds from the scheduled time to receipt, at a quantile between 0 and 1.
-    pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
-        let mut sorted = self.latencies_us.clone();
-        sorted.sort_unstable();
-        let at = ((sorted.len() as f64 * quantile) as usize).min(sorted.len().saturating_sub(1));
-        sorted.get(at).map_or(f64::NAN, |us| f64::from(*us) / 1_000.0)
+    /// Publications that a frame carried, on average.
+    pub(crate) fn messages_per_frame(&self) -> f64 {
+        self.tally.deliveries() as f64 / self.frames.max(1) as f64
     }
 }

@@ -1,14 +1,24 @@
-//! What the kernel says of a process.
+//! What the kernel says of processes and of the machine.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+};
+
+/// The clock that all processes of a machine share.
+pub(crate) fn now() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
 
 /// CPU time that all threads of a process have used, in nanoseconds (`/proc/PID/task/*/schedstat`).
-pub(crate) fn cpu_nanos(pid: u32) -> Result<u64> {
+fn own_cpu_nanos(pid: u32) -> Result<u64> {
     let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).context("failed to list the server's threads")? {
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("failed to list the threads of a server")? {
         // A thread may end between the listing and the reading.
         if let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) {
             total += text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
@@ -17,19 +27,105 @@ pub(crate) fn cpu_nanos(pid: u32) -> Result<u64> {
     Ok(total)
 }
 
-/// Anonymous resident memory, in bytes: what the process itself holds, without its binary and page cache.
+/// CPU time of one process, without its children, in nanoseconds.
+pub(crate) fn thread_nanos(pid: u32) -> u64 {
+    own_cpu_nanos(pid).unwrap_or(0)
+}
+
+/// CPU time of a process and its children, in nanoseconds.
+pub(crate) fn cpu_nanos(pid: u32) -> Result<u64> {
+    tree(pid).into_iter().map(own_cpu_nanos).sum()
+}
+
+/// Anonymous resident memory of a process and its children, in bytes: what they hold themselves, without
+/// binaries and page cache.
 pub(crate) fn anonymous_bytes(pid: u32) -> Result<u64> {
+    tree(pid).into_iter().map(own_anonymous_bytes).sum()
+}
+
+fn own_anonymous_bytes(pid: u32) -> Result<u64> {
     let status =
-        fs::read_to_string(format!("/proc/{pid}/status")).context("failed to read the server's status")?;
+        fs::read_to_string(format!("/proc/{pid}/status")).context("failed to read a server's status")?;
     let line =
         status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon in status")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1_024)
 }
 
+/// The process and those that it started.
+fn tree(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(pid) = found.get(at).copied() {
+        at += 1;
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+    }
+    found
+}
+
+/// Nanoseconds that all cores were busy since the machine started, whoever used them.
+pub(crate) fn machine_busy_nanos() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let fields: Vec<u64> = stat
+        .lines()
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq steal; a tick is 10 ms.
+    let busy: u64 = [0, 1, 2, 5, 6].into_iter().filter_map(|at| fields.get(at)).sum();
+    busy * 10_000_000
+}
+
+/// The load average over a minute.
+pub(crate) fn load_average() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(f64::NAN)
+}
+
+/// Bytes of kernel objects of one TCP socket, by `/proc/slabinfo` (root only): its caches' growth since `before`.
+pub(crate) fn socket_slab_bytes() -> Option<u64> {
+    const CACHES: [&str; 6] =
+        ["TCP", "sock_inode_cache", "filp", "eventpoll_epi", "eventpoll_pwq", "tcp_bind_bucket"];
+    let text = fs::read_to_string("/proc/slabinfo").ok()?;
+    let bytes = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let name = fields.next().filter(|name| CACHES.contains(name))?;
+        let _ = name;
+        let numbers: Vec<u64> = fields.take(3).filter_map(|field| field.parse().ok()).collect();
+        Some(numbers.first()? * numbers.get(2)?)
+    };
+    Some(text.lines().filter_map(bytes).sum())
+}
+
 /// Raises the soft limit of open files to the hard one; children inherit it.
-pub(crate) fn raise_open_files() -> Result<()> {
+pub(crate) fn raise_open_files() -> Result<u64> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("failed to raise the open-files limit")
+        .context("failed to raise the open-files limit")?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Cores that servers do not use: all but the first.
+pub(crate) fn load_cores() -> String {
+    match std::thread::available_parallelism().map_or(1, usize::from) {
+        0 | 1 => "0".to_owned(),
+        cores => format!("1-{}", cores - 1),
+    }
+}
+
+/// Puts the calling thread on the second core, so that it does not share with the servers.
+pub(crate) fn keep_off_the_first_core() -> Result<()> {
+    if std::thread::available_parallelism().map_or(1, usize::from) > 1 {
+        let mut cores = CpuSet::new();
+        cores.set(1);
+        sched_setaffinity(None, &cores).context("failed to choose a core")?;
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
-//! Starts what is measured, pinned to core 0; the load runs on the others.
+//! Starts what is measured, pinned to the first core, and the Redis beside it on the others.
 
 use std::{
-    fs,
+    fs::File,
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
@@ -11,50 +11,62 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::process;
+use crate::{
+    load::{Fleet, Target, publish::Publisher},
+    peer::{Peer, Places},
+    process,
+};
 
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
-    /// The floor.
-    Bare,
-    /// The product.
-    Sidecar,
+/// Bytes of a publication's payload, as in the measurements that the design rests on.
+pub(crate) const PAYLOAD_BYTES: usize = 128;
+
+/// A running process; ends with its value.
+pub(crate) struct Server {
+    peer: Peer,
+    redis: u16,
+    /// Where clients connect, on loopback.
+    port: u16,
+    child: Child,
+    folder: TempDir,
 }
 
-/// A running server; ends with its value.
-pub(crate) struct Server {
-    /// Where clients connect, on loopback.
+/// A running Redis; ends with its value.
+pub(crate) struct Redis {
     pub(crate) port: u16,
     child: Child,
-    _settings: TempDir,
+    _folder: TempDir,
 }
 
 impl Server {
     /// Starts a server and waits until it listens.
-    pub(crate) fn start(kind: Kind, sidecar: &Path) -> Result<Self> {
-        let settings = TempDir::new()?;
+    pub(crate) fn start(peer: Peer, places: &Places) -> Result<Self> {
+        let folder = TempDir::new()?;
         let port = free_port()?;
-        let mut command = Command::new("taskset");
-        command.args(["--cpu-list", "0"]);
-        match kind {
-            Kind::Bare => {
-                command.arg(std::env::current_exe()?).args(["bare", "--port", &port.to_string()]);
-            }
-            Kind::Sidecar => {
-                let (boot, live) = (settings.path().join("boot.yaml"), settings.path().join("live.yaml"));
-                fs::write(&boot, boot_document(port)?)?;
-                fs::write(&live, LIVE_DOCUMENT)?;
-                command.arg(sidecar).arg("run").arg("--config").arg(boot).arg("--live").arg(live);
-            }
-        }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context(
-            "failed to start the server: is `taskset` (util-linux) installed and the sidecar built?",
-        )?;
-        let mut server = Self { port, child, _settings: settings };
-        server.wait_until_it_listens()?;
+        let command = peer.command(places, folder.path(), port)?;
+        let log = File::create(folder.path().join("log"))?;
+        let child = pinned("0", &command).stdout(Stdio::null()).stderr(log).spawn().with_context(|| {
+            format!("failed to start {}: is `taskset` (util-linux) installed?", peer.label())
+        })?;
+        let mut server = Self { peer, redis: places.redis, port, child, folder };
+        wait_until_it_listens(&mut server.child, port)
+            .with_context(|| format!("{} does not run: {}", peer.label(), server.log()))?;
         Ok(server)
+    }
+
+    /// Clients for the one channel of the rows.
+    pub(crate) fn fleet(&self, count: usize) -> Result<Fleet> {
+        Fleet::connect(self.target(0), count)
+            .with_context(|| format!("clients of {}: {}", self.peer.label(), self.log()))
+    }
+
+    /// The one channel of the rows, for clients whose addresses begin at 127.0.1.`source`.
+    pub(crate) fn target(&self, source: u8) -> Target {
+        Target { port: self.port, path: self.peer.path("bench"), dialect: self.peer.dialect(), source }
+    }
+
+    pub(crate) fn publisher(&self) -> Result<Publisher> {
+        let feed = self.peer.feed(self.port, self.redis);
+        Publisher::connect(&feed, self.peer.channel(), PAYLOAD_BYTES)
     }
 
     /// CPU time used so far, in nanoseconds.
@@ -67,51 +79,114 @@ impl Server {
         process::anonymous_bytes(self.child.id())
     }
 
-    fn wait_until_it_listens(&mut self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the server ended at once: {status}");
-            }
-            if Instant::now() > deadline {
-                bail!("the server does not listen on port {} after 10 s", self.port);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+    /// The last that it said.
+    pub(crate) fn log(&self) -> String {
+        let text = std::fs::read(self.folder.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&text[text.len().saturating_sub(500)..]).into_owned()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself; either way it is gone afterwards.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child, self.peer == Peer::Nchan);
     }
 }
 
-/// One shard: the server has one core.
-fn boot_document(port: u16) -> Result<String> {
-    let (api, admin) = (free_port()?, free_port()?);
-    Ok(format!(
-        "listen: {{client: '127.0.0.1:{port}', api: '127.0.0.1:{api}', admin: '127.0.0.1:{admin}'}}\n\
-         runtime: {{shards: 1}}\n\
-         broker: {{memory: {{}}}}\n"
-    ))
+impl Redis {
+    /// Starts one without persistence, on the cores that servers do not use.
+    pub(crate) fn start() -> Result<Self> {
+        let folder = TempDir::new()?;
+        let port = free_port()?;
+        let program = if in_path("redis-server") { "redis-server" } else { "valkey-server" };
+        let mut command = Command::new(program);
+        command.args([
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]);
+        // A subscriber that is behind is what the saturated rows are about; Redis shall not cut it off.
+        command.args(["--client-output-buffer-limit", "pubsub 0 0 0", "--dir"]).arg(folder.path());
+        let mut child = pinned(&process::load_cores(), &command)
+            .stdout(Stdio::null())
+            .spawn()
+            .context("failed to start redis-server or valkey-server: is one installed?")?;
+        wait_until_it_listens(&mut child, port).context("Redis does not run")?;
+        Ok(Self { port, child, _folder: folder })
+    }
+
+    pub(crate) fn cpu_nanos(&self) -> u64 {
+        process::cpu_nanos(self.child.id()).unwrap_or(0)
+    }
 }
 
-/// Bounds far above the load, so that no policy steps in.
-const LIVE_DOCUMENT: &str = "\
-logLevel: error
-hub: {maxConnections: 19000}
-namespaces:
-  - name: default
-    publish: allowed
-    subscribe: allowed
-    rateLimit: {publishesPerSecond: 1000000, burst: 1000000}
-    slowConsumer: {maxLagBytes: 268435456, maxLagMessages: 1000000}
-";
+impl Drop for Redis {
+    fn drop(&mut self) {
+        end(&mut self.child, false);
+    }
+}
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// The same command on chosen cores.
+fn pinned(cores: &str, command: &Command) -> Command {
+    let mut pinned = Command::new("taskset");
+    pinned.args(["--cpu-list", cores]).arg(command.get_program()).args(command.get_args());
+    // A Go or Node runtime counts the cores that it may use; the number of threads follows.
+    pinned.stdin(Stdio::null());
+    pinned
+}
+
+fn wait_until_it_listens(child: &mut Child, port: u16) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        if let Some(status) = child.try_wait()? {
+            bail!("it ended at once: {status}");
+        }
+        if Instant::now() > deadline {
+            bail!("nothing listens on port {port} after 15 s");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Ends a process; one with workers is asked, so that it ends them too.
+fn end(child: &mut Child, ask: bool) {
+    if ask && let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
+        // It may have ended by itself; either way it is gone afterwards.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).exists())
+}
+
+/// A port outside the range from which clients' ports are taken, so that no client takes a server's.
+pub(crate) fn free_port() -> Result<u16> {
+    (20_000..32_000)
+        .map(|port| port + (std::process::id() % 500) as u16)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok() && !recently_given(*port))
+        .context("no port is free between 20,000 and 32,500")
+}
+
+/// Each port is given once in a run: a server that ended may still have connections on its own.
+fn recently_given(port: u16) -> bool {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static LAST: AtomicU16 = AtomicU16::new(0);
+    let given = port <= LAST.load(Ordering::Relaxed);
+    if !given {
+        LAST.store(port, Ordering::Relaxed);
+    }
+    given
 }

@@ -1,137 +1,168 @@
-//! Just enough WebSocket (RFC 6455) for both ends of the bench: unfragmented text frames.
+//! Just enough WebSocket (RFC 6455) for both ends of the bench, and the payload whose text says when it was due.
 
 use std::time::Duration;
 
-/// A client's request, bare mode. The key is RFC 6455's own example.
-pub(crate) const UPGRADE: &str = "GET /ws/bench HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+/// The key of RFC 6455's own example, so that its answer is known.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// The answer to that key.
 pub(crate) const SWITCHING_PROTOCOLS: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
      Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// Digits at the start of a payload: the scheduled time in nanoseconds since the run began.
-const TIMESTAMP_BYTES: usize = 16;
+/// Stands before the stamp; occurs nowhere else in a payload or in what a peer puts around it.
+const MARK: u8 = b'@';
+/// The mark, 18 digits of nanoseconds, a dash, 10 digits of a sequence number.
+const STAMP_BYTES: usize = 30;
 
-/// A masked client frame whose payload begins with the scheduled time.
-pub(crate) fn publication(scheduled: Duration, payload_bytes: usize) -> Vec<u8> {
-    let payload = format!(
-        "{:0width$}{}",
-        scheduled.as_nanos(),
-        "x".repeat(payload_bytes - TIMESTAMP_BYTES),
-        width = TIMESTAMP_BYTES
-    );
-    let mut frame = header(payload.len(), 0x80);
-    // A mask of zeros leaves the payload as it is.
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(payload.as_bytes());
-    frame
+/// When a publication was due, by the clock that all processes share, and its number in the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) scheduled: Duration,
+    pub(crate) sequence: u64,
 }
 
-/// An unmasked server frame.
-pub(crate) fn server_frame(payload: &[u8]) -> Vec<u8> {
-    let mut frame = header(payload.len(), 0);
+/// What a frame is, as far as the bench cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opcode {
+    /// Text, binary or a continuation.
+    Data,
+    Ping,
+    Close,
+    Pong,
+}
+
+/// A frame in someone's buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Frame<'a> {
+    pub(crate) opcode: Opcode,
+    pub(crate) payload: &'a [u8],
+    /// Bytes of the whole frame.
+    pub(crate) length: usize,
+}
+
+/// A client's request to upgrade.
+pub(crate) fn upgrade(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+    )
+}
+
+/// JSON of `bytes` bytes that carries the stamp.
+pub(crate) fn payload(stamp: Stamp, bytes: usize) -> String {
+    let Stamp { scheduled, sequence } = stamp;
+    let head = format!("{{\"t\":\"@{:018}-{sequence:010}\",\"x\":\"", scheduled.as_nanos());
+    let filling = "x".repeat(bytes.saturating_sub(head.len() + 2));
+    format!("{head}{filling}\"}}")
+}
+
+/// All stamps in a payload: one, or more where a server joins publications in one frame.
+pub(crate) fn stamps(payload: &[u8]) -> impl Iterator<Item = Stamp> {
+    memchr::memchr_iter(MARK, payload).filter_map(|at| stamp(payload.get(at..at + STAMP_BYTES)?))
+}
+
+fn stamp(text: &[u8]) -> Option<Stamp> {
+    let scheduled = Duration::from_nanos(number(&text[1..19])?);
+    Some(Stamp { scheduled, sequence: number(&text[20..30])? })
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+}
+
+/// A whole frame at the start of `bytes`, masked or not; the payload stays masked.
+pub(crate) fn frame(bytes: &[u8]) -> Option<Frame<'_>> {
+    let (size, mut start): (u64, usize) = match *bytes.get(1)? & 0x7f {
+        126 => (u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
+        127 => (u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?), 10),
+        short => (u64::from(short), 2),
+    };
+    if bytes[1] & 0x80 != 0 {
+        start += 4;
+    }
+    let length = start.checked_add(usize::try_from(size).ok()?)?;
+    let payload = bytes.get(start..length)?;
+    let opcode = match bytes[0] & 0x0f {
+        0x8 => Opcode::Close,
+        0x9 => Opcode::Ping,
+        0xa => Opcode::Pong,
+        _ => Opcode::Data,
+    };
+    Some(Frame { opcode, payload, length })
+}
+
+/// A client's text frame. A mask of zeros leaves the payload as it is.
+pub(crate) fn client_text(payload: &[u8]) -> Vec<u8> {
+    framed(0x81, payload, true)
+}
+
+/// A client's answer to a ping.
+pub(crate) fn client_pong(payload: &[u8]) -> Vec<u8> {
+    framed(0x8a, payload, true)
+}
+
+/// A server's text frame.
+pub(crate) fn server_text(payload: &[u8]) -> Vec<u8> {
+    framed(0x81, payload, false)
+}
+
+fn framed(first: u8, payload: &[u8], masked: bool) -> Vec<u8> {
+    let mask_bit = if masked { 0x80 } else { 0 };
+    let mut frame = match u8::try_from(payload.len()) {
+        Ok(short) if short < 126 => vec![first, mask_bit | short],
+        _ => {
+            let length = u16::try_from(payload.len()).expect("the bench sends payloads under 64 KiB");
+            let [high, low] = length.to_be_bytes();
+            vec![first, mask_bit | 126, high, low]
+        }
+    };
+    if masked {
+        frame.extend_from_slice(&[0; 4]);
+    }
     frame.extend_from_slice(payload);
     frame
-}
-
-/// The payload of a whole client frame at the start of `bytes`, and the bytes it took.
-pub(crate) fn client_frame(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
-    let (length, start) = length(bytes)?;
-    let mask: [u8; 4] = bytes.get(start..start + 4)?.try_into().ok()?;
-    let payload = bytes.get(start + 4..start + 4 + length)?;
-    let unmasked = payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key).collect();
-    Some((unmasked, start + 4 + length))
-}
-
-/// Counts the frames of one connection's stream, whatever pieces it comes in.
-#[derive(Default)]
-pub(crate) struct FrameCounter {
-    /// Whether the upgrade was asked for.
-    pub(crate) asked: bool,
-    upgraded: bool,
-    partial: Vec<u8>,
-}
-
-impl FrameCounter {
-    /// Whether the answer to the upgrade was read.
-    pub(crate) fn upgraded(&self) -> bool {
-        self.upgraded
-    }
-
-    /// Takes bytes; tells each data frame's scheduled time and returns their number.
-    pub(crate) fn feed(&mut self, bytes: &[u8], mut on_frame: impl FnMut(Duration)) -> u64 {
-        let mut joined = std::mem::take(&mut self.partial);
-        let mut rest: &[u8] = if joined.is_empty() {
-            bytes
-        } else {
-            joined.extend_from_slice(bytes);
-            &joined
-        };
-        if !self.upgraded {
-            let Some(end) = rest.windows(4).position(|four| four == b"\r\n\r\n") else {
-                self.partial = rest.to_vec();
-                return 0;
-            };
-            self.upgraded = true;
-            rest = &rest[end + 4..];
-        }
-        let mut frames = 0;
-        while let Some((length, start)) = length(rest) {
-            let Some(payload) = rest.get(start..start + length) else { break };
-            // Text and binary only: pings (0x9) are no deliveries.
-            if rest[0] & 0x0f <= 2 {
-                frames += 1;
-                on_frame(scheduled(payload));
-            }
-            rest = &rest[start + length..];
-        }
-        self.partial = rest.to_vec();
-        frames
-    }
-}
-
-fn scheduled(payload: &[u8]) -> Duration {
-    let digits = payload.get(..TIMESTAMP_BYTES).and_then(|digits| std::str::from_utf8(digits).ok());
-    Duration::from_nanos(digits.and_then(|digits| digits.parse().ok()).unwrap_or(0))
-}
-
-fn header(length: usize, mask_bit: u8) -> Vec<u8> {
-    match u8::try_from(length) {
-        Ok(short) if short < 126 => vec![0x81, mask_bit | short],
-        _ => {
-            let length = u16::try_from(length).expect("the bench sends payloads under 64 KiB");
-            let [high, low] = length.to_be_bytes();
-            vec![0x81, mask_bit | 126, high, low]
-        }
-    }
-}
-
-/// The payload length of the frame at the start of `bytes`, and where its mask or payload begins.
-fn length(bytes: &[u8]) -> Option<(usize, usize)> {
-    match *bytes.get(1)? & 0x7f {
-        126 => Some((usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4)),
-        127 => Some((usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?, 10)),
-        short => Some((usize::from(short), 2)),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(nanos: u64, sequence: u64) -> Stamp {
+        Stamp { scheduled: Duration::from_nanos(nanos), sequence }
+    }
+
     #[test]
-    fn frames_are_counted_whatever_pieces_they_come_in() {
-        let mut stream = SWITCHING_PROTOCOLS.as_bytes().to_vec();
-        for nanos in [7, 8, 9] {
-            let (payload, _) = client_frame(&publication(Duration::from_nanos(nanos), 200)).unwrap();
-            stream.extend_from_slice(&server_frame(&payload));
-        }
-        for piece in [1, 3, 50, stream.len()] {
-            let (mut counter, mut seen) = (FrameCounter::default(), Vec::new());
-            let frames: u64 =
-                stream.chunks(piece).map(|bytes| counter.feed(bytes, |at| seen.push(at.as_nanos()))).sum();
-            assert_eq!((frames, seen), (3, vec![7, 8, 9]), "pieces of {piece}");
+    fn a_payload_has_the_size_asked_for_and_tells_its_stamp() {
+        let text = payload(at(1_234_567, 42), 128);
+        assert_eq!(text.len(), 128);
+        assert_eq!(stamps(text.as_bytes()).collect::<Vec<_>>(), [at(1_234_567, 42)]);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    }
+
+    #[test]
+    fn publications_joined_in_one_frame_are_all_seen() {
+        let lines: Vec<String> = (0..3)
+            .map(|n| {
+                format!(r#"{{"push":{{"channel":"bench","pub":{{"data":{}}}}}}}"#, payload(at(n, n), 64))
+            })
+            .collect();
+        let sequences: Vec<u64> = stamps(lines.join("\n").as_bytes()).map(|stamp| stamp.sequence).collect();
+        assert_eq!(sequences, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_mark_without_a_stamp_is_no_publication() {
+        assert_eq!(stamps(b"mail@example.org and @12").count(), 0);
+    }
+
+    #[test]
+    fn a_frame_is_whole_or_not_there() {
+        for size in [0, 125, 126, 65_535] {
+            for bytes in [server_text(&vec![7; size]), client_text(&vec![7; size])] {
+                assert_eq!(frame(&bytes[..bytes.len() - 1]), None);
+                let whole = frame(&bytes).unwrap();
+                assert_eq!((whole.payload.len(), whole.length), (size, bytes.len()));
+            }
         }
     }
 }

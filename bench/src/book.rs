@@ -1,0 +1,386 @@
+//! The figures of a run: kept as they come, at the end medians, ratios and targets, in `results.json` and as a table.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    peer::{Peer, Places},
+    process,
+};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Measure {
+    PacedCpu,
+    PacedP50,
+    PacedP99,
+    Saturated,
+    SaturatedCpu,
+    MessagesPerFrame,
+    Lost,
+    Setup,
+    SetupCpu,
+    IdleBytes,
+    ActiveBytes,
+    KernelBytes,
+}
+
+/// One figure of one round.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    pub(crate) peer: Peer,
+    pub(crate) measure: Measure,
+    /// Where on the axis, for measures that are curves.
+    pub(crate) at: Option<u64>,
+    pub(crate) value: f64,
+    /// Share of the machine that other processes used meanwhile.
+    pub(crate) foreign: f64,
+}
+
+/// A row of `results.json`: the sidecar's figure against a baseline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) value: Option<f64>,
+    pub(crate) unit: String,
+    pub(crate) baseline: Option<f64>,
+    pub(crate) ratio: Option<f64>,
+    pub(crate) target: Option<String>,
+    pub(crate) met: Option<bool>,
+}
+
+/// What a row asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// A ratio to the baseline of at most this.
+    RatioAtMost(f64),
+    /// A ratio to the baseline of at least this.
+    RatioAtLeast(f64),
+    /// A value of at most this.
+    AtMost(f64),
+    /// Below the baseline.
+    Lower,
+}
+
+/// All figures of a run.
+pub(crate) struct Book {
+    figures: Vec<Figure>,
+    remarks: Vec<String>,
+    bar: ProgressBar,
+}
+
+impl Measure {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PacedCpu => "paced fan-out, CPU per delivery",
+            Self::PacedP50 => "paced fan-out, p50 publish to receipt",
+            Self::PacedP99 => "paced fan-out, p99 publish to receipt",
+            Self::Saturated => "saturated fan-out",
+            Self::SaturatedCpu => "saturated fan-out, CPU per delivery",
+            Self::MessagesPerFrame => "saturated fan-out, messages in a frame",
+            Self::Lost => "lost deliveries",
+            Self::Setup => "connection set-up",
+            Self::SetupCpu => "connection set-up, CPU per connection",
+            Self::IdleBytes => "user-space memory of an idle connection",
+            Self::ActiveBytes => "user-space memory of a connection that has received",
+            Self::KernelBytes => "kernel memory of a connection (one end)",
+        }
+    }
+
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::PacedCpu | Self::SaturatedCpu | Self::SetupCpu => "us",
+            Self::PacedP50 | Self::PacedP99 => "ms",
+            Self::Saturated => "deliveries/s",
+            Self::MessagesPerFrame => "messages",
+            Self::Lost => "deliveries",
+            Self::Setup => "connections/s",
+            Self::IdleBytes | Self::ActiveBytes | Self::KernelBytes => "B",
+        }
+    }
+}
+
+impl Target {
+    fn met(self, value: f64, ratio: Option<f64>) -> Option<bool> {
+        match self {
+            Self::RatioAtMost(bound) => ratio.map(|ratio| ratio <= bound),
+            Self::RatioAtLeast(bound) => ratio.map(|ratio| ratio >= bound),
+            Self::AtMost(bound) => Some(value <= bound),
+            Self::Lower => ratio.map(|ratio| ratio < 1.0),
+        }
+    }
+
+    fn text(self, unit: &str) -> String {
+        match self {
+            Self::RatioAtMost(bound) => format!("<= {bound} x"),
+            Self::RatioAtLeast(bound) => format!(">= {bound} x"),
+            Self::AtMost(bound) => format!("<= {bound} {unit}"),
+            Self::Lower => "lower".to_owned(),
+        }
+    }
+}
+
+impl Book {
+    /// Empty.
+    pub(crate) fn new() -> Self {
+        let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} {msg}")
+            .expect("the template is valid");
+        let bar = ProgressBar::new(0).with_style(style);
+        Self { figures: Vec::new(), remarks: Vec::new(), bar }
+    }
+
+    /// Says how often [`Book::progress`] will be called.
+    pub(crate) fn expect(&self, steps: usize) {
+        self.bar.set_length(steps as u64);
+    }
+
+    /// Tells what comes next.
+    pub(crate) fn progress(&self, message: &str) {
+        self.bar.set_message(message.to_owned());
+        self.bar.inc(1);
+        if self.bar.is_hidden() {
+            eprintln!("{message}");
+        }
+    }
+
+    /// Keeps one round's figure.
+    pub(crate) fn add(&mut self, figure: Figure) {
+        let Figure { measure, value, .. } = &figure;
+        self.bar.println(format!("    {}: {} {}", measure.name(), rounded(*value), measure.unit()));
+        if self.bar.is_hidden() {
+            eprintln!("    {}: {} {}", measure.name(), rounded(*value), measure.unit());
+        }
+        self.figures.push(figure);
+    }
+
+    /// Keeps what a reader of the figures has to know.
+    pub(crate) fn remark(&mut self, text: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("  ! {text}");
+        }
+        self.bar.println(format!("  ! {text}"));
+        self.remarks.push(text.to_owned());
+    }
+
+    /// The median over the rounds.
+    pub(crate) fn median(&self, peer: Peer, measure: Measure) -> Option<f64> {
+        self.median_at(peer, measure, None)
+    }
+
+    /// The median over the rounds, at a point of a curve.
+    pub(crate) fn median_at(&self, peer: Peer, measure: Measure, at: Option<u64>) -> Option<f64> {
+        let of = |figure: &&Figure| figure.peer == peer && figure.measure == measure && figure.at == at;
+        let mut values: Vec<f64> = self.figures.iter().filter(of).map(|figure| figure.value).collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        match values.len() {
+            0 => None,
+            even if even % 2 == 0 => Some(f64::midpoint(values[middle - 1], values[middle])),
+            _ => Some(values[middle]),
+        }
+    }
+
+    /// The sidecar's `measure` against `baseline`'s.
+    pub(crate) fn row(&self, measure: Measure, baseline: Peer, target: Option<Target>) -> Row {
+        let name = format!("{} against {}", measure.name(), baseline.label());
+        let value = self.median(Peer::Sidecar, measure);
+        Row::new(name, measure.unit(), value, self.median(baseline, measure), target)
+    }
+
+    /// Writes everything and prints the rows.
+    pub(crate) fn finish(&self, profile: &str, rows: &[Row], places: &Places, out: &Path) -> Result<()> {
+        self.bar.finish_and_clear();
+        print_table(rows);
+        let results = json!({
+            "machine": machine(),
+            "versions": versions(places),
+            "commit": commit(),
+            "profile": profile,
+            "loadAverage": process::load_average(),
+            "foreignCpuShare": self.foreign(),
+            "rows": rows,
+            "figures": self.figures,
+            "remarks": self.remarks,
+        });
+        fs::create_dir_all(out.parent().context("the results need a folder")?)?;
+        fs::write(out, serde_json::to_vec_pretty(&results)?)
+            .with_context(|| format!("failed to write {}", out.display()))?;
+        for remark in &self.remarks {
+            println!("! {remark}");
+        }
+        println!("{}", out.display());
+        Ok(())
+    }
+
+    /// What others used of the machine, on average over the timed runs.
+    fn foreign(&self) -> f64 {
+        let shares: Vec<f64> =
+            self.figures.iter().map(|figure| figure.foreign).filter(|share| *share > 0.0).collect();
+        shares.iter().sum::<f64>() / shares.len().max(1) as f64
+    }
+}
+
+impl Row {
+    pub(crate) fn new(
+        name: String,
+        unit: &str,
+        value: Option<f64>,
+        baseline: Option<f64>,
+        target: Option<Target>,
+    ) -> Self {
+        let ratio = value
+            .zip(baseline)
+            .filter(|(_, baseline)| *baseline != 0.0)
+            .map(|(value, baseline)| value / baseline);
+        let met = target.zip(value).and_then(|(target, value)| target.met(value, ratio));
+        Self {
+            name,
+            value,
+            unit: unit.to_owned(),
+            baseline,
+            ratio,
+            target: target.map(|target| target.text(unit)),
+            met,
+        }
+    }
+}
+
+fn print_table(rows: &[Row]) {
+    println!("| measure | Fanout | baseline | ratio | target | met |\n|---|---|---|---|---|---|");
+    for Row { name, value, unit, baseline, ratio, target, met } in rows {
+        let number = |value: &Option<f64>| value.map_or("-".to_owned(), rounded);
+        let met = met.map_or("-", |met| if met { "yes" } else { "no" });
+        println!(
+            "| {name} | {} {unit} | {} | {} | {} | {met} |",
+            number(value),
+            number(baseline),
+            number(ratio),
+            target.as_deref().unwrap_or("-")
+        );
+    }
+}
+
+/// Three digits that count.
+pub(crate) fn rounded(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => {
+            let digits = format!("{value:.0}");
+            let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |rest| ("-", rest));
+            let mut grouped = String::new();
+            for (at, digit) in digits.chars().enumerate() {
+                if at > 0 && (digits.len() - at) % 3 == 0 {
+                    grouped.push(',');
+                }
+                grouped.push(digit);
+            }
+            format!("{sign}{grouped}")
+        }
+        middle if middle >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn machine() -> Value {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown");
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)).unwrap_or("0");
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let gib = memory.parse::<f64>().unwrap_or(0.0) / 1_048_576.0;
+    json!({ "cpu": model, "cores": cores, "memoryGiB": gib.round(), "kernel": kernel.trim() })
+}
+
+/// Versions of what is compared.
+fn versions(places: &Places) -> BTreeMap<&'static str, String> {
+    let first_line = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().ok()?;
+        let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+        String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
+    };
+    let locked = |file: &str, pattern: &str| {
+        let text = fs::read_to_string(places.sources.join(file)).ok()?;
+        let line = text.lines().find(|line| line.contains(pattern))?.trim().trim_matches(',');
+        Some(line.trim_start_matches("require ").replace(['"', '^'], ""))
+    };
+    [
+        ("sidecar", first_line(&places.sidecar.to_string_lossy(), &["--version"])),
+        ("redis", first_line("redis-server", &["--version"])),
+        ("go", first_line("go", &["version"])),
+        ("node", first_line("node", &["--version"])),
+        ("nginx", first_line("nginx", &["-v"])),
+        ("nchan", first_line("dpkg-query", &["-W", "libnginx-mod-nchan"])),
+        ("centrifuge", locked("go/go.mod", "centrifugal/centrifuge ")),
+        ("gorilla", locked("go/go.mod", "gorilla/websocket ")),
+        ("goRedis", locked("go/go.mod", "redis/go-redis/v9 ")),
+        ("ws", locked("node/package.json", "\"ws\"")),
+        ("ioredis", locked("node/package.json", "\"ioredis\"")),
+        ("socketIo", locked("node/package.json", "\"socket.io\"")),
+        ("socketIoAdapter", locked("node/package.json", "\"@socket.io/redis-adapter\"")),
+        ("socketioxide", locked("socketioxide/Cargo.toml", "socketioxide =")),
+    ]
+    .into_iter()
+    .filter_map(|(name, version)| Some((name, version?)))
+    .collect()
+}
+
+fn commit() -> String {
+    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    output.map_or_else(
+        |_| "unknown".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn book(values: &[(Peer, f64)]) -> Book {
+        let mut book = Book::new();
+        for (peer, value) in values {
+            book.add(Figure {
+                peer: *peer,
+                measure: Measure::Saturated,
+                at: None,
+                value: *value,
+                foreign: 0.0,
+            });
+        }
+        book
+    }
+
+    #[test]
+    fn a_row_compares_medians_and_says_whether_the_target_is_met() {
+        let book =
+            book(&[(Peer::Sidecar, 30.0), (Peer::Sidecar, 40.0), (Peer::Sidecar, 99.0), (Peer::Bare, 2.0)]);
+        let row = book.row(Measure::Saturated, Peer::Bare, Some(Target::RatioAtLeast(15.0)));
+        assert_eq!(
+            (row.value, row.baseline, row.ratio, row.met),
+            (Some(40.0), Some(2.0), Some(20.0), Some(true))
+        );
+        let row = book.row(Measure::Saturated, Peer::Bare, Some(Target::RatioAtLeast(21.0)));
+        assert_eq!(row.met, Some(false));
+    }
+
+    #[test]
+    fn a_row_without_its_peer_is_neither_met_nor_missed() {
+        let row = book(&[(Peer::Sidecar, 1.0)]).row(
+            Measure::Saturated,
+            Peer::Nchan,
+            Some(Target::RatioAtLeast(2.0)),
+        );
+        assert_eq!((row.value, row.baseline, row.ratio, row.met), (Some(1.0), None, None, None));
+    }
+
+    #[test]
+    fn figures_are_told_in_three_digits() {
+        let told = [0.126, 7.0, 45.678, 1_234_567.8, -1_500.0].map(rounded);
+        assert_eq!(told, ["0.13", "7.00", "45.7", "1,234,568", "-1,500"]);
+    }
+}
