@@ -1,6 +1,6 @@
 # One vocabulary for people and for CI. The work is in scripts/, a target is one line.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit autobahn e2e lab-up lab-down images crds fmt bench bench-quick audit screenshots
+.PHONY: help demo test check unit autobahn fuzz fuzz-smoke e2e lab-up lab-down images crds fmt bench bench-quick audit screenshots
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ unit: ## the tests that need no cluster
 
 autobahn: ## RFC 6455 by the Autobahn|Testsuite (needs Python 2.7 and the internet); report in target/autobahn/
 	@scripts/autobahn.sh
+
+fuzz: ## drive each fuzz target for SECONDS_EACH=60 by libFuzzer, on the pinned toolchain
+	@scripts/fuzz.sh
+
+fuzz-smoke: ## replay the fuzzers' corpus; `make test` does so too
+	@scripts/unit.sh -p fanout-fuzz
 
 e2e: ## end-to-end tests on the lab, or on the cluster of KUBECONFIG
 	@scripts/e2e.sh

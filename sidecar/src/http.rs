@@ -66,6 +66,12 @@ impl ClientPort {
         listener::serve(&self, listener, stop).await
     }
 
+    /// Answers the requests of `peer` that come by another way than [`Self::serve`]: how fuzzing asks.
+    #[doc(hidden)]
+    pub fn answers(&self, peer: SocketAddr) -> Router {
+        self.router().layer(axum::Extension(Peer(peer)))
+    }
+
     fn router(&self) -> Router {
         let (socket, stream) = (get(upgrade::accept), get(sse::open).options(sse::preflight));
         Router::new()

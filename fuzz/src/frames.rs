@@ -1,0 +1,128 @@
+//! What WebSocket clients send.
+
+use fanout_sidecar::{
+    domain::{ChannelName, CloseReason, Command},
+    protocol::{
+        Incoming, Message, Protocol, Reply, raw,
+        websocket::{Decoder, Event, Step, Violation},
+    },
+};
+
+/// Small, so that the limit is reached.
+const MAX_MESSAGE: usize = 300;
+
+#[derive(Debug, PartialEq, Eq)]
+enum Owned {
+    Text(String),
+    Binary(Vec<u8>),
+    Ping(Vec<u8>),
+    Pong(Vec<u8>),
+    Close(Option<(u16, String)>),
+}
+
+/// The events of a stream do not depend on how it was cut, and no message passes the limit.
+pub(crate) fn frames(data: &[u8]) {
+    let Some((step, stream)) = crate::parameter(data) else { return };
+    let whole = decode(stream, stream.len().max(1));
+    assert_eq!(decode(stream, 1), whole, "byte by byte");
+    assert_eq!(decode(stream, usize::from(step).max(2)), whole, "in pieces of {step}");
+    for event in &whole.0 {
+        match event {
+            Owned::Text(text) => assert!(text.len() <= MAX_MESSAGE),
+            Owned::Binary(bytes) => assert!(bytes.len() <= MAX_MESSAGE),
+            Owned::Ping(bytes) | Owned::Pong(bytes) => assert!(bytes.len() <= 125),
+            Owned::Close(close) => assert!(close.as_ref().is_none_or(|(_, reason)| reason.len() <= 123)),
+        }
+    }
+}
+
+/// Feeds a stream in pieces, as a connection does: what was not consumed is offered again with more behind it.
+fn decode(stream: &[u8], piece: usize) -> (Vec<Owned>, Option<Violation>) {
+    let (mut decoder, mut kept, mut events) = (Decoder::default(), Vec::new(), Vec::new());
+    for piece in stream.chunks(piece) {
+        kept.extend_from_slice(piece);
+        let mut at = 0;
+        loop {
+            match decoder.step(&mut kept[at..], MAX_MESSAGE) {
+                Ok(Step::Incomplete) => break,
+                Ok(Step::Consumed(used, event)) => {
+                    assert!(used > 0, "a step goes forward");
+                    at += used;
+                    events.extend(event.map(Owned::from));
+                }
+                Err(violation) => return (events, Some(violation)),
+            }
+        }
+        kept.drain(..at);
+        assert!(kept.len() < MAX_MESSAGE + 14, "an incomplete frame is within the limit");
+    }
+    (events, None)
+}
+
+impl From<Event<'_>> for Owned {
+    fn from(event: Event<'_>) -> Self {
+        match event {
+            Event::Text(text) => Self::Text(text.to_owned()),
+            Event::Binary(bytes) => Self::Binary(bytes.to_vec()),
+            Event::Ping(bytes) => Self::Ping(bytes.to_vec()),
+            Event::Pong(bytes) => Self::Pong(bytes.to_vec()),
+            Event::Close(close) => Self::Close(close.map(|(code, reason)| (code, reason.to_owned()))),
+        }
+    }
+}
+
+/// A message of `fanout.v1` is a command within the limits or a mistake that can be told.
+pub(crate) fn commands(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match raw::framed::parse(text, MAX_MESSAGE) {
+        Message::Command(Command::Publish { channel, payload, id }) => {
+            assert!(payload.bytes().len() <= MAX_MESSAGE);
+            check_told(&channel, id.as_deref());
+        }
+        Message::Command(
+            Command::Subscribe { channel, id }
+            | Command::Unsubscribe { channel, id }
+            | Command::Acknowledge { channel, id, .. },
+        ) => check_told(&channel, id.as_deref()),
+        Message::Mistake { error, id } => {
+            let reply = Reply::Error { error: &error, channel: None, id: id.as_deref() };
+            assert_eq!(json_of(&reply)["error"]["id"].as_str(), id.as_deref());
+        }
+    }
+    check_frame(text);
+}
+
+/// The answer names channel and id as they were sent.
+fn check_told(channel: &ChannelName, id: Option<&str>) {
+    assert!(id.is_none_or(|id| id.len() <= 128));
+    let told = json_of(&Reply::Subscribed { channel, id });
+    assert_eq!(told["subscribed"]["channel"], channel.as_str());
+    assert_eq!(told["subscribed"]["id"].as_str(), id);
+}
+
+fn json_of(reply: &Reply<'_>) -> serde_json::Value {
+    let mut out = Vec::new();
+    Protocol::RawFramed.put_reply(&mut out, reply);
+    serde_json::from_slice(crate::publication::payload_of(&out)).expect("a reply is JSON")
+}
+
+/// The same text in a frame reads as the same message, whichever way it came.
+fn check_frame(text: &str) {
+    let mut frame = vec![0x81, 0xFE];
+    let Ok(length) = u16::try_from(text.len()) else { return };
+    if length < 126 {
+        frame[1] = 0x80 | text.len() as u8;
+    } else {
+        frame.extend_from_slice(&length.to_be_bytes());
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(text.as_bytes());
+    let length = frame.len();
+    match raw::read(Protocol::RawFramed, &mut Decoder::default(), &mut frame, None, MAX_MESSAGE) {
+        Ok(Some((used, Incoming::Message(message)))) => {
+            assert_eq!((used, message), (length, raw::framed::parse(text, MAX_MESSAGE)));
+        }
+        Err(CloseReason::MessageTooBig) => assert!(text.len() > Protocol::RawFramed.max_message(MAX_MESSAGE)),
+        other => panic!("a text frame gave {other:?}"),
+    }
+}
