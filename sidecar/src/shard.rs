@@ -15,11 +15,14 @@ mod log;
 mod mail;
 mod mailbox;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod outbox;
 mod pipe;
 mod reactor;
 mod read;
 mod slow;
+mod sync;
 mod timer;
 mod visit;
 

@@ -1,14 +1,13 @@
 //! The one way into a shard: a queue with a wake-up, publications bounded in bytes.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use crate::domain::Publication;
 
-use super::Mail;
+use super::{
+    Mail,
+    sync::{Mutex, PoisonError},
+};
 
 /// Sends mail to one shard. Cheap to clone; never blocks.
 #[derive(Clone)]
@@ -105,7 +104,7 @@ impl fmt::Debug for Inbox {
 mod tests {
     use bytes::Bytes;
 
-    use super::*;
+    use super::{super::sync::every_order, *};
     use crate::domain::Payload;
 
     fn publication(bytes: usize) -> Arc<Publication> {
@@ -115,11 +114,13 @@ mod tests {
 
     #[test]
     fn a_full_mailbox_refuses_publications_but_no_other_mail() {
-        let (mailbox, inbox) = Mailbox::new(1_000, || {});
-        assert_eq!(mailbox.publications(vec![publication(2_000)]), Ok(()), "one batch always fits");
-        assert_eq!(mailbox.publications(vec![publication(1)]), Err(Full(vec![publication(1)])));
-        mailbox.send(Mail::Stop);
-        assert_eq!(inbox.take().len(), 2);
-        assert_eq!(mailbox.publications(vec![publication(1)]), Ok(()));
+        every_order(|| {
+            let (mailbox, inbox) = Mailbox::new(1_000, || {});
+            assert_eq!(mailbox.publications(vec![publication(2_000)]), Ok(()), "one batch always fits");
+            assert_eq!(mailbox.publications(vec![publication(1)]), Err(Full(vec![publication(1)])));
+            mailbox.send(Mail::Stop);
+            assert_eq!(inbox.take().len(), 2);
+            assert_eq!(mailbox.publications(vec![publication(1)]), Ok(()));
+        });
     }
 }

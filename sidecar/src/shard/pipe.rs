@@ -5,13 +5,17 @@
 
 use std::{
     io::IoSlice,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Mail, Mailbox, link::Progress};
+use super::{
+    Mail, Mailbox,
+    link::Progress,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 use crate::domain::ConnectionId;
 
 /// As much as a socket holds unsent (`TCP_NOTSENT_LOWAT`).
@@ -130,7 +134,7 @@ impl Drop for Receiver {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::sync::every_order, *};
 
     fn slices(bytes: &[u8]) -> [IoSlice<'_>; 1] {
         [IoSlice::new(bytes)]
@@ -138,30 +142,36 @@ mod tests {
 
     #[test]
     fn a_full_pipe_blocks_until_the_task_has_read_and_says_so() {
-        let (mailbox, inbox) = Mailbox::new(1, || {});
-        let (sender, mut receiver) = pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
-        let big = vec![7; CAPACITY + 1];
-        assert_eq!(sender.write(&slices(&big)), Progress::Moved(CAPACITY));
-        let mut context = Context::from_waker(Waker::noop());
-        let Poll::Ready(Some(bytes)) = receiver.poll_bytes(&mut context) else { panic!("bytes are there") };
-        assert_eq!(bytes.len(), CAPACITY);
-        assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
-        assert_eq!(sender.write(&slices(b"x")), Progress::Moved(1));
-        assert_eq!(sender.write(&slices(&big)), Progress::Moved(CAPACITY - 1));
-        assert_eq!(sender.write(&slices(b"x")), Progress::Blocked);
-        assert!(matches!(receiver.poll_bytes(&mut context), Poll::Ready(Some(_))));
-        assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
-        assert_eq!(sender.write(&slices(b"x")), Progress::Moved(1));
-        drop(sender);
-        assert_eq!(receiver.poll_bytes(&mut context), Poll::Ready(Some(Bytes::from_static(b"x"))));
-        assert_eq!(receiver.poll_bytes(&mut context), Poll::Ready(None));
+        every_order(|| {
+            let (mailbox, inbox) = Mailbox::new(1, || {});
+            let (sender, mut receiver) = pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
+            let big = vec![7; CAPACITY + 1];
+            assert_eq!(sender.write(&slices(&big)), Progress::Moved(CAPACITY));
+            let mut context = Context::from_waker(Waker::noop());
+            let Poll::Ready(Some(bytes)) = receiver.poll_bytes(&mut context) else {
+                panic!("bytes are there")
+            };
+            assert_eq!(bytes.len(), CAPACITY);
+            assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
+            assert_eq!(sender.write(&slices(b"x")), Progress::Moved(1));
+            assert_eq!(sender.write(&slices(&big)), Progress::Moved(CAPACITY - 1));
+            assert_eq!(sender.write(&slices(b"x")), Progress::Blocked);
+            assert!(matches!(receiver.poll_bytes(&mut context), Poll::Ready(Some(_))));
+            assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
+            assert_eq!(sender.write(&slices(b"x")), Progress::Moved(1));
+            drop(sender);
+            assert_eq!(receiver.poll_bytes(&mut context), Poll::Ready(Some(Bytes::from_static(b"x"))));
+            assert_eq!(receiver.poll_bytes(&mut context), Poll::Ready(None));
+        });
     }
 
     #[test]
     fn a_task_that_went_away_breaks_the_pipe() {
-        let (mailbox, _inbox) = Mailbox::new(1, || {});
-        let (sender, receiver) = pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
-        drop(receiver);
-        assert_eq!(sender.write(&slices(b"x")), Progress::Broken);
+        every_order(|| {
+            let (mailbox, _inbox) = Mailbox::new(1, || {});
+            let (sender, receiver) = pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
+            drop(receiver);
+            assert_eq!(sender.write(&slices(b"x")), Progress::Broken);
+        });
     }
 }

@@ -31,11 +31,14 @@ pub(crate) struct Reactor {
     began: Instant,
     buffer: Vec<u8>,
     due: Vec<super::timer::Entry>,
+    /// Mail was left in its box, and its wake-up is used up.
+    held: bool,
 }
 
 impl Reactor {
     pub(crate) fn new(poll: Poll, inbox: Inbox, core: Core) -> Self {
-        Self { poll, inbox, core, began: Instant::now(), buffer: vec![0; BUFFER], due: Vec::new() }
+        let (began, buffer) = (Instant::now(), vec![0; BUFFER]);
+        Self { poll, inbox, core, began, buffer, due: Vec::new(), held: false }
     }
 
     /// Runs until [`Mail::Stop`].
@@ -60,7 +63,7 @@ impl Reactor {
     }
 
     fn timeout(&self, retry: bool) -> Option<Duration> {
-        if self.core.is_busy() {
+        if self.core.is_busy() || self.held {
             return Some(Duration::ZERO);
         }
         let timer = self.core.wheel.next_in(self.core.now.ms).map(Duration::from_millis);
@@ -98,7 +101,8 @@ impl Reactor {
 
     /// Whether the thread is to end.
     fn take_mail(&mut self) -> bool {
-        if self.core.is_full() {
+        self.held = self.core.is_full();
+        if self.held {
             return false;
         }
         for mail in self.inbox.take() {
