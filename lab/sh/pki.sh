@@ -7,11 +7,12 @@ authority() { # NAME
   openssl req -x509 "${new_key[@]}" -keyout "$LAB_DIR/pki/$1.key" -out "$LAB_DIR/pki/$1.crt" -days 30 -subj "/CN=$1" 2>/dev/null
 }
 
+# An extension makes it X.509 v3: rustls takes no v1.
 certificate() { # NAME AUTHORITY SUBJECT [SUBJECT_ALT_NAMES]
   local path=$LAB_DIR/pki/$1 ca=$LAB_DIR/pki/$2
   openssl req "${new_key[@]}" -keyout "$path.key" -out "$path.csr" -subj "$3" 2>/dev/null
   openssl x509 -req -in "$path.csr" -CA "$ca.crt" -CAkey "$ca.key" -CAcreateserial -days 30 \
-    ${4:+-extfile <(echo "subjectAltName=$4")} -out "$path.crt" 2>/dev/null
+    -extfile <(printf 'basicConstraints=CA:FALSE\n%s' "${4:+subjectAltName=$4}") -out "$path.crt" 2>/dev/null
 }
 
 kubeconfig() { # NAME SUBJECT: a client certificate and a kubeconfig that uses it

@@ -58,6 +58,9 @@ const WAITING: Duration = Duration::from_secs(10);
 /// A look at a cluster that nothing asked for, should a change have been missed.
 const RESYNC: Duration = Duration::from_secs(600);
 
+/// `NamespaceTerminatingCause` of Kubernetes' API.
+const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
+
 /// What all clusters share.
 #[derive(Clone)]
 pub struct Shared {
@@ -231,6 +234,8 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
     };
     let applied = match verdict {
         Ok(applied) => applied,
+        // Its namespace takes nothing new, and takes the cluster with it: there is nothing to do or to tell.
+        Err(error) if error.is_namespace_terminating() => return Ok(Action::await_change()),
         Err(error) => {
             reporter.failed(cluster, &found, &error).await?;
             return Err(error);
@@ -310,6 +315,14 @@ impl Error {
     fn api(verb: &'static str, kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Self + use<> {
         let (kind, name) = (kind.to_owned(), name.to_owned());
         move |source| Self::Api { verb, kind, name, source: Box::new(source) }
+    }
+
+    /// Whether the API server refused a new object because the namespace is being deleted.
+    pub fn is_namespace_terminating(&self) -> bool {
+        let Self::Api { source, .. } = self else { return false };
+        let kube::Error::Api(status) = source.as_ref() else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == NAMESPACE_TERMINATING)
     }
 
     /// What to do about it.

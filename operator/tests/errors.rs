@@ -196,6 +196,24 @@ async fn an_api_server_that_fails_is_tried_again_later_and_said_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_namespace_that_is_being_deleted_nothing_is_told_and_hardly_anything_tried() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.take_writes();
+    server.terminate();
+    server.delete(SERVICE);
+    seconds(5).await;
+    assert!(server.take_writes().iter().all(|write| *write == format!("PATCH {SERVICE}")), "nothing is told");
+    seconds(300).await;
+    let again = server.take_writes().len();
+    assert!(again <= 1, "looked at {again} times in five minutes");
+    assert_ne!(condition(&server, "chat", "Degraded")["status"], "True");
+    assert_eq!(operator.metric("fanout_operator_reconciles_total{outcome=\"Waiting\"}"), "");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_that_cannot_be_read_is_told_and_leaves_others_alone() {
     let server = with_cluster();
     let mut bad = cluster("bad");

@@ -73,6 +73,7 @@ pub struct App {
     reload: Arc<Notify>,
     metrics: metrics::Metrics,
     bridge: TaskTracker,
+    bridge_died: CancellationToken,
     /// Ends the doors of backends and probes.
     closing: CancellationToken,
     /// Then ends what they lead to.
@@ -252,7 +253,7 @@ impl App {
             client = %client_address, api = %api_address, admin = %admin_address,
             "node listens"
         );
-        let bridge = bridge.tasks;
+        let (bridge, bridge_died) = (bridge.tasks, bridge.died);
         let client = Some(client);
         Ok(Self {
             addresses,
@@ -264,6 +265,7 @@ impl App {
             reload,
             metrics,
             bridge,
+            bridge_died,
             closing,
             shutdown,
             tasks,
@@ -308,8 +310,9 @@ impl App {
 
     /// Returns only when a part ended that must not.
     pub async fn died(&mut self) -> Death {
-        let Self { shards, tasks, .. } = self;
+        let Self { shards, tasks, bridge_died, .. } = self;
         tokio::select! {
+            () = bridge_died.cancelled() => Death::Task("a task of the bridge"),
             shard = shards.died() => Death::Shard(shard),
             Some(ended) = tasks.join_next() => Death::Task(ended.unwrap_or("a task that panicked")),
         }

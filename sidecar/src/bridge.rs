@@ -13,6 +13,7 @@ mod peers;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{FutureExt, future::BoxFuture};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
@@ -77,6 +78,8 @@ pub struct Bridge {
     pub peers: Peers,
     /// Ends after [`Parts::shutdown`].
     pub tasks: TaskTracker,
+    /// Cancelled when a task that the bridge cannot do without has ended: before the shutdown, a failure.
+    pub died: CancellationToken,
 }
 
 /// Whether publications get through.
@@ -104,19 +107,32 @@ pub fn start(parts: Parts) -> Bridge {
     let peers = Peers::new(node, Arc::clone(&broker), Arc::clone(&mailboxes), counts, tasks.clone());
     let internal = vec![channels.canary.clone(), peers::nodes_channel(), peers.own_channel().clone()];
 
-    tasks.spawn(until(shutdown.clone(), canary.run()));
-    tasks.spawn(until(shutdown.clone(), listen(broker, internal, notes.clone(), peers.clone())));
-    tasks.spawn(peers.clone().announce(shutdown.clone()));
+    let died = CancellationToken::new();
+    let needed = |task: BoxFuture<'static, ()>| {
+        // Dropped by a panic too.
+        let end = died.clone().drop_guard();
+        tasks.spawn(async move {
+            task.await;
+            drop(end);
+        });
+    };
+    let until_shutdown = |task| shutdown.clone().run_until_cancelled_owned(task).map(drop);
+    needed(until_shutdown(canary.run().boxed()).boxed());
+    needed(peers.clone().announce(shutdown.clone()).boxed());
     let deliver = Deliver::new(hub, &mailboxes, metrics.clone());
-    let pump =
-        Pump { deliver, channels, peers: peers.clone(), notes, metrics, was_connected: false, lost: false };
-    tasks.spawn(until(shutdown, pump.run(events)));
+    let pump = Pump {
+        deliver,
+        channels,
+        peers: peers.clone(),
+        notes: notes.clone(),
+        metrics,
+        was_connected: false,
+        lost: false,
+    };
+    needed(until_shutdown(pump.run(events).boxed()).boxed());
+    tasks.spawn(until_shutdown(listen(broker, internal, notes, peers.clone()).boxed()));
     tasks.close();
-    Bridge { health, peers, tasks }
-}
-
-async fn until(shutdown: CancellationToken, task: impl Future<Output = ()>) {
-    shutdown.run_until_cancelled(task).await;
+    Bridge { health, peers, tasks, died }
 }
 
 /// Subscribes to the nodes' own channels, for as long as it takes.

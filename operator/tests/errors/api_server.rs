@@ -28,6 +28,7 @@ struct State {
     watches: Vec<(String, String, mpsc::UnboundedSender<Value>)>,
     writes: Vec<String>,
     faults: Vec<Fault>,
+    terminating: bool,
 }
 
 /// Answers a request wrongly.
@@ -76,6 +77,11 @@ impl ApiServer {
     /// Answers the next `times` requests of this kind with `status`.
     pub(crate) fn fail(&self, method: Method, path: &str, status: u16, times: usize) {
         self.lock().faults.push(Fault { method, path: path.to_owned(), status, times });
+    }
+
+    /// From here on nothing new is taken, as in a namespace that is being deleted.
+    pub(crate) fn terminate(&self) {
+        self.lock().terminating = true;
     }
 
     /// Writes since the last call, the Lease's apart, as `PATCH /api/…`.
@@ -186,6 +192,9 @@ impl State {
         if self.objects.contains_key(&path) {
             return failure(409);
         }
+        if self.terminating {
+            return terminating();
+        }
         success(&self.store(&path, sent))
     }
 
@@ -209,6 +218,9 @@ impl State {
         {
             let _ = known;
             return failure(409);
+        }
+        if known.is_none() && self.terminating {
+            return terminating();
         }
         let mut made = known.clone().unwrap_or_else(|| json!({}));
         merge(&mut made, sent);
@@ -296,6 +308,12 @@ fn failure(code: u16) -> Response<Frames> {
     };
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "as the test wants it"});
     answer(StatusCode::from_u16(code).unwrap(), &status)
+}
+
+fn terminating() -> Response<Frames> {
+    let causes = json!([{"reason": "NamespaceTerminating", "message": "namespace test is being terminated", "field": "metadata.namespace"}]);
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "details": {"causes": causes}, "message": "unable to create new content in namespace test because it is being terminated"});
+    answer(StatusCode::FORBIDDEN, &status)
 }
 
 fn answer(code: StatusCode, body: &Value) -> Response<Frames> {

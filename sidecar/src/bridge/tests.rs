@@ -324,3 +324,14 @@ async fn nodes_that_come_back_together_answer_each_other_once() {
     }
     assert!(announcements <= 80, "{announcements} announcements of 20 nodes");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_bridge_without_its_loop_is_dead_and_says_so() {
+    let (broker, _) = Bus::default().join();
+    let (events, stream) = mpsc::channel(1);
+    let f = node_over(broker, stream, "a");
+    settle().await;
+    assert!(!f.bridge.died.is_cancelled());
+    drop(events);
+    timeout(Duration::from_secs(1), f.bridge.died.cancelled()).await.unwrap();
+}
