@@ -9,6 +9,7 @@ pub(crate) mod wire;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr},
+    sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
@@ -20,10 +21,15 @@ use crate::process;
 
 /// Handshakes in flight while connecting.
 const CONNECTING_AT_ONCE: usize = 200;
-/// Connections from one source address: below the 28,000 ports that Linux gives out by default.
+/// Connections from one source address.
 const PER_SOURCE: usize = 20_000;
+/// Source ports of an address begin here.
+const FIRST_PORT: u16 = 10_000;
 /// How long a run may take to finish after its last publication.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Fleets so far in this process; the third byte of their addresses, which may come round.
+static FLEETS: AtomicU8 = AtomicU8::new(0);
 
 /// Where and how a fleet connects.
 #[derive(Clone, Debug)]
@@ -31,7 +37,7 @@ pub(crate) struct Target {
     pub(crate) port: u16,
     pub(crate) path: String,
     pub(crate) dialect: Dialect,
-    /// Last byte of the first source address, 127.0.0.x; fleets in several processes take different ones.
+    /// Second byte of the source addresses; fleets in several processes take different ones.
     pub(crate) source: u8,
 }
 
@@ -41,6 +47,9 @@ pub(crate) struct Fleet {
     events: Events,
     target: Target,
     subscribers: Vec<Subscriber>,
+    /// Tells this fleet's addresses from those of earlier ones, whose ports may still be waiting.
+    number: u8,
+    bound: usize,
     joined: usize,
     closed: usize,
     frames: u64,
@@ -97,18 +106,21 @@ impl Fleet {
             events: Events::with_capacity(4_096),
             target,
             subscribers: Vec::with_capacity(count),
+            number: FLEETS.fetch_add(1, Ordering::Relaxed),
+            bound: 0,
             joined: 0,
             closed: 0,
             frames: 0,
             buffer: vec![0; 262_144],
             scratch: Vec::new(),
         };
-        fleet.add(count, |target| target.path.clone())?;
+        let path = fleet.target.path.clone();
+        fleet.add(count, |_| path.clone())?;
         Ok(fleet)
     }
 
-    /// Connects `count` more, each to the path that `path` gives.
-    pub(crate) fn add(&mut self, count: usize, path: impl Fn(&Target) -> String) -> Result<()> {
+    /// Connects `count` more, each to the path that `path` gives for its number.
+    pub(crate) fn add(&mut self, count: usize, path: impl Fn(usize) -> String) -> Result<()> {
         let wanted = self.subscribers.len() + count;
         let mut idle = Tally::loose();
         let deadline = process::now() + Duration::from_secs(120);
@@ -177,7 +189,7 @@ impl Fleet {
                 at_step = Some((tally.deliveries(), now));
             }
             let due = match pace {
-                Pace::Rate(rate) => (now.min(step).as_secs_f64() * rate) as u64,
+                Pace::Rate(rate) => due_by(now, rate).min(due_by(step, rate) - 1),
                 Pace::Window(window) if now < step => tally.complete() + window,
                 Pace::Window(_) => published,
             };
@@ -210,7 +222,8 @@ impl Fleet {
 
     /// Takes what has come in, at most once from each connection, or waits for it.
     pub(crate) fn pump(&mut self, timeout: Option<Duration>, tally: &mut Tally) -> Result<()> {
-        self.pump_with(timeout, tally, &|target: &Target| target.path.clone())
+        // All have asked: no path is needed any more.
+        self.pump_with(timeout, tally, &|_| String::new())
     }
 
     /// Sequence numbers start at 0 again.
@@ -222,7 +235,7 @@ impl Fleet {
         &mut self,
         timeout: Option<Duration>,
         tally: &mut Tally,
-        path: &impl Fn(&Target) -> String,
+        path: &impl Fn(usize) -> String,
     ) -> Result<()> {
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         self.poll.poll(&mut events, timeout)?;
@@ -235,12 +248,9 @@ impl Fleet {
 
     fn open(&mut self) -> Result<()> {
         let at = self.subscribers.len();
-        let source = self.target.source + u8::try_from(at / PER_SOURCE).context("too many connections")?;
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        // Ports of connections that just ended may be taken again.
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 1, source), 0)).into())?;
+        self.bind(&socket)?;
         match socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, self.target.port)).into()) {
             Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
                 return Err(error).context("failed to connect a subscriber");
@@ -259,13 +269,29 @@ impl Fleet {
         Ok(())
     }
 
-    fn serve(&mut self, at: usize, tally: &mut Tally, path: &impl Fn(&Target) -> String) -> Result<()> {
+    /// A source of our own: the kernel's search for a free port takes longer than the whole handshake once many
+    /// are taken. A port may be someone's who listens on all addresses; then the next.
+    fn bind(&mut self, socket: &socket2::Socket) -> Result<()> {
+        loop {
+            let (nth, port) = (self.bound / PER_SOURCE, self.bound % PER_SOURCE);
+            self.bound += 1;
+            let nth = u8::try_from(nth + 1).context("too many connections")?;
+            let address = Ipv4Addr::new(127, self.target.source, self.number, nth);
+            let port = FIRST_PORT + u16::try_from(port).expect("a source has fewer ports");
+            match socket.bind(&SocketAddr::from((address, port)).into()) {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                result => return result.context("failed to choose a source address"),
+            }
+        }
+    }
+
+    fn serve(&mut self, at: usize, tally: &mut Tally, path: &impl Fn(usize) -> String) -> Result<()> {
         let Self { subscribers, buffer, scratch, target, joined, closed, frames, .. } = self;
         let subscriber = &mut subscribers[at];
         if subscriber.state == State::Closed {
             return Ok(());
         }
-        if subscriber.state == State::Connecting && !subscriber.ask(&path(target))? {
+        if subscriber.state == State::Connecting && !subscriber.ask(&path(at))? {
             return Ok(());
         }
         loop {
@@ -379,6 +405,11 @@ impl Subscriber {
     }
 }
 
+/// Publications that are due by `now` at so many a second; the first at once.
+fn due_by(now: Duration, rate: f64) -> u64 {
+    (now.as_secs_f64() * rate) as u64 + 1
+}
+
 impl Outcome {
     /// Nothing lost, nobody closed.
     pub(crate) fn clean(&self) -> bool {
@@ -392,5 +423,16 @@ impl Outcome {
     /// Publications that a frame carried, on average.
     pub(crate) fn messages_per_frame(&self) -> f64 {
         self.tally.deliveries() as f64 / self.frames.max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publication_is_made_when_it_is_due_and_not_an_interval_later() {
+        let due = |millis| due_by(Duration::from_millis(millis), 20.0);
+        assert_eq!([due(0), due(49), due(50), due(99), due(100)], [1, 1, 2, 2, 3]);
     }
 }

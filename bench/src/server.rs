@@ -49,17 +49,30 @@ impl Server {
         })?;
         let mut server = Self { peer, redis: places.redis, port, child, folder };
         wait_until_it_listens(&mut server.child, port)
+            .and_then(|()| server.wait_until_it_upgrades())
             .with_context(|| format!("{} does not run: {}", peer.label(), server.log()))?;
         Ok(server)
     }
 
+    /// One that listens may still be on its way to Redis.
+    fn wait_until_it_upgrades(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            match Fleet::connect(self.target(1), 1) {
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
     /// Clients for the one channel of the rows.
     pub(crate) fn fleet(&self, count: usize) -> Result<Fleet> {
-        Fleet::connect(self.target(0), count)
+        Fleet::connect(self.target(1), count)
             .with_context(|| format!("clients of {}: {}", self.peer.label(), self.log()))
     }
 
-    /// The one channel of the rows, for clients whose addresses begin at 127.0.1.`source`.
+    /// The one channel of the rows, for clients whose addresses begin with 127.`source`.
     pub(crate) fn target(&self, source: u8) -> Target {
         Target { port: self.port, path: self.peer.path("bench"), dialect: self.peer.dialect(), source }
     }
