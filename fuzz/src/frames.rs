@@ -4,7 +4,7 @@ use fanout_sidecar::{
     domain::{ChannelName, CloseReason, Command},
     protocol::{
         Incoming, Message, Protocol, Reply, raw,
-        websocket::{Decoder, Event, Step, Violation},
+        websocket::{Decoder, Event, Inflater, Step, Violation},
     },
 };
 
@@ -20,12 +20,17 @@ enum Owned {
     Close(Option<(u16, String)>),
 }
 
-/// The events of a stream do not depend on how it was cut, and no message passes the limit.
+/// The events of a stream do not depend on how it was cut, and no message passes the limit, compressed or not.
 pub(crate) fn frames(data: &[u8]) {
     let Some((step, stream)) = crate::parameter(data) else { return };
-    let whole = decode(stream, stream.len().max(1));
-    assert_eq!(decode(stream, 1), whole, "byte by byte");
-    assert_eq!(decode(stream, usize::from(step).max(2)), whole, "in pieces of {step}");
+    check_stream(stream, step, &mut None);
+    check_stream(stream, step, &mut Some(Inflater::default()));
+}
+
+fn check_stream(stream: &[u8], step: u8, inflater: &mut Option<Inflater>) {
+    let whole = decode(stream, stream.len().max(1), inflater);
+    assert_eq!(decode(stream, 1, inflater), whole, "byte by byte");
+    assert_eq!(decode(stream, usize::from(step).max(2), inflater), whole, "in pieces of {step}");
     for event in &whole.0 {
         match event {
             Owned::Text(text) => assert!(text.len() <= MAX_MESSAGE),
@@ -37,13 +42,13 @@ pub(crate) fn frames(data: &[u8]) {
 }
 
 /// Feeds a stream in pieces, as a connection does: what was not consumed is offered again with more behind it.
-fn decode(stream: &[u8], piece: usize) -> (Vec<Owned>, Option<Violation>) {
+fn decode(stream: &[u8], piece: usize, inflater: &mut Option<Inflater>) -> (Vec<Owned>, Option<Violation>) {
     let (mut decoder, mut kept, mut events) = (Decoder::default(), Vec::new(), Vec::new());
     for piece in stream.chunks(piece) {
         kept.extend_from_slice(piece);
         let mut at = 0;
         loop {
-            match decoder.step(&mut kept[at..], MAX_MESSAGE) {
+            match decoder.step(&mut kept[at..], MAX_MESSAGE, inflater.as_mut()) {
                 Ok(Step::Incomplete) => break,
                 Ok(Step::Consumed(used, event)) => {
                     assert!(used > 0, "a step goes forward");
@@ -54,7 +59,8 @@ fn decode(stream: &[u8], piece: usize) -> (Vec<Owned>, Option<Violation>) {
             }
         }
         kept.drain(..at);
-        assert!(kept.len() < MAX_MESSAGE + 14, "an incomplete frame is within the limit");
+        // What is compressed may be a little longer than itself.
+        assert!(kept.len() < MAX_MESSAGE + 14 + 66, "an incomplete frame is within the limit");
     }
     (events, None)
 }
@@ -118,7 +124,7 @@ fn check_frame(text: &str) {
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(text.as_bytes());
     let length = frame.len();
-    match raw::read(Protocol::RawFramed, &mut Decoder::default(), &mut frame, None, MAX_MESSAGE) {
+    match raw::read(Protocol::RawFramed, &mut Decoder::default(), &mut frame, None, MAX_MESSAGE, None) {
         Ok(Some((used, Incoming::Message(message)))) => {
             assert_eq!((used, message), (length, raw::framed::parse(text, MAX_MESSAGE)));
         }

@@ -34,8 +34,12 @@ pub(crate) fn publication(data: &[u8]) {
         let mut out = Vec::new();
         form.put_publication(&mut out, &publication);
         match form {
-            WireForm::Bare => assert_eq!(payload_of(&out), &publication.payload.bytes()[..]),
-            WireForm::Framed => check_framed(payload_of(&out), &publication.channel, &publication.payload),
+            WireForm::Bare | WireForm::BareDeflated => {
+                assert_eq!(payload_of(&out), &publication.payload.bytes()[..])
+            }
+            WireForm::Framed | WireForm::FramedDeflated => {
+                check_framed(payload_of(&out), &publication.channel, &publication.payload)
+            }
             WireForm::Sse => check_event(&out, &publication.payload),
         }
     }

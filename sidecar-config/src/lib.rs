@@ -20,8 +20,8 @@ pub use boot::{
     BootSettings, BrokerKind, BrokerSettings, Listen, MemoryBroker, RedisBroker, RedisTls, Runtime,
 };
 pub use live::{
-    AuthSettings, DrainSettings, HubSettings, JwtAlgorithm, JwtKey, JwtSettings, Limits, LiveSettings,
-    LogLevel, OnUnavailable,
+    AuthSettings, Compression, DrainSettings, HubSettings, JwtAlgorithm, JwtKey, JwtSettings, Limits,
+    LiveSettings, LogLevel, OnUnavailable,
 };
 pub use namespace::{
     Access, DEFAULT_NAMESPACE, Namespace, RESERVED_NAMESPACE, RateLimit, SlowConsumer, SlowConsumerPolicy,

@@ -78,8 +78,25 @@ pub struct HubSettings {
     /// Networks of the proxies whose `X-Forwarded-For`, `Forwarded` and PROXY header are believed.
     #[schemars(length(max = 256), with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,
+    /// Compression of WebSocket messages.
+    pub compression: Compression,
     /// Limits of one connection.
     pub limits: Limits,
+}
+
+/// permessage-deflate (RFC 7692), without context takeover: a publication is compressed once for all who negotiated
+/// it, and a connection holds no memory for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Compression {
+    /// Whether it is negotiated with clients that offer it. It trades CPU for bandwidth.
+    pub enabled: bool,
+    /// From 1, the fastest, to 9, the smallest.
+    #[schemars(range(min = 1, max = 9))]
+    pub level: u32,
+    /// Payloads with fewer bytes are sent as they are.
+    #[schemars(range(max = 16_777_216))]
+    pub min_bytes: u32,
 }
 
 /// Limits of one connection.
@@ -208,8 +225,16 @@ impl Default for HubSettings {
             pong_timeout_seconds: 10,
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
+            compression: Compression::default(),
             limits: Limits::default(),
         }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        // Level 3 made messages of 500 bytes as small as level 9 did; shorter ones seldom pay for their header.
+        Self { enabled: false, level: 3, min_bytes: 256 }
     }
 }
 

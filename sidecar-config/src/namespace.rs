@@ -40,6 +40,19 @@ pub struct Namespace {
     /// Publications of one connection.
     #[serde(default)]
     pub rate_limit: RateLimit,
+    /// Whether publications are compressed where `hub.compression` is enabled; set false for payloads that do not
+    /// shrink, such as images.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub compression: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// Who may do a thing.

@@ -10,6 +10,7 @@ pub mod websocket;
 
 use std::time::Duration;
 
+use self::websocket::{Deflater, Opcode};
 use crate::domain::{ChannelName, CloseReason, Command, CommandError, Publication, StreamPosition};
 
 /// The client protocols.
@@ -32,6 +33,10 @@ pub enum WireForm {
     Framed,
     /// A server-sent event.
     Sse,
+    /// As [`WireForm::Bare`], compressed where that is worth it.
+    BareDeflated,
+    /// As [`WireForm::Framed`], compressed where that is worth it.
+    FramedDeflated,
 }
 
 /// What a server tells one client, apart from publications.
@@ -102,12 +107,14 @@ impl Protocol {
         }
     }
 
-    /// The form in which publications are sent.
-    pub fn wire_form(self) -> WireForm {
-        match self {
-            Self::RawBare => WireForm::Bare,
-            Self::RawFramed => WireForm::Framed,
-            Self::Sse => WireForm::Sse,
+    /// The form in which publications are sent to a client that negotiated compression, or did not.
+    pub fn wire_form(self, deflate: bool) -> WireForm {
+        match (self, deflate) {
+            (Self::RawBare, false) => WireForm::Bare,
+            (Self::RawBare, true) => WireForm::BareDeflated,
+            (Self::RawFramed, false) => WireForm::Framed,
+            (Self::RawFramed, true) => WireForm::FramedDeflated,
+            (Self::Sse, _) => WireForm::Sse,
         }
     }
 
@@ -172,23 +179,52 @@ impl Protocol {
 
 impl WireForm {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Bare, Self::Framed, Self::Sse];
+    pub const ALL: [Self; 5] =
+        [Self::Bare, Self::Framed, Self::Sse, Self::BareDeflated, Self::FramedDeflated];
 
     /// The protocol that sends it.
     pub fn protocol(self) -> Protocol {
         match self {
-            Self::Bare => Protocol::RawBare,
-            Self::Framed => Protocol::RawFramed,
+            Self::Bare | Self::BareDeflated => Protocol::RawBare,
+            Self::Framed | Self::FramedDeflated => Protocol::RawFramed,
             Self::Sse => Protocol::Sse,
         }
     }
 
-    /// Appends a publication as clients of this form receive it, whole frames only.
+    /// Whether its frames may be compressed.
+    pub fn is_deflated(self) -> bool {
+        match self {
+            Self::Bare | Self::Framed | Self::Sse => false,
+            Self::BareDeflated | Self::FramedDeflated => true,
+        }
+    }
+
+    /// Appends a publication as clients of this form receive it, whole frames only, uncompressed.
     pub fn put_publication(self, out: &mut Vec<u8>, publication: &Publication) {
         match self {
-            Self::Bare => raw::bare::put_publication(out, publication),
-            Self::Framed => raw::framed::put_publication(out, publication),
+            Self::Bare | Self::BareDeflated => raw::bare::put_publication(out, publication),
+            Self::Framed | Self::FramedDeflated => raw::framed::put_publication(out, publication),
             Self::Sse => sse::put_publication(out, publication),
+        }
+    }
+
+    /// The same, compressed where the form knows that and the message becomes shorter.
+    pub fn put_compressed(
+        self,
+        out: &mut Vec<u8>,
+        publication: &Publication,
+        deflater: &mut Deflater,
+        level: u32,
+    ) {
+        match self {
+            Self::Bare | Self::Framed | Self::Sse => self.put_publication(out, publication),
+            Self::BareDeflated => {
+                let (opcode, message) = raw::bare::message(publication);
+                deflater.put(out, opcode, message, level);
+            }
+            Self::FramedDeflated => deflater.put_with(out, Opcode::Text, level, |out| {
+                raw::framed::put_message_of(out, publication);
+            }),
         }
     }
 }

@@ -142,6 +142,7 @@ fn hub(hub: &Hub) -> HubSettings {
         pong_timeout_seconds,
         allowed_origins,
         trusted_proxies,
+        compression,
         limits,
     } = hub;
     HubSettings {
@@ -152,6 +153,7 @@ fn hub(hub: &Hub) -> HubSettings {
         allowed_origins: allowed_origins.clone(),
         // `validate` has told of those that are no network.
         trusted_proxies: trusted_proxies.iter().filter_map(|network| network.parse().ok()).collect(),
+        compression: *compression,
         limits: limits.clone(),
     }
 }

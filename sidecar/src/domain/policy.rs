@@ -39,6 +39,8 @@ pub struct Policy {
     pub slow_consumer: SlowConsumer,
     /// Publications of one connection.
     pub rate_limit: RateLimit,
+    /// Whether its publications may be compressed.
+    pub compression: bool,
     channels: Vec<Pattern>,
     publish: Access,
     subscribe: Access,
@@ -92,12 +94,14 @@ impl Policies {
 
 impl Policy {
     fn new(namespace: &Namespace) -> Self {
-        let Namespace { name, channels, publish, subscribe, slow_consumer, rate_limit } = namespace;
+        let Namespace { name, channels, publish, subscribe, slow_consumer, rate_limit, compression } =
+            namespace;
         let parse = |text: &String| text.parse().expect("settings were checked before");
         Self {
             name: name.as_str().into(),
             slow_consumer: slow_consumer.clone(),
             rate_limit: rate_limit.clone(),
+            compression: *compression,
             channels: channels.iter().map(parse).collect(),
             publish: *publish,
             subscribe: *subscribe,

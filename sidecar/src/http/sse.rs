@@ -49,7 +49,7 @@ async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
     if history.is_some() {
         return Err(request::no_history());
     }
-    let visitor = Visitor { protocol: Protocol::Sse, identity, channels, remote };
+    let visitor = Visitor { protocol: Protocol::Sse, deflate: false, identity, channels, remote };
     let reserved = port.door().reserve(visitor).await?;
     let (link, receiver) = port.door().pipe(reserved);
     port.door().attach(reserved, link, Bytes::new());

@@ -38,9 +38,11 @@ pub(super) async fn accept(
     let Asked { identity, channels, remote, history: _ } = asked;
     let upgrade = upgrade.ok_or(RequestError::NoHandshake)?;
     let door = port.door().clone();
-    let reserved = door.reserve(Visitor { protocol, identity, channels, remote }).await?;
+    let extension = extension(&door, headers);
+    let deflate = extension.is_some();
+    let reserved = door.reserve(Visitor { protocol, deflate, identity, channels, remote }).await?;
     tokio::spawn(hand_over(door, reserved, upgrade));
-    Ok(switching(&key, selected))
+    Ok(switching(&key, selected, extension))
 }
 
 /// The answer to the key of a right handshake.
@@ -76,6 +78,14 @@ fn select(headers: &HeaderMap) -> Result<(Protocol, Option<&'static str>), Reque
     }
 }
 
+/// The one extension that is spoken, if the client offers it and the settings want it.
+fn extension(door: &Door, headers: &HeaderMap) -> Option<&'static str> {
+    if !door.rules().hub.compression.enabled {
+        return None;
+    }
+    websocket::deflate::negotiate(request::list(headers, header::SEC_WEBSOCKET_EXTENSIONS))
+}
+
 fn check_mode(protocol: Protocol, asked: &Asked) -> Result<(), RequestError> {
     match (protocol, asked.history) {
         (Protocol::RawFramed, None) => Ok(()),
@@ -88,7 +98,7 @@ fn check_mode(protocol: Protocol, asked: &Asked) -> Result<(), RequestError> {
     }
 }
 
-fn switching(key: &str, selected: Option<&'static str>) -> Response {
+fn switching(key: &str, selected: Option<&'static str>, extension: Option<&'static str>) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -98,6 +108,9 @@ fn switching(key: &str, selected: Option<&'static str>) -> Response {
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
     if let Some(selected) = selected {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(selected));
+    }
+    if let Some(extension) = extension {
+        headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(extension));
     }
     response
 }

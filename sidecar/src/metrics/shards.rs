@@ -57,6 +57,8 @@ impl Page<'_> {
             slow_dropped_newest,
             slow_conflated,
             write_timeouts,
+            deflate_in,
+            deflate_out,
             gaps,
             subscriptions,
             channels: _,
@@ -86,6 +88,12 @@ impl Page<'_> {
         ];
         let help = "Connections closed (disconnect, write_timeout) and messages skipped (drop_oldest, drop_newest, conflate) because a client read too slowly";
         self.counters("client_slow_consumer", help, "action", &actions)?;
+        self.counter(
+            "compression_input_size",
+            "Payload bytes of publications that were compressed, once for all who receive them so",
+            deflate_in,
+        )?;
+        self.counter("compression_output_size", "What these became", deflate_out)?;
         self.counter("client_gaps", "Losses that reached a shard with subscribers", gaps)?;
         self.counter(
             "node_publications",

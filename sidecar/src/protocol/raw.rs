@@ -9,7 +9,7 @@ pub mod framed;
 
 use super::{
     Advice, Incoming, Protocol,
-    websocket::{Decoder, Event, Step, Violation, frame},
+    websocket::{Decoder, Event, Inflater, Step, Violation, frame},
 };
 use crate::domain::{ChannelName, CloseReason};
 
@@ -45,7 +45,7 @@ pub fn close_code(reason: CloseReason) -> (u16, &'static str) {
 }
 
 /// Reads the frame at the start of `input` and says how many bytes it had; `None` while it is incomplete. `channel`
-/// is the connection's only one in bare mode.
+/// is the connection's only one in bare mode; `inflater` is there where messages may be compressed.
 ///
 /// # Errors
 /// Why the connection has to close.
@@ -55,8 +55,10 @@ pub fn read(
     input: &mut [u8],
     channel: Option<&ChannelName>,
     max_payload: usize,
+    inflater: Option<&mut Inflater>,
 ) -> Result<Option<(usize, Incoming)>, CloseReason> {
-    let (used, event) = match decoder.step(input, protocol.max_message(max_payload)).map_err(reason_of)? {
+    let max_message = protocol.max_message(max_payload);
+    let (used, event) = match decoder.step(input, max_message, inflater).map_err(reason_of)? {
         Step::Incomplete => return Ok(None),
         Step::Consumed(used, None) => return Ok(Some((used, Incoming::Nothing))),
         Step::Consumed(used, Some(event)) => (used, event),
@@ -86,6 +88,7 @@ fn reason_of(violation: Violation) -> CloseReason {
         | Violation::ControlFrame
         | Violation::LoneContinuation
         | Violation::Interleaved
+        | Violation::Deflate
         | Violation::CloseCode => CloseReason::ProtocolError,
     }
 }

@@ -3,11 +3,13 @@
 //! [`Decoder`] keeps only what must outlive a read: a fragmented message. An incomplete frame stays with the
 //! caller, who offers it again with more bytes behind it.
 
+pub mod deflate;
 pub mod frame;
 mod handshake;
 mod mask;
 mod utf8;
 
+pub use deflate::{Deflater, Inflater};
 pub use frame::{Header, Opcode, Violation};
 pub use handshake::{BadHandshake, accept_key};
 
@@ -44,6 +46,7 @@ pub struct Decoder(Option<Box<Fragments>>);
 #[derive(Debug)]
 struct Fragments {
     text: bool,
+    compressed: bool,
     bytes: Vec<u8>,
     utf8: Utf8,
 }
@@ -56,15 +59,21 @@ impl Decoder {
         self.0.is_none()
     }
 
-    /// Reads the frame at the start of `input`, unmasking it in place.
+    /// Reads the frame at the start of `input`, unmasking it in place. With an inflater messages may be compressed;
+    /// it is needed within one step only, so one serves many connections.
     ///
     /// # Errors
     /// What the frame or message does against the RFC or the limit of `max_message` payload bytes. The stream
     /// cannot be read any further.
-    pub fn step<'a>(&'a mut self, input: &'a mut [u8], max_message: usize) -> Result<Step<'a>, Violation> {
-        let Some(header) = Header::parse(input)? else { return Ok(Step::Incomplete) };
+    pub fn step<'a>(
+        &'a mut self,
+        input: &'a mut [u8],
+        max_message: usize,
+        inflater: Option<&'a mut Inflater>,
+    ) -> Result<Step<'a>, Violation> {
+        let Some(header) = Header::parse(input, inflater.is_some())? else { return Ok(Step::Incomplete) };
         self.admit(&header, max_message)?;
-        let Header { fin, opcode, key, length, bytes: start } = header;
+        let Header { fin, compressed, opcode, key, length, bytes: start } = header;
         // `admit` bounds the length by `max_message`, a usize.
         let end = start + length as usize;
         let Some(payload) = input.get_mut(start..end) else { return Ok(Step::Incomplete) };
@@ -73,13 +82,15 @@ impl Decoder {
             Opcode::Ping => Some(Event::Ping(payload)),
             Opcode::Pong => Some(Event::Pong(payload)),
             Opcode::Close => Some(Event::Close(frame::parse_close(payload)?)),
-            Opcode::Text if fin => Some(Event::Text(utf8::check(payload)?)),
-            Opcode::Binary if fin => Some(Event::Binary(payload)),
+            Opcode::Text | Opcode::Binary if fin => {
+                let payload = if compressed { inflate(inflater, payload, max_message)? } else { payload };
+                Some(whole(opcode == Opcode::Text, payload)?)
+            }
             Opcode::Text | Opcode::Binary => {
-                self.begin(opcode == Opcode::Text, payload)?;
+                self.begin(opcode == Opcode::Text, compressed, payload)?;
                 None
             }
-            Opcode::Continuation => self.go_on(payload, fin)?,
+            Opcode::Continuation => self.go_on(payload, fin, max_message, inflater)?,
         };
         Ok(Step::Consumed(end, event))
     }
@@ -90,39 +101,61 @@ impl Decoder {
         if self.0.as_ref().is_some_and(|fragments| fragments.utf8.is_finished()) {
             self.0 = None;
         }
-        let so_far = match (&self.0, header.opcode) {
+        let (so_far, compressed) = match (&self.0, header.opcode) {
             (None, Opcode::Continuation) => return Err(Violation::LoneContinuation),
             (Some(_), Opcode::Text | Opcode::Binary) => return Err(Violation::Interleaved),
-            (Some(fragments), Opcode::Continuation) => fragments.bytes.len(),
-            (_, _) => 0,
+            (Some(fragments), Opcode::Continuation) => (fragments.bytes.len(), fragments.compressed),
+            (_, _) => (0, header.compressed),
         };
+        // What it unpacks to is bounded where it is unpacked.
+        let max_message = if compressed { deflate::max_packed(max_message) } else { max_message };
         if header.length > max_message.saturating_sub(so_far) as u64 && !header.opcode.is_control() {
             return Err(Violation::TooBig);
         }
         Ok(())
     }
 
-    fn begin(&mut self, text: bool, payload: &[u8]) -> Result<(), Violation> {
-        let mut fragments = Fragments { text, bytes: Vec::new(), utf8: Utf8::default() };
+    fn begin(&mut self, text: bool, compressed: bool, payload: &[u8]) -> Result<(), Violation> {
+        let mut fragments = Fragments { text, compressed, bytes: Vec::new(), utf8: Utf8::default() };
         fragments.push(payload, false)?;
         self.0 = Some(Box::new(fragments));
         Ok(())
     }
 
-    fn go_on(&mut self, payload: &[u8], fin: bool) -> Result<Option<Event<'_>>, Violation> {
+    fn go_on<'a>(
+        &'a mut self,
+        payload: &[u8],
+        fin: bool,
+        max_message: usize,
+        inflater: Option<&'a mut Inflater>,
+    ) -> Result<Option<Event<'a>>, Violation> {
         let fragments = self.0.as_mut().expect("admit refuses a continuation of nothing");
         fragments.push(payload, fin)?;
         if !fin {
             return Ok(None);
         }
-        let bytes = &fragments.bytes;
-        Ok(Some(if fragments.text { Event::Text(utf8::check(bytes)?) } else { Event::Binary(bytes) }))
+        let Fragments { text, compressed, bytes, .. } = &mut **fragments;
+        let message = if *compressed { inflate(inflater, bytes, max_message)? } else { bytes };
+        whole(*text, message).map(Some)
     }
+}
+
+fn whole(text: bool, message: &[u8]) -> Result<Event<'_>, Violation> {
+    Ok(if text { Event::Text(utf8::check(message)?) } else { Event::Binary(message) })
+}
+
+/// Compressed frames are admitted only with an inflater.
+fn inflate<'a>(
+    inflater: Option<&'a mut Inflater>,
+    packed: &[u8],
+    max_message: usize,
+) -> Result<&'a mut [u8], Violation> {
+    inflater.ok_or(Violation::ReservedBit)?.message(packed, max_message)
 }
 
 impl Fragments {
     fn push(&mut self, payload: &[u8], fin: bool) -> Result<(), Violation> {
-        if self.text {
+        if self.text && !self.compressed {
             self.utf8.push(payload, fin)?;
         } else if fin {
             self.utf8.finish();

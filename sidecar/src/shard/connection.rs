@@ -141,6 +141,8 @@ impl Flags {
     pub(crate) const DEAF: u16 = 1 << 10;
     /// The wheel holds an entry that looks whether the link still takes nothing.
     pub(crate) const WATCHED: u16 = 1 << 11;
+    /// The client negotiated compression.
+    pub(crate) const DEFLATE: u16 = 1 << 13;
     /// Some subscription has a stop or a backlog.
     pub(crate) const BEHIND: u16 = 1 << 12;
 

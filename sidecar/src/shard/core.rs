@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use sidecar_config::Compression;
 use tokio::sync::mpsc;
 
 use super::{
@@ -24,7 +25,10 @@ use super::{
 };
 use crate::{
     domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, Publication, client_id},
-    protocol::{Advice, Protocol, Reply, raw, sse},
+    protocol::{
+        Advice, Protocol, Reply, WireForm, raw, sse,
+        websocket::{Deflater, Inflater},
+    },
     session::{Circumstances, Session},
 };
 
@@ -69,6 +73,8 @@ pub(crate) struct Core {
     /// Who leaves next in a drain, the oldest last.
     pub(super) queue_out: Vec<ConnectionId>,
     pub(super) scratch: Vec<u8>,
+    pub(super) deflater: Deflater,
+    pub(super) inflater: Inflater,
     pub(super) random: SmallRng,
     /// Hashes what publications are about; keyed, for publishers choose it.
     pub(super) keys: RandomState,
@@ -102,6 +108,8 @@ impl Core {
             leaving: Vec::new(),
             queue_out: Vec::new(),
             scratch: Vec::new(),
+            deflater: Deflater::default(),
+            inflater: Inflater::default(),
             random: SmallRng::seed_from_u64(node.0 ^ u64::from(shard) << 48),
             keys: RandomState::new(),
             log_bytes: 0,
@@ -131,7 +139,7 @@ impl Core {
 
     /// Makes a place for a client and subscribes it; answers once that is done.
     pub(crate) fn reserve(&mut self, reservation: Reservation) {
-        let Reservation { protocol, identity, channels, remote, reply } = reservation;
+        let Reservation { protocol, deflate, identity, channels, remote, reply } = reservation;
         let passport = Passport {
             session: Session::new(identity),
             remote,
@@ -141,6 +149,9 @@ impl Core {
             closing: None,
         };
         let (slot, _) = self.slots.open(protocol, passport);
+        if deflate {
+            self.slots[slot].flags.set(Flags::DEFLATE);
+        }
         self.slots[slot].cold().reserving = Some(Box::new(Reserving { reply, waiting_for: channels.len() }));
         for channel in channels {
             if let Err(error) = self.subscribe(slot, &channel, None) {
@@ -226,7 +237,9 @@ impl Core {
             Some(key) => self.want_again(key),
             None => self.ask_for(channel)?,
         };
-        let (form, at) = (self.slots[slot].protocol.wire_form(), self.slots[slot].subscriptions() as u32);
+        let deflate = self.slots[slot].flags.has(Flags::DEFLATE);
+        let form = self.slots[slot].protocol.wire_form(deflate);
+        let at = self.slots[slot].subscriptions() as u32;
         let subscription = self.index.join(key, form, Subscriber { slot, at });
         self.slots[slot].push_subscription(subscription);
         self.count_sent(slot, subscription.lane, subscription.cursor, false);
@@ -491,9 +504,30 @@ impl Core {
                 publication.key.as_ref().map_or(NO_KEY, |key| self.keys.hash_one(key).max(NO_KEY + 1));
             for lane in self.index.lanes_of(key) {
                 let form = self.index.lane(lane).form;
-                self.append(lane, about, |out| form.put_publication(out, publication));
+                if form.is_deflated() {
+                    self.append_compressed(lane, about, form, publication);
+                } else {
+                    self.append(lane, about, |out| form.put_publication(out, publication));
+                }
             }
         }
+    }
+
+    /// Compressed once for all who negotiated it, unless it is short or its namespace does not want it.
+    fn append_compressed(&mut self, lane: u32, about: Key, form: WireForm, publication: &Publication) {
+        let Compression { enabled, level, min_bytes } = self.rules.hub.compression;
+        let wanted = enabled && self.index.channel_of(lane).policy.compression;
+        if !wanted || publication.payload.bytes().len() < min_bytes as usize {
+            self.append(lane, about, |out| form.put_publication(out, publication));
+            return;
+        }
+        let mut deflater = std::mem::take(&mut self.deflater);
+        let plain = publication.payload.bytes().len();
+        let before = self.metrics.log_bytes.get();
+        self.append(lane, about, |out| form.put_compressed(out, publication, &mut deflater, level));
+        self.deflater = deflater;
+        self.metrics.deflate_in.add(plain as u64);
+        self.metrics.deflate_out.add(self.metrics.log_bytes.get() - before);
     }
 
     fn append(&mut self, lane_key: u32, about: Key, write: impl FnOnce(&mut Vec<u8>)) {

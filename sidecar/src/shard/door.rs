@@ -27,6 +27,8 @@ pub struct Door(Arc<Hall>);
 pub struct Visitor {
     /// How the client speaks.
     pub protocol: Protocol,
+    /// Whether it negotiated compression.
+    pub deflate: bool,
     /// Who it is.
     pub identity: Identity,
     /// Channels that it asks for; it gets all or none.
@@ -62,9 +64,9 @@ impl Door {
     /// Why there is none.
     pub async fn reserve(&self, visitor: Visitor) -> Result<Reserved, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let Visitor { protocol, identity, channels, remote } = visitor;
+        let Visitor { protocol, deflate, identity, channels, remote } = visitor;
         let mailbox = self.take_seat()?;
-        mailbox.send(Mail::Reserve(Reservation { protocol, identity, channels, remote, reply }));
+        mailbox.send(Mail::Reserve(Reservation { protocol, deflate, identity, channels, remote, reply }));
         // A shard that has ended answers nobody.
         answer.await.unwrap_or(Err(Refusal::Draining))
     }

@@ -63,6 +63,8 @@ pub struct Rules {
 pub struct Reservation {
     /// How the client speaks.
     pub protocol: crate::protocol::Protocol,
+    /// Whether its messages may be compressed, in both directions.
+    pub deflate: bool,
     /// Who it is.
     pub identity: Identity,
     /// Channels that it asked for in its request; all or none.

@@ -25,6 +25,8 @@ pub(crate) struct ShardMetrics {
     pub(crate) slow_dropped_newest: Cell,
     pub(crate) slow_conflated: Cell,
     pub(crate) write_timeouts: Cell,
+    pub(crate) deflate_in: Cell,
+    pub(crate) deflate_out: Cell,
     pub(crate) gaps: Cell,
     pub(crate) subscriptions: Cell,
     pub(crate) channels: Cell,
@@ -62,6 +64,10 @@ pub struct Totals {
     pub slow_conflated: u64,
     /// Connections closed because they took nothing for too long.
     pub write_timeouts: u64,
+    /// Payload bytes of publications that were compressed, once for all who receive them so.
+    pub deflate_in: u64,
+    /// What they became.
+    pub deflate_out: u64,
     /// Gaps that reached a shard.
     pub gaps: u64,
     /// Subscriptions that are held.
@@ -139,6 +145,8 @@ impl Totals {
             slow_dropped_newest,
             slow_conflated,
             write_timeouts,
+            deflate_in,
+            deflate_out,
             gaps,
             subscriptions,
             channels,
@@ -159,6 +167,8 @@ impl Totals {
             (&mut self.slow_dropped_newest, slow_dropped_newest),
             (&mut self.slow_conflated, slow_conflated),
             (&mut self.write_timeouts, write_timeouts),
+            (&mut self.deflate_in, deflate_in),
+            (&mut self.deflate_out, deflate_out),
             (&mut self.gaps, gaps),
             (&mut self.subscriptions, subscriptions),
             (&mut self.channels, channels),

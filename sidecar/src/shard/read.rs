@@ -9,7 +9,7 @@ use crate::{
     domain::{ChannelName, CloseReason, Command, CommandError, Payload},
     protocol::{
         Incoming, Message, Reply, raw,
-        websocket::{Decoder, frame},
+        websocket::{Decoder, Inflater, frame},
     },
     session::Step,
 };
@@ -108,11 +108,18 @@ impl Core {
 
     /// Takes whole frames; says how many bytes they had if what is left is to be kept.
     fn take_frames(&mut self, slot: u32, bytes: &mut [u8]) -> Option<usize> {
+        let mut inflater = std::mem::take(&mut self.inflater);
+        let used = self.take_frames_by(slot, bytes, &mut inflater);
+        self.inflater = inflater;
+        used
+    }
+
+    fn take_frames_by(&mut self, slot: u32, bytes: &mut [u8], inflater: &mut Inflater) -> Option<usize> {
         let mut decoder = self.slots[slot].cold.as_mut().map(|cold| std::mem::take(&mut cold.decoder));
         let mut decoder = decoder.take().unwrap_or_default();
         let mut at = 0;
         while self.slots.is_taken(slot) && !self.slots[slot].flags.has(Flags::PAUSED | Flags::HEARD_CLOSE) {
-            match self.next(slot, &mut decoder, &mut bytes[at..]) {
+            match self.next(slot, &mut decoder, &mut bytes[at..], inflater) {
                 Ok(None) => break,
                 Ok(Some((used, incoming))) => {
                     at += used;
@@ -139,12 +146,14 @@ impl Core {
         slot: u32,
         decoder: &mut Decoder,
         bytes: &mut [u8],
+        inflater: &mut Inflater,
     ) -> Result<Option<(usize, Incoming)>, CloseReason> {
         let protocol = self.slots[slot].protocol;
+        let inflater = self.slots[slot].flags.has(Flags::DEFLATE).then_some(inflater);
         let first = self.slots[slot].subscriptions() > 0;
         let channel = first.then(|| &self.index.channel_of(self.slots[slot].first.lane).name);
         let max_payload = self.rules.hub.max_message_bytes as usize;
-        let read = || raw::read(protocol, decoder, bytes, channel, max_payload);
+        let read = || raw::read(protocol, decoder, bytes, channel, max_payload, inflater);
         catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
             tracing::error!(protocol = protocol.name(), "a client's bytes made the protocol's code panic");
             Err(CloseReason::Internal)

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use sidecar_config::{JwtAlgorithm, Limits};
+use sidecar_config::{Compression, JwtAlgorithm, Limits};
 
 use super::all_defaults;
 
@@ -86,6 +86,10 @@ pub struct Hub {
     #[x_kube(validation = Rule::new("self.all(p, isCIDR(p))")
         .message("a trusted proxy is a network such as '10.0.0.0/8' or 'fd00::/8': for one address write /32 or /128"))]
     pub trusted_proxies: Vec<String>,
+    /// Compression of WebSocket messages.
+    #[serde(default)]
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub compression: Compression,
     /// Limits of one connection.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]

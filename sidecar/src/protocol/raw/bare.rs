@@ -7,9 +7,15 @@ use crate::domain::{ChannelName, CloseReason, Command, CommandError, Payload, Pu
 
 /// Appends a publication.
 pub(in crate::protocol) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
+    let (opcode, message) = message(publication);
+    frame::put(out, opcode, message);
+}
+
+/// The message that a publication is.
+pub(in crate::protocol) fn message(publication: &Publication) -> (Opcode, &[u8]) {
     match &publication.payload {
-        Payload::Text(bytes) => frame::put(out, Opcode::Text, bytes),
-        Payload::Binary(bytes) => frame::put(out, Opcode::Binary, bytes),
+        Payload::Text(bytes) => (Opcode::Text, bytes),
+        Payload::Binary(bytes) => (Opcode::Binary, bytes),
     }
 }
 

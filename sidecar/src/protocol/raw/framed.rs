@@ -220,11 +220,11 @@ fn short(id: Option<String>) -> Result<Option<String>, Mistake> {
 /// Appends a publication.
 pub(in crate::protocol) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
     let expected = publication.payload.bytes().len() + publication.channel.as_str().len() + 100;
-    frame::put_with(out, Opcode::Text, expected, |out| put_publication_object(out, publication));
+    frame::put_with(out, Opcode::Text, expected, |out| put_message_of(out, publication));
 }
 
-/// Written by hand, since a payload may be embedded as it is: it was checked to be JSON.
-fn put_publication_object(out: &mut Vec<u8>, publication: &Publication) {
+/// Appends the message of a publication, without a frame. Written by hand, since a payload may be embedded as it is: it was checked to be JSON.
+pub(in crate::protocol) fn put_message_of(out: &mut Vec<u8>, publication: &Publication) {
     let Publication { channel, payload, origin, position, published_at_ms, .. } = publication;
     out.extend_from_slice(br#"{"pub":{"channel":"#);
     put_json(out, channel.as_str());

@@ -17,6 +17,8 @@ pub enum Opcode {
 pub struct Header {
     /// Last frame of its message.
     pub fin: bool,
+    /// The message is compressed (RFC 7692); said by its first frame.
+    pub compressed: bool,
     /// Kind.
     pub opcode: Opcode,
     /// What the payload is masked with.
@@ -57,6 +59,9 @@ pub enum Violation {
     /// Text or a close reason that is no UTF-8.
     #[error("text is not UTF-8")]
     Utf8,
+    /// A compressed message that is not deflated.
+    #[error("compressed message is broken")]
+    Deflate,
     /// More payload than the limit.
     #[error("message too big")]
     TooBig,
@@ -97,15 +102,16 @@ impl Opcode {
 // === impl Header ===
 
 impl Header {
-    /// The header at the start of `input`; `None` while it is incomplete.
+    /// The header at the start of `input`; `None` while it is incomplete. `deflate` says that messages may be
+    /// compressed.
     ///
     /// # Errors
     /// What it does against the RFC, as soon as the bytes that show it are there.
-    pub fn parse(input: &[u8]) -> Result<Option<Self>, Violation> {
+    pub fn parse(input: &[u8], deflate: bool) -> Result<Option<Self>, Violation> {
         let [first, second, rest @ ..] = input else {
-            return input.first().map_or(Ok(None), |first| parse_first(*first).map(|_| None));
+            return input.first().map_or(Ok(None), |first| parse_first(*first, deflate).map(|_| None));
         };
-        let (fin, opcode) = parse_first(*first)?;
+        let (fin, compressed, opcode) = parse_first(*first, deflate)?;
         if second & 0x80 == 0 {
             return Err(Violation::NotMasked);
         }
@@ -116,16 +122,24 @@ impl Header {
         let Some((length, used)) = parse_length(short, rest)? else { return Ok(None) };
         let Some(key) = rest.get(used..used + 4) else { return Ok(None) };
         let key = key.try_into().expect("a slice of four bytes");
-        Ok(Some(Self { fin, opcode, key, length, bytes: 2 + used + 4 }))
+        Ok(Some(Self { fin, compressed, opcode, key, length, bytes: 2 + used + 4 }))
     }
 }
 
-fn parse_first(first: u8) -> Result<(bool, Opcode), Violation> {
-    if first & 0x70 != 0 {
+const FIN: u8 = 0x80;
+const COMPRESSED: u8 = 0x40;
+const RESERVED: u8 = 0x70;
+
+fn parse_first(first: u8, deflate: bool) -> Result<(bool, bool, Opcode), Violation> {
+    let (fin, compressed) = (first & FIN != 0, first & COMPRESSED != 0);
+    let opcode = Opcode::from_bits(first & 0x0F);
+    // Only a message's first frame says that it is compressed, never a control frame.
+    let may_be = deflate && matches!(opcode, Ok(Opcode::Text | Opcode::Binary));
+    if first & RESERVED & !COMPRESSED != 0 || compressed && !may_be {
         return Err(Violation::ReservedBit);
     }
-    let (fin, opcode) = (first & 0x80 != 0, Opcode::from_bits(first & 0x0F)?);
-    if opcode.is_control() && !fin { Err(Violation::ControlFrame) } else { Ok((fin, opcode)) }
+    let opcode = opcode?;
+    if opcode.is_control() && !fin { Err(Violation::ControlFrame) } else { Ok((fin, compressed, opcode)) }
 }
 
 /// The payload length and in how many bytes behind the second it was given.
@@ -187,6 +201,13 @@ pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
 pub fn put(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     put_header(out, opcode, payload.len());
     out.extend_from_slice(payload);
+}
+
+/// Appends a whole frame whose payload is compressed.
+pub(super) fn put_compressed(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
+    let start = out.len();
+    put(out, opcode, payload);
+    out[start] |= COMPRESSED;
 }
 
 /// Appends a frame whose payload `write` appends, its length known only then: the payload is moved where the

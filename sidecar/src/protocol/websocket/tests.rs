@@ -48,12 +48,24 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 
 /// Feeds pieces as a connection does: what was not consumed is offered again with more behind it.
 fn decode(pieces: &[&[u8]]) -> Result<Vec<Owned>, (Vec<Owned>, Violation)> {
+    decode_with(None, pieces)
+}
+
+/// The same for a client that negotiated compression.
+fn decode_deflated(pieces: &[&[u8]]) -> Result<Vec<Owned>, (Vec<Owned>, Violation)> {
+    decode_with(Some(Inflater::default()), pieces)
+}
+
+fn decode_with(
+    mut inflater: Option<Inflater>,
+    pieces: &[&[u8]],
+) -> Result<Vec<Owned>, (Vec<Owned>, Violation)> {
     let (mut decoder, mut kept, mut events) = (Decoder::default(), Vec::new(), Vec::new());
     for piece in pieces {
         kept.extend_from_slice(piece);
         let mut at = 0;
         loop {
-            match decoder.step(&mut kept[at..], MAX) {
+            match decoder.step(&mut kept[at..], MAX, inflater.as_mut()) {
                 Ok(Step::Incomplete) => break,
                 Ok(Step::Consumed(used, event)) => {
                     at += used;
@@ -75,38 +87,48 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(any::<u8>(), 0..20), vec(any::<u8>(), 120..400)]
 }
 
-/// One message as its frames, a ping between two fragments, and the events that it gives.
+/// A message's compressed payload, whether that is shorter or not.
+fn deflated(message: &[u8]) -> Vec<u8> {
+    let mut state = flate2::Compress::new(flate2::Compression::new(3), false);
+    let mut packed = Vec::with_capacity(message.len() + 100);
+    state.compress_vec(message, &mut packed, flate2::FlushCompress::Sync).unwrap();
+    packed.truncate(packed.len() - 4);
+    packed
+}
+
+/// One message as its frames, compressed or not, a ping between two fragments, and the events that it gives.
 fn message() -> impl Strategy<Value = (Vec<u8>, Vec<Owned>)> {
-    let fragments = (vec(any::<char>(), 0..120), any::<bool>(), vec(0_usize..400, 0..4), any::<bool>());
+    let fragments =
+        (vec(any::<char>(), 0..120), any::<bool>(), vec(0_usize..400, 0..4), any::<bool>(), any::<bool>());
     let whole = prop_oneof![
         payload().prop_map(|bytes| (frame(0x82, &bytes), vec![Owned::Binary(bytes)])),
         vec(any::<u8>(), 0..125).prop_map(|bytes| (frame(0x89, &bytes), vec![Owned::Ping(bytes)])),
         vec(any::<u8>(), 0..125).prop_map(|bytes| (frame(0x8A, &bytes), vec![Owned::Pong(bytes)])),
     ];
-    let split = fragments.prop_map(|(characters, text, mut cuts, ping)| {
+    let split = fragments.prop_map(|(characters, text, mut cuts, ping, deflate)| {
         let content: String = characters.into_iter().collect();
-        let bytes = content.as_bytes();
+        let packed = deflated(content.as_bytes());
+        let bytes = if deflate { &packed } else { content.as_bytes() };
         cuts.iter_mut().for_each(|cut| *cut %= bytes.len() + 1);
         cuts.sort_unstable();
         cuts.push(bytes.len());
         let (mut out, mut events, mut start) = (Vec::new(), Vec::new(), 0);
         for (at, cut) in cuts.iter().enumerate() {
-            let opcode = if at > 0 {
-                0
-            } else if text {
-                1
-            } else {
-                2
+            let opcode = match (at, text) {
+                (0, true) => 1,
+                (0, false) => 2,
+                _ => 0,
             };
+            let compressed = if deflate && at == 0 { 0x40 } else { 0 };
             let fin = if at + 1 == cuts.len() { 0x80 } else { 0 };
-            out.extend(frame(fin | opcode, &bytes[start..*cut]));
+            out.extend(frame(fin | compressed | opcode, &bytes[start..*cut]));
             if ping && fin == 0 {
                 out.extend(frame(0x89, b"between"));
                 events.push(Owned::Ping(b"between".to_vec()));
             }
             start = *cut;
         }
-        events.push(if text { Owned::Text(content) } else { Owned::Binary(bytes.to_vec()) });
+        events.push(if text { Owned::Text(content) } else { Owned::Binary(content.into_bytes()) });
         (out, events)
     });
     prop_oneof![whole, split]
@@ -125,13 +147,14 @@ proptest! {
         cuts.push(bytes.len());
         let mut start = 0;
         let pieces: Vec<&[u8]> = cuts.iter().map(|cut| &bytes[std::mem::replace(&mut start, *cut)..*cut]).collect();
-        prop_assert_eq!(decode(&pieces).unwrap(), expected);
+        prop_assert_eq!(decode_deflated(&pieces).unwrap(), expected);
     }
 
     #[test]
     fn any_bytes_give_events_or_a_violation_the_same_in_one_piece_and_byte_by_byte(bytes in vec(any::<u8>(), 0..300)) {
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         prop_assert_eq!(decode(&[&bytes]), decode(&single));
+        prop_assert_eq!(decode_deflated(&[&bytes]), decode_deflated(&single));
     }
 }
 
@@ -159,6 +182,27 @@ fn frames_against_the_rfc_are_told_apart() {
     ] {
         assert_eq!(violation(&bytes), expected, "{:?}", &bytes[..bytes.len().min(12)]);
     }
+}
+
+#[test]
+fn compressed_frames_against_the_rfc_are_told_apart() {
+    let bomb = deflated(&[0; MAX + 1]);
+    for (bytes, expected) in [
+        (frame(0xC9, b""), Violation::ReservedBit),
+        (frame(0xC8, b""), Violation::ReservedBit),
+        (frame(0xA1, b""), Violation::ReservedBit),
+        (frame(0x91, b""), Violation::ReservedBit),
+        ([frame(0x01, b"a"), frame(0xC0, b"b")].concat(), Violation::ReservedBit),
+        (frame(0xC1, b"\xFF\xFF"), Violation::Deflate),
+        (frame(0xC1, &deflated(&[0xFF])), Violation::Utf8),
+        (frame(0xC2, &bomb), Violation::TooBig),
+        ([frame(0x42, &bomb[..4]), frame(0x80, &bomb[4..])].concat(), Violation::TooBig),
+        (frame(0xC2, &[0; MAX * 2]), Violation::TooBig),
+    ] {
+        let found = decode_deflated(&[&bytes]).unwrap_err().1;
+        assert_eq!(found, expected, "{:x?}", &bytes[..bytes.len().min(12)]);
+    }
+    assert_eq!(violation(&frame(0xC1, &deflated(b"a"))), Violation::ReservedBit, "nothing was negotiated");
 }
 
 #[test]
@@ -190,7 +234,7 @@ fn a_decoder_keeps_nothing_between_whole_messages() {
     let mut decoder = Decoder::default();
     let mut bytes = [frame(0x01, b"a"), frame(0x80, b"b"), frame(0x81, b"c")].concat();
     let mut at = 0;
-    while let Step::Consumed(used, _) = decoder.step(&mut bytes[at..], MAX).unwrap() {
+    while let Step::Consumed(used, _) = decoder.step(&mut bytes[at..], MAX, None).unwrap() {
         at += used;
     }
     assert!(decoder.is_idle());

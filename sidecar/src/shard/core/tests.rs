@@ -14,12 +14,13 @@ use crate::{
 };
 
 const SETTINGS: &str = "
-hub: {pingIntervalSeconds: 20, pongTimeoutSeconds: 5}
+hub: {pingIntervalSeconds: 20, pongTimeoutSeconds: 5, compression: {enabled: true, minBytes: 100}}
 namespaces:
 - {name: default, publish: allowed, subscribe: allowed}
 - {name: small, subscribe: allowed, slowConsumer: {policy: disconnect, maxLagBytes: 20000, maxLagMessages: 1000000}}
 - {name: few, subscribe: allowed, slowConsumer: {policy: disconnect, maxLagBytes: 200000000, maxLagMessages: 10}}
 - {name: oldest, subscribe: allowed, slowConsumer: {policy: dropOldest, maxLagBytes: 20000, maxLagMessages: 1000000}}
+- {name: images, subscribe: allowed, compression: false}
 - {name: newest, subscribe: allowed, slowConsumer: {policy: dropNewest, maxLagBytes: 20000, maxLagMessages: 1000000}}
 - {name: latest, subscribe: allowed, slowConsumer: {policy: conflate, maxLagBytes: 20000, maxLagMessages: 10}}";
 
@@ -29,6 +30,8 @@ struct Bench {
     mailbox: Mailbox,
     inbox: Inbox,
     buffer: Vec<u8>,
+    /// Whether the next clients negotiate compression.
+    deflate: bool,
 }
 
 /// The far end of a connection.
@@ -58,7 +61,7 @@ impl Bench {
         let (mailbox, inbox) = Mailbox::new(1, || {});
         let seats = Arc::<Seats>::default();
         let core = Core::new(0, NodeId(1), rules(SETTINGS), sender, Arc::default(), seats);
-        Self { core, work, mailbox, inbox, buffer: vec![0; BUFFER] }
+        Self { core, work, mailbox, inbox, buffer: vec![0; BUFFER], deflate: false }
     }
 
     fn ask(
@@ -72,7 +75,7 @@ impl Bench {
         let remote = "192.0.2.1:5".parse().unwrap();
         // As the door does; it is given back when the slot is.
         self.core.seats.take();
-        self.core.reserve(Reservation { protocol, identity, channels, remote, reply });
+        self.core.reserve(Reservation { protocol, deflate: self.deflate, identity, channels, remote, reply });
         answer
     }
 
@@ -194,6 +197,7 @@ impl Bench {
             let payload = &bytes[start..start + length];
             frames.push(match bytes[0] {
                 0x81 => String::from_utf8(payload.to_vec()).unwrap(),
+                0xC1 => format!("deflated to {length}"),
                 0x88 if payload.is_empty() => "close".to_owned(),
                 0x88 => format!("close {}", u16::from_be_bytes([payload[0], payload[1]])),
                 0x89 => "ping".to_owned(),
@@ -473,6 +477,31 @@ fn work_that_finds_no_room_is_refused_as_each_protocol_can() {
     assert!(frames[0].contains("\"code\":111") && frames[0].contains("\"id\":\"7\""), "{frames:?}");
     bench.hear(&bare, Opcode::Text, b"x");
     assert_eq!(bench.frames(&mut bare), ["close 3014"]);
+}
+
+#[test]
+fn a_publication_is_compressed_once_for_those_who_negotiated_it_and_plain_for_the_others() {
+    let mut bench = Bench::new();
+    let mut plain = bench.connect(Protocol::RawBare, &["a"]);
+    bench.deflate = true;
+    let mut first = bench.connect(Protocol::RawBare, &["a"]);
+    let mut second = bench.connect(Protocol::RawBare, &["a"]);
+    let mut framed = bench.connect(Protocol::RawFramed, &["a", "images:a"]);
+    bench.frames(&mut framed);
+    let text = "x".repeat(1_000);
+    bench.publish("a", &text);
+    assert_eq!(bench.frames(&mut plain), std::slice::from_ref(&text));
+    let deflated = bench.frames(&mut first);
+    assert!(deflated[0].starts_with("deflated to "), "{deflated:?}");
+    assert_eq!(bench.frames(&mut second), deflated);
+    assert!(bench.frames(&mut framed)[0].starts_with("deflated to "));
+    assert_eq!(bench.core.metrics.deflate_in.get(), 2_000, "once for each wire form");
+    bench.publish("a", "short");
+    assert_eq!(bench.frames(&mut first), ["short"]);
+    bench.publish("images:a", &text);
+    assert!(bench.frames(&mut framed)[0].starts_with("{\"pub\""), "the namespace does not want it");
+    bench.hear(&first, Opcode::Ping, b"p");
+    assert_eq!(bench.frames(&mut first), ["pong p"]);
 }
 
 // === slow consumers ===
