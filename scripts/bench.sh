@@ -39,5 +39,7 @@ else
   peer Nchan nchan
 fi
 say "measuring"
-exec "$target/release/fanout-bench" run --sidecar "$target/release/fanout-sidecar" --peer-binaries "$peers" \
+"$target/release/fanout-bench" run --sidecar "$target/release/fanout-sidecar" --peer-binaries "$peers" \
   --out "$target/bench/results.json" "${only[@]}" "$@"
+"$target/release/fanout-bench" page --results "$target/bench/results.json" --out "$target/bench/page"
+echo "plots: $target/bench/page/benchmarks.md"

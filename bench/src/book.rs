@@ -28,6 +28,25 @@ pub(crate) enum Measure {
     IdleBytes,
     ActiveBytes,
     KernelBytes,
+    HalfP99,
+    LoadP50,
+    LoadP99,
+    LoadP999,
+    Ceiling,
+    FanOutCpu,
+    FirstByte,
+    LastByte,
+    MemoryAt,
+    SoakDeliveries,
+    SoakLost,
+    SoakClosed,
+    SoakP50,
+    SoakP99,
+    SoakP999,
+    SoakLongest,
+    SoakCpu,
+    SoakBytes,
+    SoakSetup,
 }
 
 /// One figure of one round.
@@ -89,18 +108,50 @@ impl Measure {
             Self::IdleBytes => "user-space memory of an idle connection",
             Self::ActiveBytes => "user-space memory of a connection that has received",
             Self::KernelBytes => "kernel memory of a connection (one end)",
+            Self::HalfP99 => "p99 publish to receipt at half of the best peer's saturation",
+            Self::LoadP50 => "p50 publish to receipt",
+            Self::LoadP99 => "p99 publish to receipt",
+            Self::LoadP999 => "p99.9 publish to receipt",
+            Self::Ceiling => "reached where more was offered",
+            Self::FanOutCpu => "CPU per delivery by fan-out",
+            Self::FirstByte => "publish to the first of 10,000 subscribers",
+            Self::LastByte => "publish to the last of 10,000 subscribers",
+            Self::MemoryAt => "user-space memory by connections",
+            Self::SoakDeliveries => "100,000 connections, deliveries",
+            Self::SoakLost => "100,000 connections, lost deliveries",
+            Self::SoakClosed => "100,000 connections, closed connections",
+            Self::SoakP50 => "100,000 connections, p50 publish to receipt",
+            Self::SoakP99 => "100,000 connections, p99 publish to receipt",
+            Self::SoakP999 => "100,000 connections, p99.9 publish to receipt",
+            Self::SoakLongest => "100,000 connections, longest publish to receipt",
+            Self::SoakCpu => "100,000 connections, CPU per delivery",
+            Self::SoakBytes => "100,000 connections, user-space memory of one",
+            Self::SoakSetup => "100,000 connections, set-up",
         }
     }
 
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Self::PacedCpu | Self::SaturatedCpu | Self::SetupCpu => "us",
-            Self::PacedP50 | Self::PacedP99 => "ms",
-            Self::Saturated => "deliveries/s",
+            Self::PacedCpu | Self::SaturatedCpu | Self::SetupCpu | Self::FanOutCpu | Self::SoakCpu => "us",
+            Self::PacedP50
+            | Self::PacedP99
+            | Self::HalfP99
+            | Self::LoadP50
+            | Self::LoadP99
+            | Self::LoadP999
+            | Self::FirstByte
+            | Self::LastByte
+            | Self::SoakP50
+            | Self::SoakP99
+            | Self::SoakP999
+            | Self::SoakLongest => "ms",
+            Self::Saturated | Self::Ceiling => "deliveries/s",
             Self::MessagesPerFrame => "messages",
-            Self::Lost => "deliveries",
-            Self::Setup => "connections/s",
-            Self::IdleBytes | Self::ActiveBytes | Self::KernelBytes => "B",
+            Self::Lost | Self::SoakDeliveries | Self::SoakLost => "deliveries",
+            Self::Setup | Self::SoakSetup => "connections/s",
+            Self::IdleBytes | Self::ActiveBytes | Self::KernelBytes | Self::SoakBytes => "B",
+            Self::MemoryAt => "MB",
+            Self::SoakClosed => "connections",
         }
     }
 }
@@ -169,20 +220,7 @@ impl Book {
 
     /// The median over the rounds.
     pub(crate) fn median(&self, peer: Peer, measure: Measure) -> Option<f64> {
-        self.median_at(peer, measure, None)
-    }
-
-    /// The median over the rounds, at a point of a curve.
-    pub(crate) fn median_at(&self, peer: Peer, measure: Measure, at: Option<u64>) -> Option<f64> {
-        let of = |figure: &&Figure| figure.peer == peer && figure.measure == measure && figure.at == at;
-        let mut values: Vec<f64> = self.figures.iter().filter(of).map(|figure| figure.value).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => None,
-            even if even % 2 == 0 => Some(f64::midpoint(values[middle - 1], values[middle])),
-            _ => Some(values[middle]),
-        }
+        median(&self.figures, peer, measure, None)
     }
 
     /// The sidecar's `measure` against `baseline`'s.
@@ -200,6 +238,7 @@ impl Book {
             "machine": machine(),
             "versions": versions(places),
             "commit": commit(),
+            "date": date(),
             "profile": profile,
             "loadAverage": process::load_average(),
             "foreignCpuShare": self.foreign(),
@@ -250,19 +289,22 @@ impl Row {
     }
 }
 
+/// The median over the rounds, at a point where the measure is a curve.
+pub(crate) fn median(figures: &[Figure], peer: Peer, measure: Measure, at: Option<u64>) -> Option<f64> {
+    let of = |figure: &&Figure| figure.peer == peer && figure.measure == measure && figure.at == at;
+    let mut values: Vec<f64> = figures.iter().filter(of).map(|figure| figure.value).collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        even if even % 2 == 0 => Some(f64::midpoint(values[middle - 1], values[middle])),
+        _ => Some(values[middle]),
+    }
+}
+
 fn print_table(rows: &[Row]) {
     println!("| measure | Fanout | baseline | ratio | target | met |\n|---|---|---|---|---|---|");
-    for Row { name, value, unit, baseline, ratio, target, met } in rows {
-        let number = |value: &Option<f64>| value.map_or("-".to_owned(), rounded);
-        let met = met.map_or("-", |met| if met { "yes" } else { "no" });
-        println!(
-            "| {name} | {} {unit} | {} | {} | {} | {met} |",
-            number(value),
-            number(baseline),
-            number(ratio),
-            target.as_deref().unwrap_or("-")
-        );
-    }
+    rows.iter().for_each(|row| println!("{}", row.line()));
 }
 
 /// Three digits that count.
@@ -291,7 +333,7 @@ fn machine() -> Value {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)).unwrap_or("0");
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cores = process::cores();
     let gib = memory.parse::<f64>().unwrap_or(0.0) / 1_048_576.0;
     json!({ "cpu": model, "cores": cores, "memoryGiB": gib.round(), "kernel": kernel.trim() })
 }
@@ -330,7 +372,15 @@ fn versions(places: &Places) -> BTreeMap<&'static str, String> {
 }
 
 fn commit() -> String {
-    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    told_by("git", &["rev-parse", "--short", "HEAD"])
+}
+
+fn date() -> String {
+    told_by("date", &["-u", "+%Y-%m-%d"])
+}
+
+fn told_by(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
     output.map_or_else(
         |_| "unknown".to_owned(),
         |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),

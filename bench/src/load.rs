@@ -231,6 +231,11 @@ impl Fleet {
         self.subscribers.iter_mut().for_each(|subscriber| subscriber.expected = 0);
     }
 
+    /// Connections that the server closed.
+    pub(crate) fn closed(&self) -> usize {
+        self.closed
+    }
+
     fn pump_with(
         &mut self,
         timeout: Option<Duration>,

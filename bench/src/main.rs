@@ -8,20 +8,24 @@ mod bare;
 mod book;
 mod load;
 mod measure;
+mod page;
 mod peer;
+mod plot;
 mod process;
 mod server;
+mod soak;
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     book::{Book, Measure, Row, Target},
     measure::{Bench, Plan},
     peer::{Peer, Places},
     server::Redis,
+    soak::Work,
 };
 
 #[derive(Parser)]
@@ -35,6 +39,18 @@ struct Args {
 enum Command {
     /// Run all measures and write `results.json`.
     Run(Run),
+    /// Write `benchmarks.md` and its plots from `results.json`.
+    Page {
+        /// The figures.
+        #[arg(long, default_value = "target/bench/results.json")]
+        results: PathBuf,
+        /// The folder to write to.
+        #[arg(long, default_value = "target/bench/page")]
+        out: PathBuf,
+    },
+    /// A load process of the run with 100,000 connections; `run` starts it.
+    #[command(hide = true)]
+    Work(Work),
     /// The baseline: one thread, one `write` per subscriber and publication.
     Bare {
         /// Port on loopback.
@@ -51,6 +67,9 @@ struct Run {
     /// Only these servers, by name; the bare loop and the sidecar always.
     #[arg(long, value_delimiter = ',', value_parser = peer_named)]
     only: Option<Vec<Peer>>,
+    /// Only these measures; what others would have told is missing in the rows.
+    #[arg(long, value_delimiter = ',')]
+    measures: Option<Vec<Part>>,
     /// The sidecar binary, a release build.
     #[arg(long, default_value = "target/release/fanout-sidecar")]
     sidecar: PathBuf,
@@ -65,9 +84,38 @@ struct Run {
     out: PathBuf,
 }
 
+/// What a run is made of, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Isolated and saturated fan-out.
+    FanOut,
+    /// Set-up rate and memory.
+    Connections,
+    /// Latency against load.
+    Loads,
+    /// CPU against fan-out.
+    FanOuts,
+    /// 100,000 connections.
+    Soak,
+}
+
+impl Part {
+    fn measure(self, bench: &mut Bench<'_>) -> Result<()> {
+        match self {
+            Self::FanOut => bench.fan_out(),
+            Self::Connections => bench.connections(),
+            Self::Loads => bench.loads(),
+            Self::FanOuts => bench.fan_outs(),
+            Self::Soak => bench.soak(),
+        }
+    }
+}
+
 fn main() -> Result<()> {
     match Args::parse().command {
         Command::Bare { port } => bare::serve(port),
+        Command::Page { results, out } => page::write(&results, &out),
+        Command::Work(work) => work.run(),
         Command::Run(run) => run.run(),
     }
 }
@@ -96,10 +144,14 @@ impl Run {
                 None => peers.push(peer),
             }
         }
-        book.expect(peers.len() * (plan.rounds + 1));
+        // A round of each, its connections, its curve of latency, four points of fan-out; the two with 100,000.
+        book.expect(peers.len() * (plan.rounds + 1 + 1 + 4) + 2);
         let mut bench = Bench { plan, places: &places, redis: &redis, peers: &peers, book: &mut book };
-        bench.fan_out()?;
-        bench.connections()?;
+        for part in Part::value_variants() {
+            if self.measures.as_ref().is_none_or(|chosen| chosen.contains(part)) {
+                part.measure(&mut bench)?;
+            }
+        }
         let rows = rows(&book);
         book.finish(if self.quick { "quick" } else { "full" }, &rows, &places, &self.out)
     }
@@ -122,8 +174,8 @@ fn rows(book: &Book) -> Vec<Row> {
     ];
     rows.extend(faster.map(|(peer, bound)| book.row(Measure::Saturated, peer, Some(RatioAtLeast(bound)))));
     rows.push(book.row(Measure::Saturated, Peer::Ws, None));
-    let peers = Peer::ALL.into_iter().filter(|peer| !matches!(peer, Peer::Bare | Peer::Sidecar));
-    for measure in [Measure::PacedCpu, Measure::PacedP99] {
+    let peers = Peer::ALL.into_iter().filter(|peer| peer.is_peer());
+    for measure in [Measure::PacedCpu, Measure::PacedP99, Measure::HalfP99] {
         rows.extend(peers.clone().map(|peer| book.row(measure, peer, Some(Lower))));
     }
     rows.push(book.row(Measure::IdleBytes, Peer::Bare, Some(AtMost(512.0))));
@@ -135,6 +187,17 @@ fn rows(book: &Book) -> Vec<Row> {
     rows.extend(peers.clone().map(|peer| book.row(Measure::IdleBytes, peer, Some(Lower))));
     rows.push(book.row(Measure::Setup, Peer::Bare, None));
     rows.extend(peers.map(|peer| book.row(Measure::Setup, peer, Some(RatioAtLeast(1.5)))));
+    rows.push(book.row(Measure::SoakLost, Peer::Bare, Some(AtMost(0.0))));
+    rows.push(book.row(Measure::SoakClosed, Peer::Bare, Some(AtMost(0.0))));
+    rows.push(book.row(Measure::SoakP99, Peer::Bare, None));
+    rows.push(book.row(Measure::SoakLongest, Peer::Bare, Some(RatioAtMost(2.0))));
+    rows.push(book.row(Measure::SoakCpu, Peer::Bare, None));
+    let growth = |peer| Some(book.median(peer, Measure::SoakCpu)? / book.median(peer, Measure::PacedCpu)?);
+    let name = "growth of CPU per delivery from 1,000 to 100,000 connections against bare loop".to_owned();
+    rows.push(Row::new(name, "x", growth(Peer::Sidecar), growth(Peer::Bare), Some(RatioAtMost(1.15))));
+    rows.push(book.row(Measure::SoakBytes, Peer::Bare, None));
+    rows.push(book.row(Measure::FirstByte, Peer::Bare, None));
+    rows.push(book.row(Measure::LastByte, Peer::Bare, Some(RatioAtMost(1.2))));
     rows
 }
 
@@ -144,6 +207,20 @@ fn peer_named(name: &str) -> Result<Peer, String> {
 }
 
 impl Plan {
-    const QUICK: Self = Self { subscribers: 1_000, idle: 10_000, step: Duration::from_secs(3), rounds: 2 };
-    const FULL: Self = Self { subscribers: 1_000, idle: 18_000, step: Duration::from_secs(8), rounds: 5 };
+    const QUICK: Self = Self {
+        subscribers: 1_000,
+        idle: 10_000,
+        step: Duration::from_secs(3),
+        rounds: 2,
+        point: Duration::from_millis(1_500),
+        soak: Duration::from_secs(30),
+    };
+    const FULL: Self = Self {
+        subscribers: 1_000,
+        idle: 18_000,
+        step: Duration::from_secs(8),
+        rounds: 5,
+        point: Duration::from_secs(6),
+        soak: Duration::from_secs(300),
+    };
 }

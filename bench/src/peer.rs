@@ -75,6 +75,11 @@ impl Peer {
         }
     }
 
+    /// Whether it is neither the floor nor the product.
+    pub(crate) fn is_peer(self) -> bool {
+        !matches!(self, Self::Bare | Self::Sidecar)
+    }
+
     pub(crate) fn dialect(self) -> Dialect {
         match self {
             Self::Centrifuge => Dialect::Centrifuge,

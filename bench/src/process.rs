@@ -112,9 +112,23 @@ pub(crate) fn raise_open_files() -> Result<u64> {
     Ok(limit.maximum.unwrap_or(u64::MAX))
 }
 
+/// Cores of the machine; the standard library would count those that this thread is kept on.
+pub(crate) fn cores() -> usize {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let core = |line: &&str| {
+        line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    stat.lines().filter(core).count().max(1)
+}
+
+/// All cores.
+pub(crate) fn all_cores() -> String {
+    format!("0-{}", cores() - 1)
+}
+
 /// Cores that servers do not use: all but the first.
 pub(crate) fn load_cores() -> String {
-    match std::thread::available_parallelism().map_or(1, usize::from) {
+    match cores() {
         0 | 1 => "0".to_owned(),
         cores => format!("1-{}", cores - 1),
     }
@@ -122,7 +136,7 @@ pub(crate) fn load_cores() -> String {
 
 /// Puts the calling thread on the second core, so that it does not share with the servers.
 pub(crate) fn keep_off_the_first_core() -> Result<()> {
-    if std::thread::available_parallelism().map_or(1, usize::from) > 1 {
+    if cores() > 1 {
         let mut cores = CpuSet::new();
         cores.set(1);
         sched_setaffinity(None, &cores).context("failed to choose a core")?;

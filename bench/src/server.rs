@@ -38,13 +38,18 @@ pub(crate) struct Redis {
 }
 
 impl Server {
-    /// Starts a server and waits until it listens.
+    /// Starts a server on the first core and waits until it upgrades a client.
     pub(crate) fn start(peer: Peer, places: &Places) -> Result<Self> {
+        Self::start_on("0", peer, places)
+    }
+
+    /// The same on cores of the caller's choice.
+    pub(crate) fn start_on(cores: &str, peer: Peer, places: &Places) -> Result<Self> {
         let folder = TempDir::new()?;
         let port = free_port()?;
         let command = peer.command(places, folder.path(), port)?;
         let log = File::create(folder.path().join("log"))?;
-        let child = pinned("0", &command).stdout(Stdio::null()).stderr(log).spawn().with_context(|| {
+        let child = pinned(cores, &command).stdout(Stdio::null()).stderr(log).spawn().with_context(|| {
             format!("failed to start {}: is `taskset` (util-linux) installed?", peer.label())
         })?;
         let mut server = Self { peer, redis: places.redis, port, child, folder };
@@ -64,6 +69,10 @@ impl Server {
                 Ok(_) => return Ok(()),
             }
         }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Clients for the one channel of the rows.

@@ -108,6 +108,10 @@ impl Publisher {
         self.flush()
     }
 
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
     /// Sends what waited and drops the answers.
     pub(crate) fn pump(&mut self) -> Result<()> {
         self.flush()?;
