@@ -42,7 +42,10 @@ listen: {client: '127.0.0.1:0', api: '127.0.0.1:0', admin: '127.0.0.1:0'}
 YAML
   # Group 9 sends 16 MiB in one message and a thousand messages in a row.
   cat >"$work/live.yaml" <<YAML
-hub: {maxMessageBytes: 16777216}
+hub:
+  maxMessageBytes: 16777216
+  compression: {enabled: true, minBytes: 0}
+  limits: {messagesPerSecond: 100000000, bytesPerSecond: 1000000000}
 namespaces:
 - name: default
   publish: allowed

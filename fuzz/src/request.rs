@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use fanout_sidecar::{
     auth::{Auth, AuthRules},
     domain::{NodeId, Policies},
-    http::ClientPort,
+    http::{ClientPort, Metrics},
     shard::{Config, Rules, Shards},
 };
 use hyper::server::conn::http1;
@@ -45,7 +45,7 @@ static BENCH: LazyLock<Bench> = LazyLock::new(|| {
     let config =
         Config { shards: 1, node: NodeId(1), max_connections: 100, mailbox_bytes: Config::MAILBOX_BYTES };
     let shards = Shards::spawn(config, Arc::new(rules), &work).expect("a thread");
-    let port = ClientPort::new(shards.door().clone(), Arc::new(auth));
+    let port = ClientPort::new(shards.door().clone(), Arc::new(auth), Metrics::default());
     let runtime = runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     Bench { runtime, port, _shards: shards }
 });

@@ -80,7 +80,7 @@ pub struct HubSettings {
     pub trusted_proxies: Vec<IpNet>,
     /// Compression of WebSocket messages.
     pub compression: Compression,
-    /// Limits of one connection.
+    /// What one client may do, and how clients come in.
     pub limits: Limits,
 }
 
@@ -99,7 +99,7 @@ pub struct Compression {
     pub min_bytes: u32,
 }
 
-/// Limits of one connection.
+/// What one client may do, and how clients come in. A frame is bounded by the message that it is a part of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
@@ -118,6 +118,37 @@ pub struct Limits {
     /// Seconds that a connection may take no byte of what waits for it before it is closed as a slow consumer.
     #[schemars(range(min = 1, max = 3_600))]
     pub write_timeout_seconds: u32,
+    /// Bytes of a request's query.
+    #[schemars(range(min = 64, max = 65_536))]
+    pub query_bytes: u32,
+    /// Connections from one address, or from one /64 of IPv6, as `trustedProxies` show it; more are answered with
+    /// 429. 0: no bound, since behind a proxy that is not trusted all clients have its address.
+    #[schemars(range(max = 10_000_000))]
+    pub connections_per_ip: u32,
+    /// Connections of one user, by the `sub` of its token; more are answered with 429. 0: no bound.
+    #[schemars(range(max = 10_000_000))]
+    pub connections_per_user: u32,
+    /// Connections accepted a second, and at once after a pause; more wait in the system's queue. 0: no bound.
+    #[schemars(range(max = 1_000_000))]
+    pub accepts_per_second: u32,
+    /// Connections that are neither a WebSocket nor an event stream yet; more are answered with 503.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub handshakes_in_flight: u32,
+    /// Frames a second from one connection, pings and fragments included; two seconds' worth may come at once. Above
+    /// it the connection is closed with 3013.
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub messages_per_second: u32,
+    /// Bytes a second from one connection; two seconds' worth, or one message, may come at once. Above it the
+    /// connection is closed with 3013.
+    #[schemars(range(min = 1_024, max = 1_000_000_000))]
+    pub bytes_per_second: u32,
+    /// Seconds without a message in either direction, pings not counted, after which a connection is closed. 0: never.
+    #[schemars(range(max = 31_536_000))]
+    pub idle_timeout_seconds: u32,
+    /// Seconds, give or take a tenth, after which a connection is closed so that its client comes back, perhaps to
+    /// another node. 0: never.
+    #[schemars(range(max = 31_536_000))]
+    pub max_connection_age_seconds: u32,
 }
 
 /// Who may connect and who may call the server API.
@@ -248,6 +279,18 @@ impl Default for Limits {
             header_timeout_seconds: 10,
             // Longer than a change of networks of a phone, shorter than ping and pong together.
             write_timeout_seconds: 30,
+            // Half of the headers: a token and some channels.
+            query_bytes: 4_096,
+            connections_per_ip: 0,
+            connections_per_user: 0,
+            // More than one node can shake hands with; its first second is a crowd that comes back at once.
+            accepts_per_second: 25_000,
+            handshakes_in_flight: 4_096,
+            // Twice the publications that a namespace admits by default.
+            messages_per_second: 1_000,
+            bytes_per_second: 4_194_304,
+            idle_timeout_seconds: 0,
+            max_connection_age_seconds: 0,
         }
     }
 }

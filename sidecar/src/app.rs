@@ -31,7 +31,7 @@ use crate::{
     broker::{self, Broker, Bus, Events},
     config::{Config, Live},
     drain::{self, DrainSignal, DrainWatch},
-    http::ClientPort,
+    http::{self, ClientPort},
     hub::Hub,
     metrics,
     shard::{self, Shards},
@@ -142,6 +142,7 @@ impl App {
         // What has to be before clients may come.
         let readiness = Readiness::default();
         let serving = readiness.part("serving", "the node starts");
+        let accepting = readiness.part("accepting", "the client port is not open yet");
         let broker_part = readiness.part("broker", "no message has come back from the broker yet");
 
         // The shards.
@@ -203,6 +204,7 @@ impl App {
 
         // The doors.
         let api_metrics = api::Metrics::default();
+        let http_metrics = http::Metrics::default();
         let channels = hub.clone();
         registry
             .shards(Arc::downgrade(&shards), move || channels.channels())
@@ -210,6 +212,7 @@ impl App {
             .fanout(|registry| bridge_metrics.register(registry))
             .fanout(|registry| settings_metrics.register(registry))
             .fanout(|registry| drain_metrics.register(registry))
+            .fanout(|registry| http_metrics.register(registry))
             .fanout(|registry| api_metrics.register(registry));
         let metrics = registry.build();
         let api = Api {
@@ -238,7 +241,8 @@ impl App {
             .enable_all()
             .build()
             .map_err(StartError::Threads)?;
-        let http = ClientPort::new(shards.door().clone(), auth);
+        let http = ClientPort::new(shards.door().clone(), auth, http_metrics);
+        tokio::spawn(ready::follow_port(accepting, http.accepting(), drain.clone()));
         tasks.spawn_on(
             named("the client port", serve_clients(http, client_port, drain.clone())),
             client.handle(),

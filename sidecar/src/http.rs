@@ -5,26 +5,25 @@
 //! Of the data plane this knows [`Door`] only.
 
 mod error;
+mod gate;
 mod listener;
+mod metrics;
 mod proxy_protocol;
 mod remote;
 mod request;
 mod sse;
 mod upgrade;
 
-use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
-use axum::{Router, routing::get};
+use axum::{Router, extract::State, middleware::map_response_with_state, response::Response, routing::get};
+use tokio::sync::watch;
+
+use self::gate::Gate;
 
 use crate::{auth::Auth, shard::Door};
+
+pub use metrics::Metrics;
 
 /// The client port. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -34,7 +33,9 @@ pub struct ClientPort(Arc<Shared>);
 struct Shared {
     door: Door,
     auth: Arc<Auth>,
-    accepting: AtomicBool,
+    gate: Gate,
+    metrics: Metrics,
+    accepting: watch::Sender<bool>,
 }
 
 /// Who is at the other end of a TCP connection: the client, or a proxy that we may or may not trust.
@@ -43,14 +44,20 @@ struct Peer(SocketAddr);
 
 impl ClientPort {
     /// A port that leads to this door.
-    pub fn new(door: Door, auth: Arc<Auth>) -> Self {
-        Self(Arc::new(Shared { door, auth, accepting: AtomicBool::new(false) }))
+    pub fn new(door: Door, auth: Arc<Auth>, metrics: Metrics) -> Self {
+        let accepting = watch::Sender::new(false);
+        Self(Arc::new(Shared { door, auth, gate: Gate::default(), metrics, accepting }))
     }
 
     /// Whether clients are accepted now: not before [`Self::serve`], not behind its stop, and not while the process
     /// has no descriptor left.
     pub fn is_accepting(&self) -> bool {
-        self.0.accepting.load(Ordering::Relaxed)
+        *self.0.accepting.borrow()
+    }
+
+    /// The same, to be told when it changes.
+    pub fn accepting(&self) -> watch::Receiver<bool> {
+        self.0.accepting.subscribe()
     }
 
     /// Accepts clients until `stop`, then closes the listener and lets requests that are under way end; an event
@@ -83,6 +90,7 @@ impl ClientPort {
             .route("/sse/{*channel}", stream)
             .fallback(error::unknown_path)
             .method_not_allowed_fallback(error::wrong_method)
+            .layer(map_response_with_state(self.clone(), count_refusal))
             .with_state(self.clone())
     }
 
@@ -94,9 +102,25 @@ impl ClientPort {
         &self.0.auth
     }
 
-    fn set_accepting(&self, accepting: bool) {
-        self.0.accepting.store(accepting, Ordering::Relaxed);
+    fn gate(&self) -> &Gate {
+        &self.0.gate
     }
+
+    fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    fn set_accepting(&self, accepting: bool) {
+        self.0.metrics.accepting.set(accepting.into());
+        self.0.accepting.send_if_modified(|before| std::mem::replace(before, accepting) != accepting);
+    }
+}
+
+async fn count_refusal(State(port): State<ClientPort>, response: Response) -> Response {
+    if let Some(error::Reason(reason)) = response.extensions().get() {
+        port.metrics().refused(reason);
+    }
+    response
 }
 
 #[cfg(test)]

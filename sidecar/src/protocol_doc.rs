@@ -62,7 +62,9 @@ fn cause(reason: CloseReason) -> &'static str {
         CloseReason::Drain => "the node is leaving: a deploy, a scale-down or a rebalance",
         CloseReason::DrainForced => "the node is leaving and its deadline passed",
         CloseReason::TokenExpired => "the connection's token has expired: get a new one first",
-        CloseReason::SlowConsumer => "the client read too slowly for its namespace's `slowConsumer` bounds",
+        CloseReason::SlowConsumer => {
+            "the client read too slowly for its namespace's `slowConsumer` bounds, or nothing for `hub.limits.writeTimeoutSeconds`"
+        }
         CloseReason::NoPong => "a ping was not answered in `hub.pongTimeoutSeconds`",
         CloseReason::Gap => {
             "messages were lost and the mode has no other way to tell it: fetch the state anew"
@@ -70,8 +72,10 @@ fn cause(reason: CloseReason) -> &'static str {
         CloseReason::Disconnected => "a backend asked for it by `/api/disconnect`",
         CloseReason::PermissionDenied => "new settings no longer allow what the connection does",
         CloseReason::TooManyRequests => {
-            "more publications than the namespace's `rateLimit` admits (bare mode)"
+            "more frames or bytes than `hub.limits` admit, or more publications than `rateLimit` (bare mode)"
         }
+        CloseReason::Idle => "no message in either direction for `hub.limits.idleTimeoutSeconds`",
+        CloseReason::MaxAge => "the connection has reached `hub.limits.maxConnectionAgeSeconds`",
         CloseReason::Unavailable => "the broker did not take a publication (bare mode)",
         CloseReason::ProtocolError => "a frame against RFC 6455",
         CloseReason::BadRequest => "a message that is not what the protocol speaks",

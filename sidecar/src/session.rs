@@ -1,9 +1,11 @@
 //! What a client is and may do now. Pure: commands and the time go in, a [`Step`] comes out; the shard acts.
 
+mod flow;
 mod rate;
 
 use crate::domain::{ChannelName, Command, CommandError, Denied, Identity, Payload, Policies};
 
+pub use flow::Flow;
 pub use rate::Buckets;
 
 /// What to do about a command.
@@ -25,6 +27,8 @@ pub enum Step {
 pub struct Session {
     /// Who the client is.
     pub identity: Identity,
+    /// What it sends.
+    pub flow: Flow,
     buckets: Buckets,
 }
 
@@ -48,7 +52,7 @@ pub struct Circumstances<'a> {
 impl Session {
     /// The session of a client that was let in.
     pub fn new(identity: Identity) -> Self {
-        Self { identity, buckets: Buckets::default() }
+        Self { identity, flow: Flow::default(), buckets: Buckets::default() }
     }
 
     /// Decides about a command.

@@ -10,6 +10,7 @@ mod connection;
 mod core;
 mod door;
 mod index;
+mod ledger;
 mod link;
 mod log;
 mod mail;
@@ -41,6 +42,7 @@ use self::{metrics::ShardMetrics, reactor::Reactor};
 use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
 
 pub use door::{Door, Visitor};
+pub use ledger::Guest;
 pub use link::Link;
 pub use mail::{Completion, Mail, Refusal, Reservation, Reserved, Rules, Task, Work};
 pub use mailbox::{Full, Inbox, Mailbox};

@@ -1,17 +1,23 @@
 //! From an HTTP request to what a method takes.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     http::{HeaderMap, Request, header},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use super::error::ApiError;
 use crate::auth::Auth;
 
 /// What a body may have beyond its message: the names of a broadcast's channels.
 const AROUND_MESSAGE: usize = 1_024 * 1_024;
+
+/// For a body to arrive whole: a backend is near.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// Bytes of a body that carries a message of the greatest size: base64 needs 4 for 3, JSON escapes 6 for 1 at
 /// worst, and 2 for 1 in practice.
@@ -38,7 +44,11 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request<Body>, max: usize
     if !is_json(request.headers()) {
         return Err(ApiError::MediaType);
     }
-    let bytes = match Limited::new(request.into_body(), max).collect().await {
+    let Ok(body) = timeout(BODY_TIME, Limited::new(request.into_body(), max).collect()).await else {
+        let text = format!("the body did not arrive within {} seconds", BODY_TIME.as_secs());
+        return Err(ApiError::BadRequest(text));
+    };
+    let bytes = match body {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::BodyTooLarge { max }),
         Err(error) => return Err(ApiError::BadRequest(format!("the body did not arrive: {error}"))),
@@ -56,6 +66,14 @@ fn is_json(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_arrive_is_not_waited_for() {
+        let body = Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let request = Request::builder().header("content-type", "application/json").body(body).unwrap();
+        let error = read::<serde_json::Value>(request, 100).await.unwrap_err();
+        assert!(error.to_string().contains("within 10 seconds"), "{error}");
+    }
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {
         [(header::HeaderName::from_static(name), header::HeaderValue::from_static(value))]

@@ -21,6 +21,23 @@ pub(super) async fn until_drain(serving: Part, drain: DrainWatch) {
     serving.set(Err("the node drains".to_owned()));
 }
 
+/// Ready while the client port accepts: not while the process has no descriptor left. A drain has a part of its own.
+pub(super) async fn follow_port(part: Part, mut accepting: watch::Receiver<bool>, drain: DrainWatch) {
+    loop {
+        let open = *accepting.borrow_and_update();
+        part.set(if open { Ok(()) } else { Err("no client can be accepted".to_owned()) });
+        tokio::select! {
+            _ = drain.begun() => break,
+            changed = accepting.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    part.ready();
+}
+
 /// Ready as the broker's health and the policy say.
 pub(super) async fn follow_broker(
     part: Part,

@@ -25,6 +25,10 @@ pub enum CloseReason {
     PermissionDenied,
     /// More than the limits of a connection admit.
     TooManyRequests,
+    /// No message went in either direction for too long.
+    Idle,
+    /// The connection has reached its age.
+    MaxAge,
     /// The broker did not take a publication and the protocol has no error reply.
     Unavailable,
     /// A frame against RFC 6455.
@@ -52,7 +56,7 @@ pub enum Reconnect {
 
 impl CloseReason {
     /// All of them, for the generated documents.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::ClientClosed,
         Self::ConnectionLost,
         Self::Drain,
@@ -64,6 +68,8 @@ impl CloseReason {
         Self::Disconnected,
         Self::PermissionDenied,
         Self::TooManyRequests,
+        Self::Idle,
+        Self::MaxAge,
         Self::Unavailable,
         Self::ProtocolError,
         Self::BadRequest,
@@ -86,6 +92,8 @@ impl CloseReason {
             Self::Disconnected => "disconnected",
             Self::PermissionDenied => "permission_denied",
             Self::TooManyRequests => "too_many_requests",
+            Self::Idle => "idle",
+            Self::MaxAge => "max_age",
             Self::Unavailable => "unavailable",
             Self::ProtocolError => "protocol_error",
             Self::BadRequest => "bad_request",
@@ -98,15 +106,19 @@ impl CloseReason {
     /// Whether and when the client should come back.
     pub fn reconnect(self) -> Reconnect {
         match self {
-            Self::ConnectionLost | Self::Drain | Self::DrainForced | Self::NoPong | Self::Gap => {
-                Reconnect::Yes
-            }
+            Self::ConnectionLost
+            | Self::Drain
+            | Self::DrainForced
+            | Self::NoPong
+            | Self::Gap
+            | Self::MaxAge => Reconnect::Yes,
             Self::SlowConsumer
             | Self::TokenExpired
             | Self::TooManyRequests
             | Self::Unavailable
             | Self::Internal => Reconnect::WithBackOff,
             Self::ClientClosed
+            | Self::Idle
             | Self::Disconnected
             | Self::PermissionDenied
             | Self::ProtocolError

@@ -26,6 +26,8 @@ pub(super) enum RequestError {
     WrongMethod,
     #[error("request line and headers have {bytes} bytes, at most {limit} are allowed")]
     HeadersTooLarge { bytes: usize, limit: usize },
+    #[error("the query has {bytes} bytes, at most {limit} are allowed")]
+    QueryTooLong { bytes: usize, limit: usize },
     #[error("origin not allowed: the setting `hub.allowedOrigins` does not list it")]
     Origin,
     #[error("{0}")]
@@ -65,6 +67,10 @@ pub(super) enum Refused {
     History(CommandError),
     #[error("this node is full, try again later")]
     Full,
+    #[error("this address has as many connections as it may, close some first")]
+    AddressFull,
+    #[error("this user has as many connections as it may, close some first")]
+    UserFull,
     #[error("this node is leaving, connect again")]
     Draining,
 }
@@ -75,6 +81,7 @@ impl RequestError {
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::QueryTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::Origin => StatusCode::FORBIDDEN,
             Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::NoHandshake | Self::Version => StatusCode::UPGRADE_REQUIRED,
@@ -89,6 +96,32 @@ impl RequestError {
         }
     }
 
+    /// Name for metrics.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownPath => "path",
+            Self::WrongMethod => "method",
+            Self::HeadersTooLarge { .. } => "headers",
+            Self::QueryTooLong { .. } => "query",
+            Self::Origin => "origin",
+            Self::Token(_) => "token",
+            Self::NoHandshake
+            | Self::Version
+            | Self::Key(_)
+            | Self::Subprotocol
+            | Self::NotFramed { .. }
+            | Self::NeedsFramed(_)
+            | Self::NotOneChannel { .. }
+            | Self::Channel(_)
+            | Self::Query(_) => "request",
+            Self::Refused(Refused::Command { .. } | Refused::History(_)) => "channel",
+            Self::Refused(Refused::Full) => "full",
+            Self::Refused(Refused::AddressFull) => "address",
+            Self::Refused(Refused::UserFull) => "user",
+            Self::Refused(Refused::Draining) => "draining",
+        }
+    }
+
     /// Numbers of the server API's errors, where they say the same.
     fn code(&self) -> u16 {
         match self {
@@ -97,9 +130,12 @@ impl RequestError {
             Self::Origin => 103,
             Self::UnknownPath => 104,
             Self::Refused(Refused::Command { error, .. } | Refused::History(error)) => error.code(),
-            Self::Refused(Refused::Full | Refused::Draining) => 111,
+            Self::Refused(Refused::Full | Refused::AddressFull | Refused::UserFull | Refused::Draining) => {
+                111
+            }
             Self::WrongMethod
             | Self::HeadersTooLarge { .. }
+            | Self::QueryTooLong { .. }
             | Self::NoHandshake
             | Self::Version
             | Self::Key(_)
@@ -117,6 +153,7 @@ impl Refused {
     fn status(&self) -> StatusCode {
         match self {
             Self::Full | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::AddressFull | Self::UserFull => StatusCode::TOO_MANY_REQUESTS,
             Self::Command { error, .. } | Self::History(error) => match error {
                 CommandError::Unavailable | CommandError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
                 CommandError::UnknownChannel => StatusCode::NOT_FOUND,
@@ -137,16 +174,23 @@ impl From<Refusal> for RequestError {
         Self::Refused(match refusal {
             Refusal::Channel { channel, error } => Refused::Command { channel: channel.to_string(), error },
             Refusal::Full => Refused::Full,
+            Refusal::AddressFull => Refused::AddressFull,
+            Refusal::UserFull => Refused::UserFull,
             Refusal::Draining => Refused::Draining,
         })
     }
 }
+
+/// Why a response is a refusal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reason(pub(super) &'static str);
 
 impl IntoResponse for RequestError {
     fn into_response(self) -> Response {
         let status = self.status();
         let body = json!({"error": {"code": self.code(), "message": self.to_string()}});
         let mut response = (status, Json(body)).into_response();
+        response.extensions_mut().insert(Reason(self.reason()));
         let headers = response.headers_mut();
         let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
         match status {

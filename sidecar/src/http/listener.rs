@@ -1,6 +1,13 @@
 //! The accept loop: options of a socket, PROXY header, then hyper with bounded buffers.
 
-use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::{self, Write},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -13,7 +20,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use super::{ClientPort, Peer, proxy_protocol};
+use super::{
+    ClientPort, Peer,
+    gate::{Pace, Place},
+    proxy_protocol,
+};
 use crate::shard::Rules;
 
 /// Out of descriptors: one is free again when some connection ends, and until then a try costs a wake-up.
@@ -34,22 +45,24 @@ pub(super) async fn serve(
     let (tasks, stopping, router) = (TaskTracker::new(), CancellationToken::new(), port.router());
     let mut stop = pin!(stop);
     port.set_accepting(true);
+    let mut pace = Pace::new(port.door().rules().hub.limits.accepts_per_second, Instant::now());
     loop {
-        let accepted = tokio::select! {
+        let next = tokio::select! {
             () = &mut stop => break,
-            accepted = listener.accept() => accepted,
+            next = next(port, &listener, &mut pace) => next,
         };
-        match accepted {
-            Ok((socket, peer)) => {
-                port.set_accepting(true);
-                let rules = port.door().rules();
-                tasks.spawn(converse(socket, peer, rules, router.clone(), stopping.clone()));
-            }
-            Err(error) if is_of_client(&error) => {}
-            Err(error) => {
-                tracing::warn!(%error, "no client can be accepted for the moment");
-                port.set_accepting(false);
-                sleep(PAUSE).await;
+        if let Some((socket, peer)) = next {
+            let rules = port.door().rules();
+            // Before the system has none left: then nobody could be answered.
+            let most = rules.hub.limits.handshakes_in_flight.min(port.door().room().max(1));
+            match port.gate().enter(most) {
+                Some(place) => {
+                    tasks.spawn(converse(socket, peer, rules, router.clone(), stopping.clone(), place));
+                }
+                None => {
+                    port.metrics().refused("handshakes");
+                    turn_away(socket);
+                }
             }
         }
     }
@@ -59,6 +72,54 @@ pub(super) async fn serve(
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// The next client, at the pace of the settings; none where one could not be accepted.
+async fn next(port: &ClientPort, listener: &TcpListener, pace: &mut Pace) -> Option<(TcpStream, SocketAddr)> {
+    let error = match listener.accept().await {
+        Ok(client) => {
+            let per_second = port.door().rules().hub.limits.accepts_per_second;
+            if let Some(wait) = pace.take(per_second, Instant::now()) {
+                port.metrics().waits.inc();
+                sleep(wait).await;
+            }
+            return Some(client);
+        }
+        Err(error) => error,
+    };
+    if !is_of_client(&error) {
+        tracing::warn!(%error, "no client can be accepted for the moment");
+        port.metrics().pauses.inc();
+        port.set_accepting(false);
+        until_there_is_room(listener).await;
+        port.set_accepting(true);
+        tracing::info!("clients are accepted again");
+    }
+    None
+}
+
+/// Waits until the system gives descriptors again. That is tried out, for no client may come to a node that is not
+/// ready.
+async fn until_there_is_room(listener: &TcpListener) {
+    loop {
+        sleep(PAUSE).await;
+        if SockRef::from(listener).try_clone().is_ok() {
+            return;
+        }
+    }
+}
+
+/// Answers without reading: whoever is one too many costs nothing more.
+fn turn_away(socket: TcpStream) {
+    const ANSWER: &str = concat!(
+        "HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\nconnection: close\r\n",
+        "content-type: application/json\r\ncontent-length: 81\r\n\r\n",
+        r#"{"error":{"code":111,"message":"too many handshakes in flight, try again later"}}"#,
+    );
+    // What cannot be written at once is not written.
+    if let Ok(mut socket) = socket.into_std() {
+        drop(socket.write(ANSWER.as_bytes()));
+    }
 }
 
 /// A client that was gone before it was accepted.
@@ -76,6 +137,7 @@ async fn converse(
     rules: Arc<Rules>,
     router: Router,
     stopping: CancellationToken,
+    place: Place,
 ) {
     let hub = &rules.hub;
     let header_timeout = Duration::from_secs(hub.limits.header_timeout_seconds.into());
@@ -98,6 +160,7 @@ async fn converse(
     };
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(place.clone());
         router.clone().oneshot(request.map(Body::new))
     });
     let connection = http1::Builder::new()

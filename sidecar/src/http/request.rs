@@ -36,6 +36,7 @@ struct Query {
 pub(super) fn read(port: &ClientPort, parts: &Parts, path: Option<String>) -> Result<Asked, RequestError> {
     let rules = port.door().rules();
     check_size(parts, rules.hub.limits.header_bytes as usize)?;
+    check_query(parts, rules.hub.limits.query_bytes as usize)?;
     let origin = parts.headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()));
     if !port.auth().origin(origin.as_deref()) {
         return Err(RequestError::Origin);
@@ -69,6 +70,11 @@ fn check_size(parts: &Parts, limit: usize) -> Result<(), RequestError> {
         |(name, value): (&http::HeaderName, &http::HeaderValue)| name.as_str().len() + value.len() + 4;
     let bytes = line + parts.headers.iter().map(header).sum::<usize>();
     if bytes > limit { Err(RequestError::HeadersTooLarge { bytes, limit }) } else { Ok(()) }
+}
+
+fn check_query(parts: &Parts, limit: usize) -> Result<(), RequestError> {
+    let bytes = parts.uri.query().map_or(0, str::len);
+    if bytes > limit { Err(RequestError::QueryTooLong { bytes, limit }) } else { Ok(()) }
 }
 
 /// Other keys are let pass: proxies and caches add some.

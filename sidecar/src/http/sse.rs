@@ -18,6 +18,7 @@ use hyper::body::Frame;
 use super::{
     ClientPort,
     error::RequestError,
+    gate::Place,
     request::{self, Asked},
 };
 use crate::{
@@ -53,6 +54,10 @@ async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
     let reserved = port.door().reserve(visitor).await?;
     let (link, receiver) = port.door().pipe(reserved);
     port.door().attach(reserved, link, Bytes::new());
+    // From now on it counts as a connection.
+    if let Some(place) = parts.extensions.get::<Place>() {
+        place.release();
+    }
     Ok(stream(Events(receiver)))
 }
 

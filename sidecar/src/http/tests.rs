@@ -70,7 +70,7 @@ impl Node {
         let interest = Arc::default();
         tokio::spawn(loop_back(work, shards.mailboxes(), Arc::clone(&interest)));
         let auth = Arc::new(Auth::new(AuthRules::load(&settings).unwrap()));
-        let port = ClientPort::new(shards.door().clone(), auth);
+        let port = ClientPort::new(shards.door().clone(), auth, Metrics::default());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();

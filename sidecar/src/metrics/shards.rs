@@ -57,6 +57,7 @@ impl Page<'_> {
             slow_dropped_newest,
             slow_conflated,
             write_timeouts,
+            panics,
             deflate_in,
             deflate_out,
             gaps,
@@ -88,6 +89,8 @@ impl Page<'_> {
         ];
         let help = "Connections closed (disconnect, write_timeout) and messages skipped (drop_oldest, drop_newest, conflate) because a client read too slowly";
         self.counters("client_slow_consumer", help, "action", &actions)?;
+        let help = "Connections closed because a client's bytes made the protocol's code panic";
+        self.counter("client_panics", help, panics)?;
         self.counter(
             "compression_input_size",
             "Payload bytes of publications that were compressed, once for all who receive them so",

@@ -34,6 +34,8 @@ pub fn close_code(reason: CloseReason) -> (u16, &'static str) {
         CloseReason::NoPong => (3012, "no pong"),
         CloseReason::TooManyRequests => (3013, "too many requests"),
         CloseReason::Unavailable => (3014, "broker unavailable"),
+        CloseReason::MaxAge => (3015, "connection age"),
+        CloseReason::Idle => (3511, "idle"),
         CloseReason::Internal => (3004, "internal server error"),
         CloseReason::BadRequest => (3501, "bad request"),
         CloseReason::Disconnected => (3503, "disconnected"),

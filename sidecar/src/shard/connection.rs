@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::{Link, Refusal, Reserved, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick};
+use super::{Guest, Link, Refusal, Reserved, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick};
 use crate::{
     domain::{CloseReason, ConnectionId},
     protocol::{Advice, Protocol, websocket::Decoder},
@@ -58,6 +58,11 @@ pub(crate) struct Passport {
     /// Publications: sums of (cursor now − cursor at the start) over all subscriptions, so that a delivery need
     /// not touch this; only while none is open is it the number it says.
     pub(crate) sent: Count,
+    /// What it is counted under; dropping it takes the connection out.
+    pub(crate) _guest: Option<Box<Guest>>,
+    /// The lower bits of the number of messages that had passed, and when that number was new.
+    pub(crate) passed: u32,
+    pub(crate) passed_s: u32,
     /// Once the end has begun.
     pub(crate) closing: Option<CloseReason>,
 }

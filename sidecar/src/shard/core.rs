@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Work,
-    connection::{Count, Flags, NONE, Passport, Reserving, Slots},
+    connection::{Count, Flags, NONE, Passport, Reserving, Slot, Slots, Subscription},
     door::Seats,
     index::{Index, State, Subscriber, Waiter},
     log::{Key, NO_KEY, Spares},
@@ -139,13 +139,16 @@ impl Core {
 
     /// Makes a place for a client and subscribes it; answers once that is done.
     pub(crate) fn reserve(&mut self, reservation: Reservation) {
-        let Reservation { protocol, deflate, identity, channels, remote, reply } = reservation;
+        let Reservation { protocol, deflate, identity, channels, remote, guest, reply } = reservation;
         let passport = Passport {
             session: Session::new(identity),
             remote,
             opened_ms: self.now.ms,
             received: Count::default(),
             sent: Count::default(),
+            _guest: guest,
+            passed: 0,
+            passed_s: (self.now.ms / 1_000) as u32,
             closing: None,
         };
         let (slot, _) = self.slots.open(protocol, passport);
@@ -663,7 +666,7 @@ impl Core {
         passport: &Passport,
         reason: CloseReason,
     ) {
-        let Passport { session, remote, opened_ms, received, sent, closing: _ } = passport;
+        let Passport { session, remote, opened_ms, received, sent, .. } = passport;
         tracing::info!(
             target: "access",
             client = client_id(self.node, connection),
@@ -823,9 +826,11 @@ impl Core {
         u64::from(self.rules.hub.pong_timeout_seconds) * 1_000
     }
 
-    /// Sets the one deadline of a connection; the end of its token comes first if it is nearer.
+    /// Sets the one deadline of a connection; the end of its token, its age or its patience comes first if it is
+    /// nearer.
     fn arm(&mut self, slot: u32, at_ms: u64) {
-        let at_ms = at_ms.min(self.expires_ms(slot).unwrap_or(u64::MAX));
+        let ends = [self.expires_ms(slot), self.age_ends_ms(slot), self.idle_ends_ms(slot)];
+        let at_ms = ends.into_iter().flatten().fold(at_ms, u64::min);
         let (tick, generation) = (self.wheel.tick_at(at_ms), self.slots[slot].generation);
         self.slots[slot].timer = tick;
         self.wheel.insert(Entry { slot, generation, tick, watch: false });
@@ -839,6 +844,42 @@ impl Core {
         }
         let expires_unix_ms = passport.session.identity.expires_at?.saturating_mul(1_000);
         Some(self.now.ms.saturating_add(expires_unix_ms.saturating_sub(self.now.unix_ms)))
+    }
+
+    /// When it has the age of the settings, which is another by up to a tenth for each connection, so that those that
+    /// came together do not leave together.
+    fn age_ends_ms(&self, slot: u32) -> Option<u64> {
+        let age = u64::from(self.rules.hub.limits.max_connection_age_seconds);
+        let Slot { passport, generation, .. } = &self.slots[slot];
+        let passport = passport.as_ref().filter(|passport| age > 0 && passport.closing.is_none())?;
+        // The golden ratio spreads numbers that follow each other.
+        let spread = u64::from(generation.wrapping_mul(0x9E37_79B9) >> 16);
+        Some(passport.opened_ms + age * 900 + age * 200 * spread / 65_536)
+    }
+
+    /// When it has been idle for as long as the settings allow, if nothing passes until then.
+    fn idle_ends_ms(&self, slot: u32) -> Option<u64> {
+        let idle = u64::from(self.rules.hub.limits.idle_timeout_seconds);
+        let passport = self.slots[slot].passport.as_ref()?;
+        (idle > 0 && passport.closing.is_none()).then(|| (u64::from(passport.passed_s) + idle) * 1_000)
+    }
+
+    /// Whether no message has passed for the time of the settings. Deliveries are not counted one by one for this:
+    /// the cursors say whether there were any.
+    fn is_idle(&mut self, slot: u32) -> bool {
+        let mut passed = 0_u64;
+        for at in 0..self.slots[slot].subscriptions() {
+            let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
+            passed = passed.wrapping_add(self.index.lane(lane).log.messages_before(cursor));
+        }
+        let now_s = (self.now.ms / 1_000) as u32;
+        let passport = self.slots[slot].passport.as_mut().expect("a taken slot");
+        passed = passed.wrapping_add(passport.sent.messages).wrapping_add(passport.received.messages);
+        if passport.passed != passed as u32 {
+            passport.passed = passed as u32;
+            passport.passed_s = now_s;
+        }
+        self.idle_ends_ms(slot).is_some_and(|at| at <= self.now.ms)
     }
 
     /// Acts on the deadlines that have passed.
@@ -863,6 +904,10 @@ impl Core {
             self.end(slot, CloseReason::ConnectionLost);
         } else if self.expires_ms(slot).is_some_and(|at| at <= self.now.ms) {
             self.close(slot, CloseReason::TokenExpired, None);
+        } else if self.age_ends_ms(slot).is_some_and(|at| at <= self.now.ms) {
+            self.close(slot, CloseReason::MaxAge, None);
+        } else if self.is_idle(slot) {
+            self.close(slot, CloseReason::Idle, None);
         } else if !flags.has(Flags::PINGED) {
             self.ping(slot);
         } else if flags.has(Flags::SILENT) && flags.has(Flags::STALLED) {

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Link, Mail, Mailbox, Refusal, Reservation, Reserved, Rules, pipe};
+use super::{Link, Mail, Mailbox, Refusal, Reservation, Reserved, Rules, ledger::Ledger, pipe};
 use crate::{
     domain::{ChannelName, Identity},
     protocol::Protocol,
@@ -44,6 +44,7 @@ struct Hall {
     /// What the open-files limit allows, whatever the settings say.
     most: u32,
     shut: AtomicBool,
+    ledger: Arc<Ledger>,
 }
 
 /// How many connections a shard holds or has promised to hold. A shard gives a seat back when it frees the slot.
@@ -54,7 +55,13 @@ pub(crate) struct Seats(AtomicU32);
 
 impl Door {
     pub(crate) fn new(shards: Vec<(Mailbox, Arc<Seats>)>, rules: Arc<Rules>, most: u32) -> Self {
-        Self(Arc::new(Hall { shards, rules: ArcSwap::new(rules), most, shut: AtomicBool::new(false) }))
+        Self(Arc::new(Hall {
+            shards,
+            rules: ArcSwap::new(rules),
+            most,
+            shut: AtomicBool::new(false),
+            ledger: Arc::default(),
+        }))
     }
 
     /// A place for a client whose transport comes later. When this returns, its subscriptions are live: nothing
@@ -65,8 +72,20 @@ impl Door {
     pub async fn reserve(&self, visitor: Visitor) -> Result<Reserved, Refusal> {
         let (reply, answer) = oneshot::channel();
         let Visitor { protocol, deflate, identity, channels, remote } = visitor;
+        let guest = {
+            let limits = &self.0.rules.load().hub.limits;
+            self.0.ledger.enter(remote.ip(), identity.user.as_ref(), limits)?
+        };
         let mailbox = self.take_seat()?;
-        mailbox.send(Mail::Reserve(Reservation { protocol, deflate, identity, channels, remote, reply }));
+        mailbox.send(Mail::Reserve(Reservation {
+            protocol,
+            deflate,
+            identity,
+            channels,
+            remote,
+            guest,
+            reply,
+        }));
         // A shard that has ended answers nobody.
         answer.await.unwrap_or(Err(Refusal::Draining))
     }
@@ -108,6 +127,12 @@ impl Door {
     /// How many connections this node may hold now.
     pub fn capacity(&self) -> u32 {
         self.0.rules.load().hub.max_connections.min(self.0.most)
+    }
+
+    /// How many connections there is still room for.
+    pub fn room(&self) -> u32 {
+        let taken: u32 = self.0.shards.iter().map(|(_, seats)| seats.taken()).sum();
+        self.0.most.saturating_sub(taken)
     }
 
     pub(crate) fn set_rules(&self, rules: Arc<Rules>) {

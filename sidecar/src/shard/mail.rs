@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::Link;
+use super::{Guest, Link};
 use crate::domain::{
     ChannelName, CloseReason, CommandError, ConnectionId, Identity, Payload, Policies, Publication,
 };
@@ -71,6 +71,8 @@ pub struct Reservation {
     pub channels: Vec<ChannelName>,
     /// Where it comes from, behind trusted proxies.
     pub remote: SocketAddr,
+    /// What it is counted under, if under anything.
+    pub guest: Option<Box<Guest>>,
     /// Told once its subscriptions are live, or why they are not.
     pub reply: oneshot::Sender<Result<Reserved, Refusal>>,
 }
@@ -90,6 +92,10 @@ pub enum Refusal {
     Channel { channel: ChannelName, error: CommandError },
     /// The node holds as many connections as it may.
     Full,
+    /// Its address holds as many connections as it may.
+    AddressFull,
+    /// Its user holds as many connections as it may.
+    UserFull,
     /// The node is leaving.
     Draining,
 }

@@ -25,6 +25,7 @@ pub(crate) struct ShardMetrics {
     pub(crate) slow_dropped_newest: Cell,
     pub(crate) slow_conflated: Cell,
     pub(crate) write_timeouts: Cell,
+    pub(crate) panics: Cell,
     pub(crate) deflate_in: Cell,
     pub(crate) deflate_out: Cell,
     pub(crate) gaps: Cell,
@@ -64,6 +65,8 @@ pub struct Totals {
     pub slow_conflated: u64,
     /// Connections closed because they took nothing for too long.
     pub write_timeouts: u64,
+    /// Connections that were closed because the protocol's code panicked.
+    pub panics: u64,
     /// Payload bytes of publications that were compressed, once for all who receive them so.
     pub deflate_in: u64,
     /// What they became.
@@ -145,6 +148,7 @@ impl Totals {
             slow_dropped_newest,
             slow_conflated,
             write_timeouts,
+            panics,
             deflate_in,
             deflate_out,
             gaps,
@@ -167,6 +171,7 @@ impl Totals {
             (&mut self.slow_dropped_newest, slow_dropped_newest),
             (&mut self.slow_conflated, slow_conflated),
             (&mut self.write_timeouts, write_timeouts),
+            (&mut self.panics, panics),
             (&mut self.deflate_in, deflate_in),
             (&mut self.deflate_out, deflate_out),
             (&mut self.gaps, gaps),

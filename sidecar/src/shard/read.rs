@@ -19,6 +19,10 @@ pub(crate) const BUFFER: usize = 64 * 1_024;
 /// Publications of one connection that the broker has yet to confirm; then it is read from no more.
 const MAX_IN_FLIGHT: u32 = 64;
 
+/// What a client has to send for the protocol's code to panic, in tests.
+#[cfg(test)]
+pub(super) const PANIC: &[u8] = b"now panic";
+
 impl Core {
     /// Reads once. What does not come in one read waits until others had their turn. `ended` says that the end of the
     /// stream is known to be there, perhaps behind bytes.
@@ -73,6 +77,10 @@ impl Core {
         if self.slots[slot].flags.has(Flags::DEAF) {
             return;
         }
+        if !self.admits(slot, 0, bytes.len()) {
+            self.violated(slot, CloseReason::TooManyRequests);
+            return;
+        }
         match self.slots[slot].cold.as_mut().map(|cold| std::mem::take(&mut cold.partial)) {
             Some(mut partial) if !partial.is_empty() => {
                 partial.extend_from_slice(bytes);
@@ -123,6 +131,10 @@ impl Core {
                 Ok(None) => break,
                 Ok(Some((used, incoming))) => {
                     at += used;
+                    if !self.admits(slot, 1, 0) {
+                        self.violated(slot, CloseReason::TooManyRequests);
+                        return None;
+                    }
                     self.hear(slot, incoming);
                 }
                 Err(reason) => {
@@ -140,6 +152,14 @@ impl Core {
         Some(at)
     }
 
+    /// Whether so much more is within what a client may send.
+    fn admits(&mut self, slot: u32, frames: u32, bytes: usize) -> bool {
+        let hub = &self.rules.hub;
+        let max_message = self.slots[slot].protocol.max_message(hub.max_message_bytes as usize);
+        let session = &mut self.slots[slot].passport.as_mut().expect("a taken slot").session;
+        session.flow.take(frames, bytes, max_message, &hub.limits, self.now.ms)
+    }
+
     /// The next frame. A panic in the protocol's code ends this connection alone: it saw nothing else.
     fn next(
         &self,
@@ -153,8 +173,13 @@ impl Core {
         let first = self.slots[slot].subscriptions() > 0;
         let channel = first.then(|| &self.index.channel_of(self.slots[slot].first.lane).name);
         let max_payload = self.rules.hub.max_message_bytes as usize;
-        let read = || raw::read(protocol, decoder, bytes, channel, max_payload, inflater);
+        let read = || {
+            #[cfg(test)]
+            assert!(!bytes.ends_with(PANIC), "a test provokes it");
+            raw::read(protocol, decoder, bytes, channel, max_payload, inflater)
+        };
         catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+            self.metrics.panics.add(1);
             tracing::error!(protocol = protocol.name(), "a client's bytes made the protocol's code panic");
             Err(CloseReason::Internal)
         })

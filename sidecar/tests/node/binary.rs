@@ -16,7 +16,7 @@ use crate::support::{Addresses, Client, KEY, Setup, connect, eventually, http, t
 
 /// A child process that is gone with the test.
 pub(crate) struct Program {
-    child: Child,
+    pub(crate) child: Child,
     pub(crate) directory: TempDir,
     pub(crate) addresses: Addresses,
 }

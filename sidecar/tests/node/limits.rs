@@ -3,7 +3,13 @@
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::support::{Setup, eventually, with_sidecar};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+use crate::{
+    binary::Program,
+    support::{Setup, eventually, http, soon, token, with_sidecar},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_node_refuses_until_somebody_leaves() {
@@ -77,4 +83,109 @@ async fn a_client_that_publishes_too_fast_is_told_and_others_are_not_concerned()
         assert_eq!(other.text().await, "1");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_and_a_user_hold_so_many_connections_and_no_more() {
+    let setup =
+        Setup::open().live("hub", json!({"limits": {"connectionsPerIp": 3, "connectionsPerUser": 1}}));
+    with_sidecar(setup, async |node| {
+        let ann = format!("Bearer {}", token(&json!({"sub": "ann"})));
+        let ann = [("authorization", ann.as_str())];
+        let first = node.try_connect("/ws/lobby", &ann).await.expect("connected");
+        let (status, body) = node.try_connect("/ws/lobby", &ann).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
+        let _second = node.connect("/ws/lobby").await;
+        let _third = node.events("/sse/lobby").await;
+        let (status, body) = node.try_connect("/ws/lobby", &[]).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
+        node.until_metric("fanout_client_refused_total{reason=\"user\"}", 1.0).await;
+        node.until_metric("fanout_client_refused_total{reason=\"address\"}", 1.0).await;
+        drop(first);
+        let again = async || node.try_connect("/ws/lobby", &ann).await.ok().map(drop);
+        eventually("a place is free", again).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_requests_hold_a_bounded_number_of_places_and_connections_hold_none() {
+    let setup = Setup::open().live("hub", json!({"limits": {"handshakesInFlight": 2}}));
+    with_sidecar(setup, async |node| {
+        let mut events = Vec::new();
+        let mut sockets = Vec::new();
+        for _ in 0..4 {
+            events.push(
+                eventually("let in", async || {
+                    let response = http().get(node.client_url("/sse/lobby")).send().await.ok()?;
+                    response.status().is_success().then_some(response)
+                })
+                .await,
+            );
+            sockets.push(eventually("let in", async || node.try_connect("/ws/lobby", &[]).await.ok()).await);
+        }
+        let mut silent = Vec::new();
+        eventually("all places are taken", async || {
+            let mut socket = soon(TcpStream::connect(node.client_address())).await.unwrap();
+            let mut answer = Vec::new();
+            let told = tokio::time::timeout(crate::support::NEVER, socket.read_to_end(&mut answer)).await;
+            silent.push(socket);
+            (told.is_ok() && answer.starts_with(b"HTTP/1.1 503 ")).then_some(())
+        })
+        .await;
+        assert!(silent.len() <= 5, "{}", silent.len());
+        assert!(node.metric("fanout_client_refused_total{reason=\"handshakes\"}").unwrap() >= 1.0);
+        drop(silent);
+        eventually("a place is free", async || node.try_connect("/ws/lobby", &[]).await.ok()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_query_and_a_flood_are_refused() {
+    let limits = json!({"limits": {"queryBytes": 100, "messagesPerSecond": 5}});
+    with_sidecar(Setup::open().live("hub", limits), async |node| {
+        let path = format!("/ws/lobby?x={}", "x".repeat(200));
+        let (status, _) = node.try_connect(&path, &[]).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::URI_TOO_LONG);
+        let mut flood = node.connect("/ws/lobby").await;
+        for _ in 0..11 {
+            flood.send("x").await;
+        }
+        assert_eq!(flood.closed().await.0, 3013);
+    })
+    .await;
+}
+
+/// The limit of a running program, changed from outside.
+fn set_open_files(program: &Program, limit: u64) {
+    let limit = Rlimit { current: Some(limit), maximum: Some(1_024) };
+    prlimit(Some(Pid::from_child(&program.child)), Resource::Nofile, limit).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_descriptors_accepting_pauses_while_clients_stay_and_then_goes_on_by_itself() {
+    let program = Program::start(&Setup::open()).await;
+    let mut client = program.connect("/ws/lobby").await;
+    // Made before: later there is no descriptor for it.
+    let admin = http();
+    let ready = format!("http://{}/ready", program.addresses.admin);
+    assert!(soon(admin.get(&ready).send()).await.unwrap().status().is_success());
+    set_open_files(&program, 3);
+    let waiting = soon(TcpStream::connect(program.addresses.client)).await.unwrap();
+    eventually("not ready", async || {
+        let answer = admin.get(&ready).send().await.ok()?;
+        (answer.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
+    client.send("still here").await;
+    assert_eq!(client.text().await, "still here");
+    drop(waiting);
+    set_open_files(&program, 1_024);
+    eventually("ready", async || admin.get(&ready).send().await.ok()?.status().is_success().then_some(()))
+        .await;
+    let mut again = program.connect("/ws/lobby").await;
+    again.send("again").await;
+    assert_eq!(again.text().await, "again");
+    assert!(program.log().contains("clients are accepted again"));
 }

@@ -75,7 +75,15 @@ impl Bench {
         let remote = "192.0.2.1:5".parse().unwrap();
         // As the door does; it is given back when the slot is.
         self.core.seats.take();
-        self.core.reserve(Reservation { protocol, deflate: self.deflate, identity, channels, remote, reply });
+        self.core.reserve(Reservation {
+            protocol,
+            deflate: self.deflate,
+            identity,
+            channels,
+            remote,
+            guest: None,
+            reply,
+        });
         answer
     }
 
@@ -502,6 +510,90 @@ fn a_publication_is_compressed_once_for_those_who_negotiated_it_and_plain_for_th
     assert!(bench.frames(&mut framed)[0].starts_with("{\"pub\""), "the namespace does not want it");
     bench.hear(&first, Opcode::Ping, b"p");
     assert_eq!(bench.frames(&mut first), ["pong p"]);
+}
+
+// === limits ===
+
+fn with_limits(limits: &str) -> Bench {
+    let mut bench = Bench::new();
+    let start = format!("limits: {{{limits}}}, pingIntervalSeconds");
+    bench.core.set_rules(rules(&SETTINGS.replacen("pingIntervalSeconds", &start, 1)));
+    bench
+}
+
+#[test]
+fn a_flood_of_frames_closes_its_connection_and_no_other() {
+    let mut bench = with_limits("messagesPerSecond: 10, bytesPerSecond: 100000");
+    let mut flood = bench.connect(Protocol::RawBare, &["a"]);
+    let mut other = bench.connect(Protocol::RawBare, &["a"]);
+    for _ in 0..20 {
+        bench.hear(&flood, Opcode::Ping, b"");
+    }
+    assert_eq!(bench.frames(&mut flood).len(), 20, "two seconds' worth");
+    bench.hear(&flood, Opcode::Ping, b"");
+    assert_eq!(bench.frames(&mut flood), ["close 3013"]);
+    bench.hear(&other, Opcode::Ping, b"");
+    assert_eq!(bench.frames(&mut other), ["pong "]);
+}
+
+#[test]
+fn a_connection_is_closed_after_its_age_which_differs_from_one_to_the_next() {
+    let mut bench = with_limits("maxConnectionAgeSeconds: 1000");
+    let mut clients: Vec<Client> = (0..20).map(|_| bench.connect(Protocol::Sse, &["a"])).collect();
+    let mut left = Vec::new();
+    for second in 0..1_150 {
+        bench.pass(1_000);
+        for client in &mut clients {
+            bench.drain(client);
+        }
+        let gone = clients.iter().filter(|client| bench.is_over(client)).count();
+        left.extend(std::iter::repeat_n(second, gone - left.len()));
+    }
+    assert_eq!(left.len(), 20);
+    assert!(left[0] >= 895 && left[19] <= 1_110 && left[19] - left[0] > 100, "{left:?}");
+    let closed = CloseReason::ALL.iter().position(|reason| *reason == CloseReason::MaxAge).unwrap();
+    assert_eq!(bench.core.metrics.closed[closed].get(), 20);
+}
+
+#[test]
+fn a_connection_is_idle_when_no_message_passes_in_either_direction_and_pings_do_not_count() {
+    let mut bench = with_limits("idleTimeoutSeconds: 100");
+    let mut hearing = bench.connect(Protocol::RawBare, &["a"]);
+    let mut talking = bench.connect(Protocol::RawBare, &["b"]);
+    let mut idle = bench.connect(Protocol::RawBare, &["c"]);
+    let mut told = Vec::new();
+    for second in 1..=200 {
+        bench.pass(1_000);
+        if second % 60 == 0 {
+            bench.publish("a", "x");
+            bench.hear(&talking, Opcode::Text, b"x");
+            bench.answer_work(&Ok(()));
+        }
+        for client in [&mut hearing, &mut talking, &mut idle] {
+            if bench.is_over(client) {
+                continue;
+            }
+            let frames = bench.frames(client);
+            if frames.iter().any(|frame| frame == "ping") {
+                bench.hear(client, Opcode::Pong, b"");
+            }
+            told.extend(frames.into_iter().filter(|frame| frame.starts_with("close")).map(|_| second));
+        }
+    }
+    assert!(matches!(told[..], [at] if (100..=103).contains(&at)), "{told:?}");
+    assert!(bench.is_over(&idle) && !bench.is_over(&hearing) && !bench.is_over(&talking));
+}
+
+#[test]
+fn a_panic_in_the_protocols_code_closes_that_connection_alone_and_is_counted() {
+    let mut bench = Bench::new();
+    let mut unlucky = bench.connect(Protocol::RawBare, &["a"]);
+    let mut other = bench.connect(Protocol::RawBare, &["a"]);
+    bench.hear(&unlucky, Opcode::Text, crate::shard::read::PANIC);
+    assert_eq!(bench.frames(&mut unlucky), ["close 3004"]);
+    assert_eq!(bench.core.metrics.panics.get(), 1);
+    bench.publish("a", "x");
+    assert_eq!(bench.frames(&mut other), ["x"]);
 }
 
 // === slow consumers ===
