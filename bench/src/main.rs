@@ -186,7 +186,8 @@ fn rows(book: &Book) -> Vec<Row> {
     rows.push(Row::new(name, "B", whole(Peer::Sidecar), whole(Peer::Bare), Some(AtMost(4_812.0))));
     rows.extend(peers.clone().map(|peer| book.row(Measure::IdleBytes, peer, Some(Lower))));
     rows.push(book.row(Measure::Setup, Peer::Bare, None));
-    rows.extend(peers.map(|peer| book.row(Measure::Setup, peer, Some(RatioAtLeast(1.5)))));
+    rows.extend(peers.clone().map(|peer| book.row(Measure::Setup, peer, Some(RatioAtLeast(1.5)))));
+    rows.extend(peers.map(|peer| book.row(Measure::SetupCpu, peer, None)));
     rows.push(book.row(Measure::SoakLost, Peer::Bare, Some(AtMost(0.0))));
     rows.push(book.row(Measure::SoakClosed, Peer::Bare, Some(AtMost(0.0))));
     rows.push(book.row(Measure::SoakP99, Peer::Bare, None));

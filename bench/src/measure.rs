@@ -133,7 +133,8 @@ impl Bench<'_> {
         let mut publisher = server.publisher()?;
         fleet.settle(&mut publisher)?;
         fleet.run(&mut publisher, Duration::from_millis(2_500), Pace::Rate(2.0))?;
-        let grown = settled_bytes(&server)?.saturating_sub(anonymous) as f64;
+        std::thread::sleep(Duration::from_secs(2));
+        let grown = server.anonymous_bytes()?.saturating_sub(anonymous) as f64;
         self.add(peer, Measure::ActiveBytes, grown / count as f64, 0.0);
         Ok(())
     }
@@ -278,19 +279,21 @@ impl Bench<'_> {
     }
 }
 
-/// Memory once an allocator has given back what it wants to: no lower than two seconds before, or after 14 s.
+/// Memory once an allocator has given back what it wants to: when it has not fallen for 8 s, or after 24 s.
+/// jemalloc gives pages back over 10 s.
 fn settled_bytes(server: &Server) -> Result<u64> {
-    let deadline = process::now() + Duration::from_secs(14);
-    std::thread::sleep(Duration::from_secs(2));
-    let mut bytes = server.anonymous_bytes()?;
-    loop {
-        std::thread::sleep(Duration::from_secs(2));
-        let now = server.anonymous_bytes()?;
-        if now >= bytes || process::now() > deadline {
-            return Ok(now.min(bytes));
+    let began = process::now();
+    let (mut least, mut since) = (server.anonymous_bytes()?, began);
+    while process::now() < since + Duration::from_secs(8) && process::now() < began + Duration::from_secs(24)
+    {
+        std::thread::sleep(Duration::from_secs(1));
+        let bytes = server.anonymous_bytes()?;
+        // A percent less is noise.
+        if bytes < least - least / 100 {
+            (least, since) = (bytes, process::now());
         }
-        bytes = now;
     }
+    Ok(least)
 }
 
 impl Timed {
