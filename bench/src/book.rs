@@ -90,6 +90,8 @@ pub(crate) enum Target {
 pub(crate) struct Book {
     figures: Vec<Figure>,
     remarks: Vec<String>,
+    /// Before the bench added to it.
+    load_average: f64,
     bar: ProgressBar,
 }
 
@@ -182,7 +184,7 @@ impl Book {
         let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:30} {pos}/{len} {msg}")
             .expect("the template is valid");
         let bar = ProgressBar::new(0).with_style(style);
-        Self { figures: Vec::new(), remarks: Vec::new(), bar }
+        Self { figures: Vec::new(), remarks: Vec::new(), load_average: process::load_average(), bar }
     }
 
     /// Says how often [`Book::progress`] will be called.
@@ -240,7 +242,7 @@ impl Book {
             "commit": commit(),
             "date": date(),
             "profile": profile,
-            "loadAverage": process::load_average(),
+            "loadAverage": self.load_average,
             "foreignCpuShare": self.foreign(),
             "rows": rows,
             "figures": self.figures,
@@ -335,7 +337,7 @@ fn machine() -> Value {
     let memory = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)).unwrap_or("0");
     let cores = process::cores();
     let gib = memory.parse::<f64>().unwrap_or(0.0) / 1_048_576.0;
-    json!({ "cpu": model, "cores": cores, "memoryGiB": gib.round(), "kernel": kernel.trim() })
+    json!({ "cpu": model, "cores": cores, "memoryGiB": gib.round(), "kernel": kernel.trim().split('-').next() })
 }
 
 /// Versions of what is compared.

@@ -1,5 +1,5 @@
 //! The clients: many connections on one spinning thread, open-loop pacing, latency from the scheduled time. One
-//! [`Fleet`] is one process's worth of subscribers; `measure` drives it, and `worker` where several are needed.
+//! [`Fleet`] is one process's worth of subscribers; `measure` drives it, and `soak` where several are needed.
 
 pub(crate) mod dialect;
 pub(crate) mod publish;

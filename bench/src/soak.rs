@@ -1,4 +1,4 @@
-//! Many connections over several processes: as many servers and as many load processes ([`work`] is one), channels
+//! Many connections over several processes: as many servers and as many load processes ([`Work`] is one), channels
 //! with few subscribers each, publications from one place at a steady rate.
 
 use std::{
