@@ -19,8 +19,9 @@ use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use self::{dialect::Dialect, publish::Publisher, tally::Tally, wire::Stamp};
 use crate::process;
 
-/// Handshakes in flight while connecting.
-const CONNECTING_AT_ONCE: usize = 200;
+/// Handshakes in flight while connecting: fewer than the backlog of 128 that Rust's listeners have by default, beyond
+/// which a handshake waits a second to be repeated.
+const CONNECTING_AT_ONCE: usize = 100;
 /// Connections from one source address.
 const PER_SOURCE: usize = 20_000;
 /// Source ports of an address begin here.
