@@ -25,6 +25,7 @@ mod read;
 mod slow;
 mod sync;
 mod timer;
+mod turns;
 mod visit;
 
 use std::{

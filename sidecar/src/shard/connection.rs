@@ -10,7 +10,9 @@ use bytes::BytesMut;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::{Guest, Link, Refusal, Reserved, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick};
+use super::{
+    Guest, Link, Refusal, Reserved, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick, turns::Turns,
+};
 use crate::{
     domain::{CloseReason, ConnectionId},
     protocol::{Advice, Protocol, websocket::Decoder},
@@ -84,8 +86,8 @@ pub(crate) struct Cold {
     pub(crate) more: Vec<Subscription>,
     /// Whose frame is half sent, where [`Flags::HALF`] says that one is: counted as in [`Slot::subscription`].
     pub(crate) half: u32,
-    /// At which subscription the next visit begins, so that a busy channel does not starve the others.
-    pub(crate) turn: u32,
+    /// Whose turn it is to send, where there are several subscriptions.
+    pub(crate) turns: Turns,
     /// Lanes of which messages were skipped; to be told before the next message.
     pub(crate) skipped: SmallVec<[u32; 2]>,
     /// Lanes that are read up to a place only: what came behind it is skipped.
@@ -224,13 +226,27 @@ impl Slot {
     pub(crate) fn push_subscription(&mut self, subscription: Subscription) {
         match self.first.lane {
             NONE => self.first = subscription,
-            _ => self.cold().more.push(subscription),
+            _ => {
+                let cold = self.cold();
+                if cold.more.is_empty() {
+                    // Alone it needed no turn.
+                    cold.turns.add(0);
+                }
+                cold.more.push(subscription);
+            }
         }
     }
 
     /// Takes a subscription out; the last one takes its number, if there is another.
     pub(crate) fn remove_subscription(&mut self, at: usize) -> Subscription {
         let removed = self.subscription(at);
+        let last = self.subscriptions() - 1;
+        if let Some(cold) = &mut self.cold {
+            cold.turns.removed(at, last);
+            if last <= 1 {
+                cold.turns.clear();
+            }
+        }
         match self.cold.as_mut().and_then(|cold| cold.more.pop()) {
             Some(last) if at <= self.cold.as_ref().map_or(0, |cold| cold.more.len()) => {
                 *self.subscription_mut(at) = last;
@@ -309,7 +325,7 @@ impl Slot {
 
 impl Cold {
     fn is_empty(&self) -> bool {
-        let Self { outbox, partial, decoder, more, half: _, turn: _, .. } = self;
+        let Self { outbox, partial, decoder, more, half: _, turns: _, .. } = self;
         let Self { skipped, stops, backlogs, in_flight, leaving, reserving, .. } = self;
         outbox.is_empty()
             && partial.is_empty()

@@ -611,6 +611,9 @@ impl Core {
     }
 
     fn leave_all(&mut self, slot: u32) {
+        if let Some(cold) = &mut self.slots[slot].cold {
+            cold.turns.clear();
+        }
         for at in (0..self.slots[slot].subscriptions()).rev() {
             self.unsubscribe(slot, at);
         }

@@ -13,32 +13,29 @@ use super::{
 use crate::{domain::CloseReason, protocol::Reply};
 
 impl Core {
-    /// Applies the namespace's policy to each subscription of a connection that takes no more now.
-    pub(super) fn bound_lag(&mut self, slot: u32) {
-        for at in (0..self.slots[slot].subscriptions()).rev() {
-            let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
-            let settings = &self.index.channel_of(lane).policy.slow_consumer;
-            let (max, policy) = (self.max_lag(settings), settings.policy);
-            let lag = match self.slots[slot].stop(lane) {
-                // It skips what comes already; only where memory is short is there more to do.
-                Some(stop) => Lag { bytes: stop - cursor, messages: 0 },
-                None => self.index.lane(lane).log.lag(cursor),
-            };
-            if lag.is_within(max) {
-                continue;
+    /// Applies the namespace's policy to a subscription of a connection that takes no more now.
+    pub(super) fn bound_lag(&mut self, slot: u32, at: usize) {
+        let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
+        let settings = &self.index.channel_of(lane).policy.slow_consumer;
+        let (max, policy) = (self.max_lag(settings), settings.policy);
+        let lag = match self.slots[slot].stop(lane) {
+            // It skips what comes already; only where memory is short is there more to do.
+            Some(stop) => Lag { bytes: stop - cursor, messages: 0 },
+            None => self.index.lane(lane).log.lag(cursor),
+        };
+        if lag.is_within(max) {
+            return;
+        }
+        match policy {
+            SlowConsumerPolicy::Disconnect => {
+                self.metrics.slow_disconnected.add(1);
+                self.close(slot, CloseReason::SlowConsumer, None);
             }
-            match policy {
-                SlowConsumerPolicy::Disconnect => {
-                    self.metrics.slow_disconnected.add(1);
-                    self.close(slot, CloseReason::SlowConsumer, None);
-                    return;
-                }
-                // Under whatever policy it was set: the log may hold nothing behind a stop.
-                _ if self.slots[slot].stop(lane).is_some() => self.drop_newest(slot, at, max),
-                SlowConsumerPolicy::DropOldest => self.drop_oldest(slot, at, max),
-                SlowConsumerPolicy::DropNewest => self.drop_newest(slot, at, max),
-                SlowConsumerPolicy::Conflate => self.conflate(slot, at, max),
-            }
+            // Under whatever policy it was set: the log may hold nothing behind a stop.
+            _ if self.slots[slot].stop(lane).is_some() => self.drop_newest(slot, at, max),
+            SlowConsumerPolicy::DropOldest => self.drop_oldest(slot, at, max),
+            SlowConsumerPolicy::DropNewest => self.drop_newest(slot, at, max),
+            SlowConsumerPolicy::Conflate => self.conflate(slot, at, max),
         }
     }
 

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::{
     connection::{Flags, Slot, Subscription},
     core::Core,
-    index::Index,
+    index::{Index, Subscriber},
     link::Progress,
 };
 use crate::{domain::CloseReason, protocol::Reply};
@@ -33,8 +33,6 @@ enum Source {
     /// The log of the subscription of this number.
     Log(usize),
 }
-
-type Parts<'a> = SmallVec<[(Source, IoSlice<'a>); 8]>;
 
 impl Core {
     /// Offers what is new to some of those who wait for it.
@@ -62,19 +60,29 @@ impl Core {
                 lane.dirty = false;
                 return false;
             };
-            self.offer(subscriber.slot);
+            self.offer(subscriber);
         }
         true
     }
 
     /// Something new for a connection. One with several channels is visited once all lanes had their turn, so that
     /// what they have goes into one write.
-    fn offer(&mut self, slot: u32) {
+    fn offer(&mut self, Subscriber { slot, at }: Subscriber) {
         if self.slots[slot].subscriptions() == 1 {
             self.visit(slot);
-        } else {
-            self.mark_dirty(slot);
+            return;
         }
+        self.slots[slot].cold().turns.add(at as usize);
+        if self.can_write(slot) {
+            self.mark_dirty(slot);
+        } else {
+            self.bound_lag(slot, at as usize);
+        }
+    }
+
+    fn can_write(&self, slot: u32) -> bool {
+        let Slot { link, flags, .. } = &self.slots[slot];
+        link.is_some() && !flags.has(Flags::BLOCKED)
     }
 
     pub(super) fn mark_dirty(&mut self, slot: u32) {
@@ -86,21 +94,31 @@ impl Core {
     /// One write to one connection, if it takes any.
     pub(super) fn visit(&mut self, slot: u32) {
         self.slots[slot].flags.clear(Flags::DIRTY);
-        let Slot { link, flags, .. } = &self.slots[slot];
-        if link.is_none() || flags.has(Flags::BLOCKED) {
-            self.bound_lag(slot);
+        if !self.can_write(slot) {
+            // Each of several subscriptions was looked at when something new came to it.
+            if self.slots[slot].subscriptions() == 1 {
+                self.bound_lag(slot, 0);
+            }
             return;
         }
         self.tell_skipped(slot);
-        match write(&self.slots[slot], &self.index) {
-            None => self.all_sent(slot),
-            Some((Progress::Broken, ..)) => self.end(slot, CloseReason::ConnectionLost),
-            Some((Progress::Blocked, ..)) => self.blocked(slot),
-            Some((Progress::Moved(moved), lengths, offered)) => {
+        let Some(Written { progress, lengths, offered, turns }) = write(&self.slots[slot], &self.index)
+        else {
+            self.end_turns(slot, usize::MAX);
+            self.all_sent(slot);
+            return;
+        };
+        match progress {
+            Progress::Broken => self.end(slot, CloseReason::ConnectionLost),
+            Progress::Blocked => self.blocked(slot, turns),
+            Progress::Moved(moved) => {
                 self.moved(slot, moved, &lengths);
                 if moved < offered {
-                    self.blocked(slot);
-                } else if offered >= BUDGET
+                    self.blocked(slot, turns);
+                    return;
+                }
+                self.end_turns(slot, turns);
+                if offered >= BUDGET
                     || lengths.len() >= MAX_PARTS
                     || self.slots[slot].flags.has(Flags::CLOSING)
                 {
@@ -110,10 +128,43 @@ impl Core {
         }
     }
 
-    fn blocked(&mut self, slot: u32) {
+    /// Not all was taken of what the first so many turns had.
+    fn blocked(&mut self, slot: u32, turns: usize) {
         self.slots[slot].flags.set(Flags::BLOCKED);
         self.stalled(slot);
-        self.bound_lag(slot);
+        if self.slots[slot].subscriptions() == 1 {
+            self.bound_lag(slot, 0);
+            return;
+        }
+        self.end_turns(slot, turns);
+        let cold = self.slots[slot].cold.as_ref();
+        let offered: SmallVec<[usize; 8]> =
+            cold.map(|cold| cold.turns.iter().take(turns).collect()).unwrap_or_default();
+        for at in offered {
+            // A bound that was passed may have closed the connection.
+            if at < self.slots[slot].subscriptions() {
+                self.bound_lag(slot, at);
+            }
+        }
+    }
+
+    /// The first so many subscriptions had their turn: those with more to send wait for another one.
+    fn end_turns(&mut self, slot: u32, turns: usize) {
+        let count = self.slots[slot].subscriptions();
+        let Some(cold) = self.slots[slot].cold.as_mut().filter(|_| count > 1) else { return };
+        let turns = turns.min(cold.turns.iter().count());
+        for _ in 0..turns {
+            let Some(at) = self.slots[slot].cold().turns.next() else { return };
+            if self.has_more(slot, at) {
+                self.slots[slot].cold().turns.add(at);
+            }
+        }
+    }
+
+    fn has_more(&self, slot: u32, at: usize) -> bool {
+        let slot = &self.slots[slot];
+        let Subscription { cursor, lane, .. } = slot.subscription(at);
+        cursor != self.index.lane(lane).log.head() || slot.backlog(lane).is_some()
     }
 
     /// The link has room again.
@@ -221,28 +272,51 @@ impl Slot {
     }
 }
 
-type Written = (Progress, SmallVec<[(Source, usize); 8]>, usize);
+/// What was written.
+struct Written {
+    progress: Progress,
+    lengths: SmallVec<[(Source, usize); 8]>,
+    offered: usize,
+    /// How many subscriptions had their turn.
+    turns: usize,
+}
 
 /// Gathers and writes; `None` where there is nothing to send.
 fn write(slot: &Slot, index: &Index) -> Option<Written> {
-    let mut parts = Parts::new();
-    let offered = gather(slot, index, &mut parts);
+    let mut gathered = Gathered::default();
+    let turns = gather(slot, index, &mut gathered);
+    let Gathered { parts, offered } = gathered;
     if offered == 0 {
         return None;
     }
     let slices: SmallVec<[IoSlice<'_>; 8]> = parts.iter().map(|(_, slice)| *slice).collect();
     let progress = slot.link.as_ref().expect("only attached connections are written to").write(&slices);
     let lengths = parts.iter().map(|(source, slice)| (*source, slice.len())).collect();
-    Some((progress, lengths, offered))
+    Some(Written { progress, lengths, offered, turns })
 }
 
-fn gather<'a>(slot: &'a Slot, index: &'a Index, parts: &mut Parts<'a>) -> usize {
-    let mut offered = 0;
-    let mut put = |parts: &mut Parts<'a>, source, bytes: &'a [u8]| {
-        offered += bytes.len();
-        parts.push((source, IoSlice::new(bytes)));
-        offered < BUDGET && parts.len() < MAX_PARTS
-    };
+/// The pieces of a write.
+#[derive(Default)]
+struct Gathered<'a> {
+    parts: SmallVec<[(Source, IoSlice<'a>); 8]>,
+    offered: usize,
+}
+
+impl<'a> Gathered<'a> {
+    /// Adds a piece; whether there is room for another.
+    fn put(&mut self, source: Source, bytes: &'a [u8]) -> bool {
+        self.offered += bytes.len();
+        self.parts.push((source, IoSlice::new(bytes)));
+        self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
+        self.offered < BUDGET && self.parts.len() < MAX_PARTS
+    }
+}
+
+/// The rest of a half-sent frame, the outbox, then each subscription that has something: so many had their turn.
+fn gather<'a>(slot: &'a Slot, index: &'a Index, gathered: &mut Gathered<'a>) -> usize {
     let half = slot.half();
     let mut ahead = 0;
     if let Some(at) = half {
@@ -250,33 +324,54 @@ fn gather<'a>(slot: &'a Slot, index: &'a Index, parts: &mut Parts<'a>) -> usize 
         let log = &index.lane(subscription.lane).log;
         ahead = log.edge(subscription.cursor) - subscription.cursor;
         for bytes in log.read(subscription.cursor, ahead as usize) {
-            put(parts, Source::Log(at), bytes);
+            gathered.put(Source::Log(at), bytes);
         }
     }
     if slot.has_outbox() {
         let outbox = &slot.cold.as_ref().expect("it has an outbox").outbox;
-        put(parts, Source::Outbox, outbox.unsent());
+        gathered.put(Source::Outbox, outbox.unsent());
     }
-    let (count, turn) = (slot.subscriptions(), slot.cold.as_ref().map_or(0, |cold| cold.turn as usize));
-    for at in (0..count).map(|step| (turn + step) % count) {
-        let subscription = slot.subscription(at);
-        let from = subscription.cursor + if half == Some(at) { ahead } else { 0 };
-        let lane = subscription.lane;
-        if let Some(backlog) = slot.backlog(lane)
-            && !put(parts, Source::Backlog(lane), backlog.unsent())
-        {
-            return offered;
-        }
-        let log = &index.lane(lane).log;
-        let end = slot.stop(lane).unwrap_or(log.head());
-        if from == end {
-            continue;
-        }
-        for bytes in log.read(from, BUDGET.min((end - from) as usize)) {
-            if !put(parts, Source::Log(at), bytes) {
-                return offered;
+    let mut take = |at| {
+        let sent = if half == Some(at) { ahead } else { 0 };
+        gathered.has_room() && gather_subscription(slot, index, at, sent, gathered)
+    };
+    match slot.subscriptions() {
+        0 => 0,
+        1 => usize::from(take(0)),
+        _ => {
+            let turns = &slot.cold.as_ref().expect("further subscriptions are cold").turns;
+            let mut count = 0;
+            for at in turns.iter() {
+                count += 1;
+                if !take(at) {
+                    break;
+                }
             }
+            count
         }
     }
-    offered
+}
+
+/// What one subscription has, beyond the bytes `ahead` that were gathered; whether there is room for more.
+fn gather_subscription<'a>(
+    slot: &'a Slot,
+    index: &'a Index,
+    at: usize,
+    ahead: u64,
+    gathered: &mut Gathered<'a>,
+) -> bool {
+    let Subscription { cursor, lane, .. } = slot.subscription(at);
+    if let Some(backlog) = slot.backlog(lane)
+        && !gathered.put(Source::Backlog(lane), backlog.unsent())
+    {
+        return false;
+    }
+    let log = &index.lane(lane).log;
+    let (from, end) = (cursor + ahead, slot.stop(lane).unwrap_or(log.head()));
+    for bytes in log.read(from, BUDGET.min((end - from) as usize)) {
+        if !gathered.put(Source::Log(at), bytes) {
+            return false;
+        }
+    }
+    true
 }

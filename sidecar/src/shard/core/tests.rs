@@ -512,6 +512,53 @@ fn a_publication_is_compressed_once_for_those_who_negotiated_it_and_plain_for_th
     assert_eq!(bench.frames(&mut first), ["pong p"]);
 }
 
+#[test]
+fn a_busy_channel_does_not_starve_another_of_the_same_connection() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &["busy", "calm"]);
+    bench.frames(&mut client);
+    for _ in 0..40 {
+        bench.publish("busy", &"x".repeat(10_000));
+    }
+    bench.turn();
+    bench.publish("calm", "1");
+    for _ in 0..40 {
+        bench.publish("busy", &"x".repeat(10_000));
+    }
+    let frames = bench.frames(&mut client);
+    let calm = frames.iter().position(|frame| frame.contains("\"calm\"")).unwrap();
+    assert!(calm < 20, "after two visits, not after all of the other channel: {calm}");
+    assert_eq!(frames.len(), 81);
+}
+
+#[test]
+fn a_blocked_connection_with_many_channels_keeps_each_within_its_bounds() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawFramed, &["a", "newest:a", "oldest:a", "latest:a", "b"]);
+    bench.frames(&mut slow);
+    bench.publish("a", &"x".repeat(30_000));
+    for i in 0..100 {
+        for channel in ["newest:a", "oldest:a", "latest:a"] {
+            bench.publish(channel, &format!("\"{i} {}\"", "x".repeat(1_000)));
+        }
+        bench.turn();
+        assert!(bench.log_bytes() < 400_000, "memory is bounded: {}", bench.log_bytes());
+    }
+    bench.hear(&slow, Opcode::Text, br#"{"unsubscribe":{"channel":"newest:a"}}"#);
+    bench.publish("b", "1");
+    let frames = bench.frames(&mut slow);
+    let of = |channel: &str| {
+        let start = format!("{{\"pub\":{{\"channel\":\"{channel}\"");
+        frames.iter().filter(|frame| frame.starts_with(&start)).count()
+    };
+    assert!(of("oldest:a") > 5 && of("oldest:a") < 40, "{}", of("oldest:a"));
+    assert!(of("latest:a") >= 1 && of("latest:a") < 20, "{}", of("latest:a"));
+    assert_eq!((of("a"), of("b"), of("newest:a")), (1, 1, 0));
+    assert_eq!(bench.log_bytes(), 0);
+    bench.publish("latest:a", "2");
+    assert_eq!(bench.frames(&mut slow).len(), 1);
+}
+
 // === limits ===
 
 fn with_limits(limits: &str) -> Bench {
