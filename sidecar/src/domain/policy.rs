@@ -1,13 +1,16 @@
 //! Who may do what in which channel: the namespaces of the settings, made ready for questions.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use sidecar_config::{Access, Namespace, Pattern, RateLimit, SlowConsumer};
 
 use super::ChannelName;
 
 /// Who a client is and what its token grants.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The token's `sub`; `None` for a client without a token.
     pub user: Option<Arc<str>>,
@@ -53,6 +56,14 @@ pub enum Denied {
     UnknownChannel,
     /// Nobody may, or the token does not list the channel.
     Permission,
+}
+
+/// A client without a token. All of them share one list of grants, or each would hold an empty one of its own.
+impl Default for Identity {
+    fn default() -> Self {
+        static NOTHING: LazyLock<Arc<Grants>> = LazyLock::new(Arc::default);
+        Self { user: None, grants: Arc::clone(&NOTHING), expires_at: None }
+    }
 }
 
 impl Policies {
