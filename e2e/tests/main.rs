@@ -12,3 +12,4 @@ mod redis;
 mod repair;
 mod rollout;
 mod scale;
+mod tls;

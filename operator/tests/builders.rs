@@ -51,7 +51,8 @@ fn everything() -> FanoutCluster {
         "image": {"repository": "mirror.example/sidecar", "pullPolicy": "Always", "pullSecrets": [{"name": "pull"}]},
         "resources": {"requests": {"cpu": "1"}},
         "hub": {"ports": {"client": 9000, "api": 9001, "admin": 9002, "control": 9003},
-            "allowedOrigins": ["https://*.example"], "trustedProxies": ["10.0.0.0/8"], "maxMessageBytes": 1024},
+            "allowedOrigins": ["https://*.example"], "trustedProxies": ["10.0.0.0/8"], "maxMessageBytes": 1024,
+            "tls": {"secretRef": {"name": "certificate"}}},
         "auth": {"apiKeysSecretRef": {"name": "keys"}, "jwt": {"issuer": "i", "keys": [
             {"kid": "b", "algorithm": "HS256", "secretKeyRef": {"name": "zwei", "key": "two"}},
             {"algorithm": "EdDSA", "secretKeyRef": {"name": "eins", "key": "one"}}]}},

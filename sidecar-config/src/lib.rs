@@ -21,7 +21,7 @@ pub use boot::{
 };
 pub use live::{
     AuthSettings, Compression, DrainSettings, HubSettings, JwtAlgorithm, JwtKey, JwtSettings, Limits,
-    LiveSettings, LogLevel, OnUnavailable,
+    LiveSettings, LogLevel, OnUnavailable, TlsSettings,
 };
 pub use namespace::{
     Access, DEFAULT_NAMESPACE, Namespace, RESERVED_NAMESPACE, RateLimit, SlowConsumer, SlowConsumerPolicy,

@@ -80,8 +80,23 @@ pub struct HubSettings {
     pub trusted_proxies: Vec<IpNet>,
     /// Compression of WebSocket messages.
     pub compression: Compression,
+    /// TLS on the client port; absent means plain HTTP, behind a proxy that speaks TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSettings>,
     /// What one client may do, and how clients come in.
     pub limits: Limits,
+}
+
+/// TLS on the client port. New handshakes use new files; connections stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Certificate chain, PEM, the server's own first: `tls.crt` of a Secret of type `kubernetes.io/tls`.
+    #[schemars(with = "String")]
+    pub cert_file: PathBuf,
+    /// Its private key, PEM: `tls.key`.
+    #[schemars(with = "String")]
+    pub key_file: PathBuf,
 }
 
 /// permessage-deflate (RFC 7692), without context takeover: a publication is compressed once for all who negotiated
@@ -256,6 +271,7 @@ impl Default for HubSettings {
             pong_timeout_seconds: 10,
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
+            tls: None,
             compression: Compression::default(),
             limits: Limits::default(),
         }

@@ -79,6 +79,7 @@ pub struct App {
     /// Then ends what they lead to.
     shutdown: CancellationToken,
     tasks: JoinSet<&'static str>,
+    http: ClientPort,
     client: Option<runtime::Runtime>,
 }
 
@@ -128,7 +129,7 @@ impl App {
     /// Why it cannot; then nothing is left behind.
     pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let Config { boot, live, file } = config;
-        let Live { settings, auth, hash } = live;
+        let Live { settings, auth, tls, hash } = live;
         let Options { name, log, bus } = options;
         log.set(settings.log_level);
         let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
@@ -182,9 +183,13 @@ impl App {
         let about = about(&boot, &name, run, &addresses);
         let (live_sender, live) = watch::channel(Arc::new(settings));
         let (auth, reload) = (Arc::new(Auth::new(auth)), Arc::new(Notify::new()));
+        let http_metrics = http::Metrics::default();
+        let http = ClientPort::new(shards.door().clone(), Arc::clone(&auth), http_metrics.clone());
+        http.set_tls(tls);
         let settings_metrics = settings::Metrics::new(&hash);
         let joined = settings::Joined {
             auth: Arc::clone(&auth),
+            http: http.clone(),
             shards: Arc::clone(&shards),
             publisher: publisher.clone(),
             log: log.clone(),
@@ -204,7 +209,6 @@ impl App {
 
         // The doors.
         let api_metrics = api::Metrics::default();
-        let http_metrics = http::Metrics::default();
         let channels = hub.clone();
         registry
             .shards(Arc::downgrade(&shards), move || channels.channels())
@@ -216,7 +220,7 @@ impl App {
             .fanout(|registry| api_metrics.register(registry));
         let metrics = registry.build();
         let api = Api {
-            auth: Arc::clone(&auth),
+            auth,
             publisher,
             peers: bridge.peers.clone(),
             door: shards.door().clone(),
@@ -241,10 +245,9 @@ impl App {
             .enable_all()
             .build()
             .map_err(StartError::Threads)?;
-        let http = ClientPort::new(shards.door().clone(), auth, http_metrics);
         tokio::spawn(ready::follow_port(accepting, http.accepting(), drain.clone()));
         tasks.spawn_on(
-            named("the client port", serve_clients(http, client_port, drain.clone())),
+            named("the client port", serve_clients(http.clone(), client_port, drain.clone())),
             client.handle(),
         );
 
@@ -273,6 +276,7 @@ impl App {
             closing,
             shutdown,
             tasks,
+            http,
             client,
         })
     }
@@ -324,7 +328,7 @@ impl App {
 
     /// Ends what is left: the other nodes are told, answers in flight are written.
     pub async fn stop(self) {
-        let Self { shards, bridge, closing, shutdown, mut tasks, client, .. } = self;
+        let Self { shards, bridge, closing, shutdown, mut tasks, http, client, .. } = self;
         closing.cancel();
         if timeout(STOP_TIME, doors_closed(&mut tasks)).await.is_err() {
             tracing::warn!("calls of the server API are cut short");
@@ -338,6 +342,9 @@ impl App {
         // It waits for threads; those write what they can at once and end.
         if spawn_blocking(move || shards.stop()).await.is_err() {
             tracing::warn!("a shard did not stop in good order");
+        }
+        if timeout(STOP_TIME, http.carried()).await.is_err() {
+            tracing::warn!("clients that took nothing are cut off");
         }
         if let Some(client) = client {
             client.shutdown_background();

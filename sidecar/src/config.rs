@@ -11,7 +11,10 @@ use std::{
 use sha2::{Digest, Sha256};
 use sidecar_config::{BootSettings, BrokerKind, Document, LiveSettings, Mistake, RedisBroker, parse};
 
-use crate::auth::{AuthRules, read_secret};
+use crate::{
+    auth::{AuthRules, read_secret},
+    http::TlsIdentity,
+};
 
 pub use watch::{LiveFile, Poll};
 
@@ -33,6 +36,8 @@ pub struct Live {
     pub settings: LiveSettings,
     /// Its origins, keys and tokens, with every secret read.
     pub auth: AuthRules,
+    /// The certificate of the client port, if it speaks TLS.
+    pub tls: Option<TlsIdentity>,
     /// First half of the SHA-256 of its text, in hex, so that others see which one is in force.
     pub hash: String,
 }

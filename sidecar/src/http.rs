@@ -1,9 +1,13 @@
 //! The client port: HTTP requests come in, connections of shards come out.
 //!
+//! Plain, or over TLS once it has a certificate; there HTTP/2 too, whose WebSockets (RFC 8441) and streams reach a
+//! shard by a pipe.
+//!
 //! `GET /ws/{channel}` and `GET /ws?channel=…` become WebSockets, `GET /sse/{channel}` and `/sse?channel=…` event
 //! streams. A request is checked here (origin, token, form); what it may do in its channels is the shard's session.
 //! Of the data plane this knows [`Door`] only.
 
+mod carry;
 mod error;
 mod gate;
 mod listener;
@@ -12,18 +16,22 @@ mod proxy_protocol;
 mod remote;
 mod request;
 mod sse;
+mod tls;
 mod upgrade;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
+use arc_swap::ArcSwapOption;
 use axum::{Router, extract::State, middleware::map_response_with_state, response::Response, routing::get};
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use self::gate::Gate;
 
 use crate::{auth::Auth, shard::Door};
 
 pub use metrics::Metrics;
+pub use tls::TlsIdentity;
 
 /// The client port. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -33,6 +41,9 @@ pub struct ClientPort(Arc<Shared>);
 struct Shared {
     door: Door,
     auth: Arc<Auth>,
+    tls: ArcSwapOption<TlsIdentity>,
+    /// Handshakes that are being answered, and the tasks of virtual WebSockets.
+    carriers: TaskTracker,
     gate: Gate,
     metrics: Metrics,
     accepting: watch::Sender<bool>,
@@ -46,7 +57,19 @@ impl ClientPort {
     /// A port that leads to this door.
     pub fn new(door: Door, auth: Arc<Auth>, metrics: Metrics) -> Self {
         let accepting = watch::Sender::new(false);
-        Self(Arc::new(Shared { door, auth, gate: Gate::default(), metrics, accepting }))
+        let (tls, carriers) = (ArcSwapOption::empty(), TaskTracker::new());
+        Self(Arc::new(Shared { door, auth, tls, carriers, gate: Gate::default(), metrics, accepting }))
+    }
+
+    /// Speaks TLS with whoever connects from now on, by this identity; without one, plain HTTP.
+    pub fn set_tls(&self, identity: Option<TlsIdentity>) {
+        self.0.tls.store(identity.map(Arc::new));
+    }
+
+    /// Returns once what the shards have written last has left, or cannot. Called when the shards have let go.
+    pub async fn carried(&self) {
+        self.0.carriers.close();
+        self.0.carriers.wait().await;
     }
 
     /// Whether clients are accepted now: not before [`Self::serve`], not behind its stop, and not while the process
@@ -80,7 +103,8 @@ impl ClientPort {
     }
 
     fn router(&self) -> Router {
-        let (socket, stream) = (get(upgrade::accept), get(sse::open).options(sse::preflight));
+        let (socket, stream) =
+            (get(upgrade::accept).connect(upgrade::accept), get(sse::open).options(sse::preflight));
         Router::new()
             .route("/ws", socket.clone())
             .route("/ws/", socket.clone())
@@ -92,6 +116,14 @@ impl ClientPort {
             .method_not_allowed_fallback(error::wrong_method)
             .layer(map_response_with_state(self.clone(), count_refusal))
             .with_state(self.clone())
+    }
+
+    fn tls(&self) -> Option<Arc<TlsIdentity>> {
+        self.0.tls.load_full()
+    }
+
+    fn carriers(&self) -> &TaskTracker {
+        &self.0.carriers
     }
 
     fn door(&self) -> &Door {

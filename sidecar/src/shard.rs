@@ -48,7 +48,7 @@ pub use link::Link;
 pub use mail::{Completion, Mail, Refusal, Reservation, Reserved, Rules, Task, Work};
 pub use mailbox::{Full, Inbox, Mailbox};
 pub use metrics::Totals;
-pub use pipe::{Receiver as PipeReceiver, Sender as PipeSender};
+pub use pipe::{FarEnd, NearEnd};
 
 /// How the shards are made.
 #[derive(Clone, Copy, Debug)]

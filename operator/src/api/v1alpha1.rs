@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use sidecar_config::{LogLevel, Namespace};
 
 pub use node::{
-    ApiKeysRef, Auth, Hub, Image, Jwt, JwtKeySpec, LocalObjectName, Ports, PullPolicy, SecretKeyRef,
+    ApiKeysRef, Auth, ClientTls, Hub, Image, Jwt, JwtKeySpec, LocalObjectName, Ports, PullPolicy,
+    SecretKeyRef,
 };
 pub use redis::{
     CaRef, CredentialsRef, ExternalRedis, ManagedRedis, MemoryRedis, Redis, RedisKind, RedisMode,

@@ -30,7 +30,7 @@ use crate::{
     events::{Events, Severity},
     lease::Claim,
     metrics::Metrics,
-    resources::labels,
+    resources::{labels, service},
 };
 
 /// Who the operator is to the API server when it writes status.
@@ -78,7 +78,7 @@ pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Fan
         current_revision: if complete { update.clone() } else { before.current_revision },
         update_revision: update,
         connections: nodes.iter().filter_map(|node| node.connections).sum(),
-        endpoint: endpoint(cluster),
+        endpoint: service::endpoint(cluster),
         nodes: nodes.into_iter().take(MAX_NODES).collect::<Vec<NodeStatus>>(),
         conditions: conditions::merge(&before.conditions, verdicts, cluster.metadata.generation, found.at),
     }
@@ -127,14 +127,6 @@ impl Counts {
     fn is_complete(&self, cluster: &FanoutCluster) -> bool {
         let wanted = cluster.spec.replicas;
         self.updated_ready == wanted && self.serving == wanted && self.outdated == 0
-    }
-}
-
-fn endpoint(cluster: &FanoutCluster) -> String {
-    let host = format!("ws://{}.{}.svc", cluster.name(), cluster.namespace());
-    match cluster.spec.service.port {
-        80 => host,
-        port => format!("{host}:{port}"),
     }
 }
 

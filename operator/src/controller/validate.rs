@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     api::{
         FanoutCluster, Reason,
-        v1alpha1::{CaRef, CredentialsRef, LocalObjectName, RedisTlsSpec},
+        v1alpha1::{CaRef, ClientTls, CredentialsRef, LocalObjectName, RedisTlsSpec},
     },
     redis::RedisTarget,
 };
@@ -95,7 +95,11 @@ fn wanted(cluster: &FanoutCluster) -> Vec<Wanted> {
     let external = cluster.spec.redis.external.as_ref();
     let credentials = external.and_then(|redis| redis.credentials_secret_ref.as_ref()).map(credentials);
     let tls = external.and_then(|redis| redis.tls.as_ref()).map(tls).unwrap_or_default();
-    api_keys.chain(jwt).chain(credentials).chain(tls).collect()
+    let certificate = cluster.spec.hub.tls.iter().map(|tls| {
+        let ClientTls { secret_ref } = tls;
+        Wanted::new("hub.tls.secretRef", &secret_ref.name, ["tls.crt", "tls.key"])
+    });
+    api_keys.chain(jwt).chain(certificate).chain(credentials).chain(tls).collect()
 }
 
 fn credentials(credentials: &CredentialsRef) -> Wanted {

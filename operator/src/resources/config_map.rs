@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sidecar_config::{
     AuthSettings, BootSettings, DrainSettings, HubSettings, JwtKey, JwtSettings, Listen, LiveSettings,
-    Runtime,
+    Runtime, TlsSettings,
 };
 
 use super::{
@@ -68,7 +68,7 @@ pub fn render_node(cluster: &FanoutCluster, place: &NodePlace) -> (BootSettings,
     let live = LiveSettings {
         log_level: cluster.spec.log_level,
         on_unavailable: cluster.spec.redis.on_unavailable,
-        hub: hub(&cluster.spec.hub),
+        hub: hub(&cluster.spec.hub, secrets),
         auth: auth(cluster, secrets),
         namespaces: cluster.spec.namespaces.clone(),
         drain: drain(&cluster.spec.drain),
@@ -133,7 +133,7 @@ fn drop_defaults(schema: &Value, value: &mut Value) {
     }
 }
 
-fn hub(hub: &Hub) -> HubSettings {
+fn hub(hub: &Hub, secrets: &Path) -> HubSettings {
     let Hub {
         ports: _,
         max_connections_per_node,
@@ -142,6 +142,7 @@ fn hub(hub: &Hub) -> HubSettings {
         pong_timeout_seconds,
         allowed_origins,
         trusted_proxies,
+        tls,
         compression,
         limits,
     } = hub;
@@ -154,6 +155,10 @@ fn hub(hub: &Hub) -> HubSettings {
         // `validate` has told of those that are no network.
         trusted_proxies: trusted_proxies.iter().filter_map(|network| network.parse().ok()).collect(),
         compression: *compression,
+        tls: tls.as_ref().map(|_| TlsSettings {
+            cert_file: secrets.join("tls/tls.crt"),
+            key_file: secrets.join("tls/tls.key"),
+        }),
         limits: limits.clone(),
     }
 }

@@ -18,7 +18,8 @@ use crate::{
     api::{
         FanoutCluster, RESTARTED_AT, change,
         v1alpha1::{
-            ApiKeysRef, CaRef, CredentialsRef, Image, LocalObjectName, PodTemplate, Ports, RedisTlsSpec,
+            ApiKeysRef, CaRef, ClientTls, CredentialsRef, Image, LocalObjectName, PodTemplate, Ports,
+            RedisTlsSpec,
         },
     },
     controller::build::{OperatorConfig, RevisionSpec},
@@ -272,6 +273,9 @@ fn mounts(cluster: &FanoutCluster, redis: &RedisTarget, revision: &str) -> Vec<M
     // In the order of their names, so that the order of keys in the spec makes no other pod.
     for (at, name) in jwt.collect::<BTreeSet<_>>().into_iter().enumerate() {
         mounts.push(Mount::secret(&format!("fanout-jwt-{at}"), &format!("jwt/{name}"), name));
+    }
+    if let Some(ClientTls { secret_ref }) = &cluster.spec.hub.tls {
+        mounts.push(Mount::secret("fanout-tls", "tls", &secret_ref.name));
     }
     if let RedisTarget::Redis(server) = redis {
         mounts.extend(server.credentials.as_ref().map(Mount::credentials));

@@ -15,17 +15,19 @@ pub fn services(cluster: &FanoutCluster) -> [Service; 3] {
 
 /// Where clients inside the cluster connect.
 pub fn endpoint(cluster: &FanoutCluster) -> String {
+    let (scheme, default_port) = if cluster.spec.hub.tls.is_some() { ("wss", 443) } else { ("ws", 80) };
     let port = match cluster.spec.service.port {
-        80 => String::new(),
+        port if port == default_port => String::new(),
         port => format!(":{port}"),
     };
-    format!("ws://{}.{}.svc{port}", cluster.name(), cluster.namespace())
+    format!("{scheme}://{}.{}.svc{port}", cluster.name(), cluster.namespace())
 }
 
 fn client(cluster: &FanoutCluster) -> Service {
     let v1alpha1::ServiceSpec { type_, port, annotations } = &cluster.spec.service;
     let mut metadata = metadata(cluster, Component::Node, cluster.name().to_owned());
     metadata.annotations = (!annotations.is_empty()).then(|| annotations.clone());
+    let app_protocol = if cluster.spec.hub.tls.is_some() { "kubernetes.io/wss" } else { "kubernetes.io/ws" };
     Service {
         metadata,
         spec: Some(ServiceSpec {
@@ -33,7 +35,7 @@ fn client(cluster: &FanoutCluster) -> Service {
             selector: Some(labels::serving_nodes(cluster)),
             ports: Some(vec![ServicePort {
                 // Tells gateways and meshes that connections are upgraded.
-                app_protocol: Some("kubernetes.io/ws".to_owned()),
+                app_protocol: Some(app_protocol.to_owned()),
                 ..service_port("client", *port)
             }]),
             ..ServiceSpec::default()

@@ -18,6 +18,7 @@ use crate::{
     auth::Auth,
     config::{Live, LiveFile, Poll},
     domain::Policies,
+    http::ClientPort,
     shard::{Rules, Shards},
     telemetry::LogControl,
     work::Publisher,
@@ -42,6 +43,7 @@ struct InfoLabels {
 /// Who has to know of new settings.
 pub(super) struct Joined {
     pub(super) auth: Arc<Auth>,
+    pub(super) http: ClientPort,
     pub(super) shards: Arc<Shards>,
     pub(super) publisher: Publisher,
     pub(super) log: LogControl,
@@ -87,9 +89,10 @@ pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notif
 impl Joined {
     /// Who may come in first, then what they may do.
     fn put_in_force(&self, live: Live) {
-        let Live { settings, auth, hash } = live;
-        let Self { auth: in_force, shards, publisher, log, live, metrics } = self;
+        let Live { settings, auth, tls, hash } = live;
+        let Self { auth: in_force, http, shards, publisher, log, live, metrics } = self;
         in_force.replace(auth);
+        http.set_tls(tls);
         publisher.set_max_bytes(settings.hub.max_message_bytes as usize);
         shards.set_rules(&rules(&settings));
         log.set(settings.log_level);

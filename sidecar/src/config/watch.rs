@@ -10,7 +10,10 @@ use sha2::{Digest, Sha256};
 use sidecar_config::{LiveSettings, Mistake};
 
 use super::{ConfigError, Live, document, hash, read, told};
-use crate::auth::{AuthRules, secret_files};
+use crate::{
+    auth::{AuthRules, secret_files},
+    http::TlsIdentity,
+};
 
 /// The file of a live document.
 #[derive(Debug)]
@@ -93,8 +96,12 @@ impl LiveFile {
 }
 
 fn load(text: &[u8], settings: &LiveSettings) -> Result<Live, Vec<Mistake>> {
-    let auth = AuthRules::load(settings)?;
-    Ok(Live { settings: settings.clone(), auth, hash: hash(text) })
+    let auth = AuthRules::load(settings);
+    let tls = settings.hub.tls.as_ref().map(TlsIdentity::load).transpose();
+    match (auth, tls) {
+        (Ok(auth), Ok(tls)) => Ok(Live { settings: settings.clone(), auth, tls, hash: hash(text) }),
+        (auth, tls) => Err([auth.err(), tls.err()].into_iter().flatten().flatten().collect()),
+    }
 }
 
 /// Of the document and of all that it names. Taken before the secrets are used: what is newer is new next time.
@@ -120,7 +127,8 @@ fn fingerprint(text: &Result<Vec<u8>, Vec<Mistake>>, settings: Option<&LiveSetti
 
 fn secrets(settings: &LiveSettings) -> impl Iterator<Item = &Path> {
     let tokens = settings.auth.jwt.iter().flat_map(|jwt| &jwt.keys).map(|key| key.file.as_path());
-    settings.auth.api_key_files.iter().map(PathBuf::as_path).chain(tokens)
+    let tls = settings.hub.tls.iter().flat_map(|tls| [tls.cert_file.as_path(), tls.key_file.as_path()]);
+    settings.auth.api_key_files.iter().map(PathBuf::as_path).chain(tokens).chain(tls)
 }
 
 #[cfg(test)]

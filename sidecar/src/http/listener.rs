@@ -1,6 +1,7 @@
 //! The accept loop: options of a socket, PROXY header, then hyper with bounded buffers.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io::{self, Write},
     net::SocketAddr,
@@ -10,13 +11,19 @@ use std::{
 };
 
 use axum::{Router, body::Body};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::{HttpService, service_fn},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
@@ -24,6 +31,7 @@ use super::{
     ClientPort, Peer,
     gate::{Pace, Place},
     proxy_protocol,
+    tls::{self, TlsIdentity},
 };
 use crate::shard::Rules;
 
@@ -32,6 +40,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Unsent bytes in the kernel beyond which a socket says that it is full: lag then lies in the shared log instead of
 /// in megabytes of kernel memory for each slow client.
 const NOTSENT_LOWAT: u32 = 16 * 1_024;
+/// Streams of one HTTP/2 connection at a time: what browsers and proxies are used to (RFC 9113 §6.5.2 advises 100 or
+/// more).
+const MAX_STREAMS: u32 = 128;
+/// Bytes on their way in one stream of HTTP/2, each direction: what a pipe holds.
+const STREAM_BYTES: u32 = 16 * 1_024;
+/// And to us in all streams of a connection together.
+const CONNECTION_BYTES: u32 = 256 * 1_024;
 /// hyper takes no less.
 const LEAST_BUFFER: usize = 8 * 1_024;
 
@@ -57,11 +72,14 @@ pub(super) async fn serve(
             let most = rules.hub.limits.handshakes_in_flight.min(port.door().room().max(1));
             match port.gate().enter(most) {
                 Some(place) => {
-                    tasks.spawn(converse(socket, peer, rules, router.clone(), stopping.clone(), place));
+                    let tls = port.tls();
+                    tasks.spawn(converse(socket, peer, tls, rules, router.clone(), stopping.clone(), place));
                 }
                 None => {
                     port.metrics().refused("handshakes");
-                    turn_away(socket);
+                    if port.tls().is_none() {
+                        turn_away(socket);
+                    }
                 }
             }
         }
@@ -134,6 +152,7 @@ fn is_of_client(error: &io::Error) -> bool {
 async fn converse(
     mut socket: TcpStream,
     peer: SocketAddr,
+    tls: Option<Arc<TlsIdentity>>,
     rules: Arc<Rules>,
     router: Router,
     stopping: CancellationToken,
@@ -163,24 +182,85 @@ async fn converse(
         request.extensions_mut().insert(place.clone());
         router.clone().oneshot(request.map(Body::new))
     });
+    let served = match tls {
+        None => serve_http1(socket, service, rules, stopping).await,
+        Some(identity) => {
+            let accepted = TlsAcceptor::from(identity.config()).accept(socket);
+            // The next handshake may be by another certificate.
+            drop(identity);
+            match timeout(header_timeout, accepted).await {
+                Err(_) => return,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, client.addr = %peer, "a TLS handshake failed");
+                    return;
+                }
+                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(tls::H2) => {
+                    serve_http2(stream, service, &rules, stopping).await
+                }
+                Ok(Ok(stream)) => serve_http1(stream, service, rules, stopping).await,
+            }
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, client.addr = %peer, "a request was cut short");
+    }
+}
+
+async fn serve_http1<I, S>(
+    io: I,
+    service: S,
+    rules: Arc<Rules>,
+    stopping: CancellationToken,
+) -> hyper::Result<()>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    let limits = &rules.hub.limits;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
-        .max_buf_size((hub.limits.header_bytes as usize).max(LEAST_BUFFER))
-        .serve_connection(TokioIo::new(socket), service)
+        .header_read_timeout(Duration::from_secs(limits.header_timeout_seconds.into()))
+        .max_buf_size((limits.header_bytes as usize).max(LEAST_BUFFER))
+        .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     // The rules that held at accept would otherwise live as long as an event stream.
     drop(rules);
     let mut connection = pin!(connection);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = &mut connection => ended,
         () = stopping.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, client.addr = %peer, "a request was cut short");
+    }
+}
+
+/// HTTP/2: each stream is a request of its own, a WebSocket included (RFC 8441).
+async fn serve_http2<I, S>(io: I, service: S, rules: &Rules, stopping: CancellationToken) -> hyper::Result<()>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    let hub = &rules.hub;
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(hub.limits.header_bytes)
+        .initial_stream_window_size(STREAM_BYTES)
+        .initial_connection_window_size(CONNECTION_BYTES)
+        .max_send_buf_size(STREAM_BYTES as usize)
+        .keep_alive_interval(Some(Duration::from_secs(hub.ping_interval_seconds.into())))
+        .keep_alive_timeout(Duration::from_secs(hub.pong_timeout_seconds.into()))
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = &mut connection => ended,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     }
 }
 

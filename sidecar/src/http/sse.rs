@@ -23,12 +23,12 @@ use super::{
 };
 use crate::{
     protocol::Protocol,
-    shard::{PipeReceiver, Visitor},
+    shard::{FarEnd, Visitor},
 };
 
 /// What the pipe brings.
 #[derive(Debug)]
-struct Events(PipeReceiver);
+struct Events(FarEnd);
 
 pub(super) async fn open(
     State(port): State<ClientPort>,

@@ -1,5 +1,7 @@
 //! The client port over real shards and real sockets; the broker is a loop of ours.
 
+mod tls;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},

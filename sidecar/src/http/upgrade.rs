@@ -1,4 +1,5 @@
-//! A WebSocket handshake (RFC 6455 §4.2) and the hand-over of its socket to a shard.
+//! A WebSocket handshake, of HTTP/1.1 (RFC 6455 §4.2) or HTTP/2 (RFC 8441 §5), and the hand-over of its transport to
+//! a shard: the socket itself, or a pipe where TLS or HTTP/2 stand between.
 //!
 //! The place is reserved before the handshake is answered: what is published after the client saw the answer
 //! cannot be missed.
@@ -8,13 +9,18 @@ use axum::{
     extract::{Path, Request, State},
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, StatusCode, header};
-use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use hyper::{
+    ext::Protocol as ExtendedConnect,
+    upgrade::{OnUpgrade, Parts},
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{
     ClientPort,
+    carry::carry,
     error::RequestError,
     request::{self, Asked},
 };
@@ -31,7 +37,7 @@ pub(super) async fn accept(
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let (parts, _) = request.into_parts();
     let headers = &parts.headers;
-    let key = check_handshake(headers)?;
+    let key = check_handshake(&parts)?;
     let (protocol, selected) = select(headers)?;
     let asked = request::read(&port, &parts, path.map(|Path(channel)| channel))?;
     check_mode(protocol, &asked)?;
@@ -41,21 +47,32 @@ pub(super) async fn accept(
     let extension = extension(&door, headers);
     let deflate = extension.is_some();
     let reserved = door.reserve(Visitor { protocol, deflate, identity, channels, remote }).await?;
-    tokio::spawn(hand_over(door, reserved, upgrade));
-    Ok(switching(&key, selected, extension))
+    port.carriers().spawn(hand_over(door, reserved, upgrade));
+    Ok(switching(key.as_deref(), selected, extension))
 }
 
-/// The answer to the key of a right handshake.
-fn check_handshake(headers: &HeaderMap) -> Result<String, RequestError> {
-    let has = |name, entry: &str| request::list(headers, name).any(|found| found.eq_ignore_ascii_case(entry));
-    if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
+/// The answer to the key of a right handshake; HTTP/2 needs none.
+fn check_handshake(parts: &http::request::Parts) -> Result<Option<String>, RequestError> {
+    let headers = &parts.headers;
+    let over_http2 = parts.method == Method::CONNECT;
+    let asks = if over_http2 {
+        parts.extensions.get::<ExtendedConnect>().is_some_and(|protocol| protocol.as_str() == "websocket")
+    } else {
+        let has =
+            |name, entry: &str| request::list(headers, name).any(|found| found.eq_ignore_ascii_case(entry));
+        has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "websocket")
+    };
+    if !asks {
         return Err(RequestError::NoHandshake);
     }
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(RequestError::Version);
     }
+    if over_http2 {
+        return Ok(None);
+    }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
-    Ok(websocket::accept_key(key)?)
+    Ok(Some(websocket::accept_key(key)?))
 }
 
 /// The mode, and the entry of the client's list that says so: a browser fails the connection where it offered a
@@ -98,14 +115,17 @@ fn check_mode(protocol: Protocol, asked: &Asked) -> Result<(), RequestError> {
     }
 }
 
-fn switching(key: &str, selected: Option<&'static str>, extension: Option<&'static str>) -> Response {
+fn switching(key: Option<&str>, selected: Option<&'static str>, extension: Option<&'static str>) -> Response {
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    if let Some(key) = key {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let key = HeaderValue::from_str(key).expect("base64 is a header value");
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+    }
     let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    let key = HeaderValue::from_str(key).expect("base64 is a header value");
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
     if let Some(selected) = selected {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(selected));
     }
@@ -115,20 +135,29 @@ fn switching(key: &str, selected: Option<&'static str>, extension: Option<&'stat
     response
 }
 
-/// Waits for hyper to have written the answer, then takes the socket out of tokio and gives it to the shard.
+/// Waits for hyper to have written the answer, then takes the socket out of tokio and gives it to the shard, or carries
+/// what a shard cannot poll.
 async fn hand_over(door: Door, reserved: Reserved, upgrade: OnUpgrade) {
-    match upgrade.await.map_err(|error| error.to_string()).and_then(take_socket) {
-        Ok((link, leftover)) => door.attach(reserved, link, leftover),
-        Err(error) => {
-            tracing::debug!(error, "a client went away during its handshake");
-            door.abandon(reserved);
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => return gone(&door, reserved, &error),
+    };
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(Parts { io, read_buf, .. }) => match io.into_inner().into_std() {
+            Ok(socket) => door.attach(reserved, Link::Socket(socket), read_buf),
+            Err(error) => gone(&door, reserved, &error),
+        },
+        Err(stream) => {
+            let (link, far) = door.pipe(reserved);
+            door.attach(reserved, link, Bytes::new());
+            if let Err(error) = carry(TokioIo::new(stream), far).await {
+                tracing::debug!(%error, "a client's stream broke");
+            }
         }
     }
 }
 
-fn take_socket(upgraded: Upgraded) -> Result<(Link, bytes::Bytes), String> {
-    let downcast = upgraded.downcast::<TokioIo<TcpStream>>();
-    let Parts { io, read_buf, .. } = downcast.map_err(|_| "the transport is no socket".to_owned())?;
-    let socket = io.into_inner().into_std().map_err(|error| error.to_string())?;
-    Ok((Link::Socket(socket), read_buf))
+fn gone(door: &Door, reserved: Reserved, error: &(dyn std::error::Error + 'static)) {
+    tracing::debug!(error, "a client went away during its handshake");
+    door.abandon(reserved);
 }

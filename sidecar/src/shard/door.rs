@@ -97,7 +97,7 @@ impl Door {
     }
 
     /// A virtual connection for a reserved place: attach the link, read the other end.
-    pub fn pipe(&self, reserved: Reserved) -> (Link, pipe::Receiver) {
+    pub fn pipe(&self, reserved: Reserved) -> (Link, pipe::FarEnd) {
         let Reserved { connection } = reserved;
         let (sender, receiver) = pipe::pipe(connection, self.mailbox(connection.shard).clone());
         (Link::Pipe(sender), receiver)

@@ -5,15 +5,15 @@ use std::{
     net::{Shutdown, TcpStream},
 };
 
-use super::pipe::Sender;
+use super::pipe::NearEnd;
 
 /// What carries a connection's bytes.
 #[derive(Debug)]
 pub enum Link {
     /// A socket, non-blocking, out of any other reactor.
     Socket(TcpStream),
-    /// A virtual connection: a task carries the bytes on. Nothing comes back but that it ended.
-    Pipe(Sender),
+    /// A virtual connection: a task carries the bytes on.
+    Pipe(NearEnd),
 }
 
 /// What a write achieved.
@@ -58,8 +58,7 @@ impl Link {
                     },
                 }
             },
-            Self::Pipe(pipe) if pipe.is_closed() => Progress::Broken,
-            Self::Pipe(_) => Progress::Blocked,
+            Self::Pipe(pipe) => pipe.read(buffer),
         }
     }
 

@@ -14,7 +14,7 @@ use loom::{
 
 use self::{
     mailbox::{Full, Inbox, Mailbox},
-    pipe::{Receiver, Sender},
+    pipe::{FarEnd, NearEnd},
 };
 use super::{Mail, link};
 use crate::domain::{ConnectionId, Payload, Publication};
@@ -144,7 +144,7 @@ fn what_a_full_mailbox_took_arrives_and_what_it_refused_does_not() {
 
 /// The shard's side of a pipe: writes what is left, and after `Blocked` only when it was told to.
 struct Shard {
-    sender: Sender,
+    sender: NearEnd,
     left: Vec<u8>,
     inbox: Inbox,
     woken: Arc<Woken>,
@@ -177,7 +177,7 @@ impl Shard {
 
 /// The task's side: polls only when it was woken.
 struct Task {
-    receiver: Receiver,
+    receiver: FarEnd,
     woken: Arc<Woken>,
     received: Vec<u8>,
 }

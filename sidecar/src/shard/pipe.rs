@@ -1,7 +1,8 @@
-//! A virtual connection: a bounded pipe from a shard to the task that carries the bytes on.
+//! A virtual connection: a bounded pipe between a shard and the task that carries the bytes on.
 //!
-//! The lock is held to copy at most [`CAPACITY`] bytes. The shard never waits for the task: a full pipe is
-//! `Blocked`, and the task sends [`Mail::Pipe`] once it has made room.
+//! Each direction holds at most [`CAPACITY`] bytes and is allocated while it has content. The lock is held to copy
+//! them. The shard never waits for the task: a full pipe is `Blocked`, an empty one too, and the task sends
+//! [`Mail::Pipe`] once it has made room or has brought bytes.
 
 use std::{
     io::IoSlice,
@@ -9,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
     Mail, Mailbox,
@@ -23,11 +24,11 @@ const CAPACITY: usize = 16 * 1_024;
 
 /// The shard's end.
 #[derive(Debug)]
-pub struct Sender(Arc<Mutex<State>>);
+pub struct NearEnd(Arc<Mutex<State>>);
 
 /// The task's end.
 #[derive(Debug)]
-pub struct Receiver {
+pub struct FarEnd {
     state: Arc<Mutex<State>>,
     connection: ConnectionId,
     mailbox: Mailbox,
@@ -35,60 +36,100 @@ pub struct Receiver {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Allocated while it has content.
-    bytes: BytesMut,
-    blocked: bool,
-    finished: bool,
+    /// To the client.
+    outbound: Stream,
+    /// From the client.
+    inbound: Stream,
+    /// The task is gone.
     closed: bool,
     waker: Option<Waker>,
 }
 
+/// One direction.
+#[derive(Debug, Default)]
+struct Stream {
+    /// Allocated while it has content.
+    bytes: BytesMut,
+    /// Whoever writes waits for room.
+    blocked: bool,
+    /// Nothing more will be written.
+    finished: bool,
+}
+
 /// A pipe for a reserved connection; `mailbox` is its shard's.
-pub(crate) fn pipe(connection: ConnectionId, mailbox: Mailbox) -> (Sender, Receiver) {
+pub(crate) fn pipe(connection: ConnectionId, mailbox: Mailbox) -> (NearEnd, FarEnd) {
     let state = Arc::new(Mutex::new(State::default()));
-    (Sender(Arc::clone(&state)), Receiver { state, connection, mailbox })
+    (NearEnd(Arc::clone(&state)), FarEnd { state, connection, mailbox })
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-// === impl Sender ===
+// === impl Stream ===
 
-impl Sender {
+impl Stream {
+    fn room(&self) -> usize {
+        CAPACITY - self.bytes.len()
+    }
+
+    /// Takes as much as there is room for.
+    fn put(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.room());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+}
+
+// === impl NearEnd ===
+
+impl NearEnd {
     pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> Progress {
         let mut state = lock(&self.0);
         if state.closed {
             return Progress::Broken;
         }
-        let mut moved = 0;
-        for slice in slices {
-            let room = CAPACITY - state.bytes.len();
-            state.bytes.extend_from_slice(&slice[..slice.len().min(room)]);
-            moved += slice.len().min(room);
-        }
+        let moved = slices.iter().map(|slice| state.outbound.put(slice)).sum();
         // Whoever could not write all waits to be told of room.
-        state.blocked = moved < slices.iter().map(|slice| slice.len()).sum();
-        if moved == 0 && state.blocked {
+        state.outbound.blocked = moved < slices.iter().map(|slice| slice.len()).sum();
+        if moved == 0 && state.outbound.blocked {
             return Progress::Blocked;
         }
         wake(state);
         Progress::Moved(moved)
     }
 
-    pub(crate) fn finish(&self) {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Progress {
         let mut state = lock(&self.0);
-        state.finished = true;
-        wake(state);
+        let State { inbound, closed, .. } = &mut *state;
+        let moved = inbound.bytes.len().min(buffer.len());
+        if moved == 0 {
+            return match (inbound.finished, *closed) {
+                (true, _) => Progress::Moved(0),
+                (false, true) => Progress::Broken,
+                (false, false) => Progress::Blocked,
+            };
+        }
+        buffer[..moved].copy_from_slice(&inbound.bytes[..moved]);
+        inbound.bytes.advance(moved);
+        if inbound.bytes.is_empty() {
+            inbound.bytes = BytesMut::new();
+        }
+        if std::mem::take(&mut inbound.blocked) {
+            wake(state);
+        }
+        Progress::Moved(moved)
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.0).closed
+    pub(crate) fn finish(&self) {
+        let mut state = lock(&self.0);
+        state.outbound.finished = true;
+        wake(state);
     }
 }
 
 /// A shard that lets go of its end ends the stream, whatever the cause.
-impl Drop for Sender {
+impl Drop for NearEnd {
     fn drop(&mut self) {
         self.finish();
     }
@@ -102,33 +143,75 @@ fn wake(mut state: MutexGuard<'_, State>) {
     }
 }
 
-// === impl Receiver ===
+// === impl FarEnd ===
 
-impl Receiver {
-    /// The next bytes; `None` at the end.
+/// One task polls both directions: the last waker is woken for either.
+impl FarEnd {
+    /// The next bytes for the client; `None` at the end.
     pub fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut state = lock(&self.state);
-        if state.bytes.is_empty() {
-            if state.finished {
+        if state.outbound.bytes.is_empty() {
+            if state.outbound.finished {
                 return Poll::Ready(None);
             }
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
-        let bytes = std::mem::take(&mut state.bytes).freeze();
-        let was_blocked = std::mem::take(&mut state.blocked);
+        let bytes = std::mem::take(&mut state.outbound.bytes).freeze();
+        let was_blocked = std::mem::take(&mut state.outbound.blocked);
         drop(state);
         if was_blocked {
-            self.mailbox.send(Mail::Pipe { connection: self.connection });
+            self.tell();
         }
         Poll::Ready(Some(bytes))
     }
+
+    /// How many bytes of the client [`Self::push`] takes, once it takes any.
+    pub fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<usize> {
+        let mut state = lock(&self.state);
+        match state.inbound.room() {
+            0 => {
+                state.inbound.blocked = true;
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            room => Poll::Ready(room),
+        }
+    }
+
+    /// Brings bytes of the client, no more than there is room for.
+    ///
+    /// # Panics
+    /// When there are more.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let taken = lock(&self.state).inbound.put(bytes);
+        assert_eq!(taken, bytes.len(), "more than there was room for");
+        self.tell();
+    }
+
+    /// Says that the client sends nothing more.
+    pub fn finish(&mut self) {
+        lock(&self.state).inbound.finished = true;
+        self.tell();
+    }
+
+    /// Whether the shard has written its last.
+    pub fn is_let_go(&self) -> bool {
+        lock(&self.state).outbound.finished
+    }
+
+    fn tell(&self) {
+        self.mailbox.send(Mail::Pipe { connection: self.connection });
+    }
 }
 
-impl Drop for Receiver {
+impl Drop for FarEnd {
     fn drop(&mut self) {
         lock(&self.state).closed = true;
-        self.mailbox.send(Mail::Pipe { connection: self.connection });
+        self.tell();
     }
 }
 
@@ -162,6 +245,27 @@ mod tests {
             drop(sender);
             assert_eq!(receiver.poll_bytes(&mut context), Poll::Ready(Some(Bytes::from_static(b"x"))));
             assert_eq!(receiver.poll_bytes(&mut context), Poll::Ready(None));
+        });
+    }
+
+    #[test]
+    fn what_the_client_sends_comes_out_in_order_and_its_end_behind_it() {
+        every_order(|| {
+            let (mailbox, inbox) = Mailbox::new(1, || {});
+            let (near, mut far) = pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
+            let mut context = Context::from_waker(Waker::noop());
+            let mut buffer = [0; CAPACITY];
+            assert_eq!(near.read(&mut buffer), Progress::Blocked);
+            assert_eq!(far.poll_room(&mut context), Poll::Ready(CAPACITY));
+            far.push(b"ab");
+            far.push(&[7; CAPACITY - 2]);
+            assert_eq!(far.poll_room(&mut context), Poll::Pending);
+            assert!(matches!(inbox.take().pop_front(), Some(Mail::Pipe { .. })));
+            assert_eq!(near.read(&mut buffer[..1]), Progress::Moved(1));
+            assert_eq!(far.poll_room(&mut context), Poll::Ready(1));
+            far.finish();
+            assert_eq!((near.read(&mut buffer), buffer[0]), (Progress::Moved(CAPACITY - 1), b'b'));
+            assert_eq!(near.read(&mut buffer), Progress::Moved(0));
         });
     }
 

@@ -86,6 +86,10 @@ pub struct Hub {
     #[x_kube(validation = Rule::new("self.all(p, isCIDR(p))")
         .message("a trusted proxy is a network such as '10.0.0.0/8' or 'fd00::/8': for one address write /32 or /128"))]
     pub trusted_proxies: Vec<String>,
+    /// TLS on the client port, with HTTP/2 and its WebSockets; absent: plain HTTP, for a proxy in front that speaks TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-fanout-change" = "roll"))]
+    pub tls: Option<ClientTls>,
     /// Compression of WebSocket messages.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]
@@ -94,6 +98,15 @@ pub struct Hub {
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub limits: Limits,
+}
+
+/// TLS on the client port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientTls {
+    /// Secret of type `kubernetes.io/tls`, as cert-manager makes it. A renewed certificate is used by the next
+    /// handshake; nothing restarts.
+    pub secret_ref: LocalObjectName,
 }
 
 /// Ports of the sidecar in the pod.

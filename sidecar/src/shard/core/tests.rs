@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     domain::{Grants, Identity, Payload, Policies},
     protocol::websocket::{Opcode, frame},
-    shard::{Inbox, Mail, Mailbox, PipeReceiver, pipe, read::BUFFER},
+    shard::{FarEnd, Inbox, Mail, Mailbox, pipe, read::BUFFER},
 };
 
 const SETTINGS: &str = "
@@ -38,7 +38,7 @@ struct Bench {
 struct Client {
     slot: u32,
     generation: u32,
-    pipe: PipeReceiver,
+    pipe: FarEnd,
     received: Vec<u8>,
 }
 

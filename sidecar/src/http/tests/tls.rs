@@ -1,0 +1,223 @@
+//! Virtual connections: WebSockets and event streams behind TLS and HTTP/2.
+
+use futures::stream;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName},
+};
+use sidecar_config::TlsSettings;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::*;
+
+/// A node that speaks TLS, and the certificate it shows.
+async fn node() -> (Node, CertificateDer<'static>) {
+    let node = Node::start().await;
+    let (identity, certificate) = identity();
+    node.port.set_tls(Some(identity));
+    (node, certificate)
+}
+
+fn identity() -> (TlsIdentity, CertificateDer<'static>) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (cert_file, key_file) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+    std::fs::write(&cert_file, cert.pem()).unwrap();
+    std::fs::write(&key_file, signing_key.serialize_pem()).unwrap();
+    let identity = TlsIdentity::load(&TlsSettings { cert_file, key_file }).unwrap();
+    (identity, cert.der().clone())
+}
+
+async fn connect(
+    node: &Node,
+    certificate: &CertificateDer<'static>,
+    protocol: &[u8],
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let tcp = TcpStream::connect(node.address).await.unwrap();
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await
+}
+
+async fn texts<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    count: usize,
+) -> Vec<String> {
+    let texts = socket.filter_map(async |message| match message.unwrap() {
+        Message::Text(text) => Some(text.to_string()),
+        _ => None,
+    });
+    timeout(PATIENCE, texts.take(count).collect()).await.expect("messages in time")
+}
+
+fn numbered(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{number:04}{}", "x".repeat(900))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_over_tls_carries_more_than_a_pipe_holds_both_ways_and_in_order() {
+    let (node, certificate) = node().await;
+    let stream = connect(&node, &certificate, b"http/1.1").await.unwrap();
+    let request = format!("wss://localhost:{}/ws/room", node.address.port());
+    let (mut socket, _) = client_async(request, stream).await.unwrap();
+    let messages = numbered(200);
+    for message in &messages {
+        node.publish("room", message);
+    }
+    assert_eq!(texts(&mut socket, 200).await, messages);
+    // Sends without reading: its own messages come back and fill the way.
+    let (mut sink, stream) = socket.split();
+    let sent = stream::iter(messages.clone()).map(|text| Ok(Message::text(text)));
+    let sending = tokio::spawn(async move {
+        let mut sent = sent;
+        sink.send_all(&mut sent).await.unwrap();
+        sink
+    });
+    let heard: Vec<_> = timeout(
+        PATIENCE,
+        stream.take(200).map(|text| text.unwrap().into_text().unwrap().to_string()).collect(),
+    )
+    .await
+    .expect("echoes in time");
+    assert_eq!(heard, messages);
+    drop(sending.await.unwrap());
+    node.settle(|node| node.shards.totals().open() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_and_event_streams_share_one_http2_connection() {
+    let (node, certificate) = node().await;
+    let stream = connect(&node, &certificate, crate::http::tls::H2).await.unwrap();
+    let (mut http, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let url = |path: &str| format!("https://localhost:{}{path}", node.address.port());
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        let handshake = http::Request::connect(url("/ws/room"))
+            .header("sec-websocket-version", "13")
+            .extension(hyper::ext::Protocol::from_static("websocket"))
+            .body(Empty::<bytes::Bytes>::new())
+            .unwrap();
+        http.ready().await.unwrap();
+        let answer = http.send_request(handshake).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let stream = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        sockets.push(WebSocketStream::from_raw_socket(stream, Role::Client, None).await);
+    }
+    let request = http::Request::get(url("/sse/room")).body(Empty::new()).unwrap();
+    let mut events = http.send_request(request).await.unwrap().into_body();
+    node.settle(|node| node.shards.totals().open() == 3).await;
+
+    let messages = numbered(100);
+    for message in &messages {
+        sockets[0].send(Message::text(message.clone())).await.unwrap();
+    }
+    for socket in &mut sockets {
+        assert_eq!(texts(socket, 100).await, messages);
+    }
+    let mut seen = String::new();
+    while !seen.contains(&messages[99]) {
+        let frame = timeout(PATIENCE, events.frame()).await.expect("events in time").unwrap().unwrap();
+        seen += std::str::from_utf8(frame.data_ref().unwrap()).unwrap();
+    }
+    node.shards.shed(3, Duration::ZERO, Duration::ZERO);
+    for socket in &mut sockets {
+        let Some(Ok(Message::Close(Some(close)))) = socket.next().await else { panic!("a close frame") };
+        assert_eq!(u16::from(close.code), 1012);
+    }
+    drop((sockets, events));
+    node.settle(|node| node.shards.totals().open() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_without_the_websocket_protocol_is_no_handshake() {
+    let (node, certificate) = node().await;
+    let stream = connect(&node, &certificate, crate::http::tls::H2).await.unwrap();
+    let (mut http, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let url = format!("https://localhost:{}/ws/room", node.address.port());
+    let tunnel = http::Request::connect(url.as_str())
+        .header("sec-websocket-version", "13")
+        .extension(hyper::ext::Protocol::from_static("connect-udp"))
+        .body(Empty::<bytes::Bytes>::new())
+        .unwrap();
+    assert_eq!(http.send_request(tunnel).await.unwrap().status(), 426);
+    assert_eq!(node.shards.totals().open(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_handshake_uses_the_certificate_in_force() {
+    let (node, first) = node().await;
+    let open = connect(&node, &first, b"http/1.1").await.unwrap();
+    let (identity, second) = identity();
+    node.port.set_tls(Some(identity));
+    assert!(connect(&node, &first, b"http/1.1").await.is_err());
+    connect(&node, &second, b"http/1.1").await.unwrap();
+    let request = format!("wss://localhost:{}/ws/room", node.address.port());
+    client_async(request, open).await.expect("who is connected stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_nothing_is_let_go_when_the_shard_has() {
+    let (node, _) = node().await;
+    let visitor = crate::shard::Visitor {
+        protocol: crate::protocol::Protocol::RawBare,
+        deflate: false,
+        identity: crate::domain::Identity::default(),
+        channels: vec!["room".parse().unwrap()],
+        remote: node.address,
+    };
+    let reserved = node.shards.door().reserve(visitor).await.unwrap();
+    let (link, far) = node.shards.door().pipe(reserved);
+    node.shards.door().attach(reserved, link, bytes::Bytes::new());
+    let (_stuck, stream) = tokio::io::duplex(16);
+    let carried = tokio::spawn(carry::carry(stream, far));
+    node.publish("room", &"x".repeat(900));
+    node.shards.force();
+    let ended = timeout(PATIENCE, carried).await.expect("an end in time").unwrap();
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_told_by_its_setting() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let pair = || rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+    let (one, other) = (pair(), pair());
+    let certificate = file("tls.crt", &one.cert.pem());
+    let key = file("tls.key", &other.signing_key.serialize_pem());
+    let empty = file("empty", "no pem");
+    let told = |cert_file: &std::path::PathBuf, key_file: &std::path::PathBuf| {
+        let (cert_file, key_file) = (cert_file.clone(), key_file.clone());
+        let mistakes = TlsIdentity::load(&TlsSettings { cert_file, key_file }).unwrap_err();
+        mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert!(
+        told(&certificate, &key).contains("hub.tls.keyFile: is not the key"),
+        "{}",
+        told(&certificate, &key)
+    );
+    let both = told(&empty, &empty);
+    assert!(
+        both.contains("hub.tls.certFile: holds no") && both.contains("hub.tls.keyFile: holds no"),
+        "{both}"
+    );
+    assert!(told(&certificate, &dir.path().join("none")).contains("hub.tls.keyFile: failed to read"));
+}

@@ -1,0 +1,73 @@
+//! TLS on the client port: the certificate, read from files and replaced while the process runs.
+
+use std::{fmt, path::Path, sync::Arc};
+
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use sidecar_config::{Mistake, TlsSettings};
+
+use crate::auth::read_secret;
+
+/// A certificate and its key, ready for handshakes. Cheap to clone.
+#[derive(Clone)]
+pub struct TlsIdentity(Arc<ServerConfig>);
+
+impl TlsIdentity {
+    /// Reads certificate and key, and sees that they belong together.
+    ///
+    /// # Errors
+    /// What is wrong, by the setting that names the file.
+    pub fn load(settings: &TlsSettings) -> Result<Self, Vec<Mistake>> {
+        let TlsSettings { cert_file, key_file } = settings;
+        let pem = |field, path: &Path| {
+            read_secret(path).map_err(|error| Mistake::new(format!("hub.tls.{field}"), error.to_string()))
+        };
+        let chain = pem("certFile", cert_file).and_then(|pem| certificates(&pem));
+        let key = pem("keyFile", key_file).and_then(|pem| private_key(&pem));
+        let (chain, key) = match (chain, key) {
+            (Ok(chain), Ok(key)) => (chain, key),
+            (chain, key) => return Err([chain.err(), key.err()].into_iter().flatten().collect()),
+        };
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring knows TLS 1.2 and 1.3")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(|error| {
+                let what = format!("is not the key of the certificate in hub.tls.certFile: {error}");
+                vec![Mistake::new("hub.tls.keyFile", what)]
+            })?;
+        config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0)
+    }
+}
+
+/// HTTP/2's name in a TLS handshake (RFC 9113 §3.2).
+pub(super) const H2: &[u8] = b"h2";
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Mistake> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(Mistake::new("hub.tls.certFile", "holds no `-----BEGIN CERTIFICATE-----`")),
+        Err(error) => Err(Mistake::new("hub.tls.certFile", format!("is no PEM: {error}"))),
+    }
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, Mistake> {
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|error| Mistake::new("hub.tls.keyFile", format!("holds no private key in PEM: {error}")))
+}
+
+impl fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsIdentity").finish_non_exhaustive()
+    }
+}
