@@ -61,12 +61,11 @@ impl<S: AsyncRead + AsyncWrite> Carrier<Pin<&mut S>> {
         if let Poll::Ready(ended) = self.poll_outbound(context) {
             return Poll::Ready(ended);
         }
-        if self.far.is_let_go() {
-            let linger = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-            ready!(linger.as_mut().poll(context));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
+        // The stream may take nothing: then only this hears of the end.
+        ready!(self.far.poll_let_go(context));
+        let linger = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        ready!(linger.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// From the client. Ready once it sends nothing more.

@@ -198,9 +198,14 @@ impl FarEnd {
         self.tell();
     }
 
-    /// Whether the shard has written its last.
-    pub fn is_let_go(&self) -> bool {
-        lock(&self.state).outbound.finished
+    /// Ready once the shard has written its last, be it read or not.
+    pub fn poll_let_go(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.state);
+        if state.outbound.finished {
+            return Poll::Ready(());
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 
     fn tell(&self) {

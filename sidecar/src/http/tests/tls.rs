@@ -186,6 +186,8 @@ async fn a_client_that_takes_nothing_is_let_go_when_the_shard_has() {
     let (_stuck, stream) = tokio::io::duplex(16);
     let carried = tokio::spawn(carry::carry(stream, far));
     node.publish("room", &"x".repeat(900));
+    // It holds what the stream does not take before the shard lets go.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     node.shards.force();
     let ended = timeout(PATIENCE, carried).await.expect("an end in time").unwrap();
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
