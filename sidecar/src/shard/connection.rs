@@ -82,6 +82,8 @@ pub(crate) struct Cold {
     pub(crate) outbox: Outbox,
     /// An incomplete frame, or frames that wait for their turn.
     pub(crate) partial: BytesMut,
+    /// How long that was when the last ping was sent.
+    pub(crate) at_ping: usize,
     pub(crate) decoder: Decoder,
     pub(crate) more: Vec<Subscription>,
     /// Whose frame is half sent, where [`Flags::HALF`] says that one is: counted as in [`Slot::subscription`].

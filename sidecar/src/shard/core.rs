@@ -933,6 +933,9 @@ impl Core {
         if protocol.is_websocket() {
             flags.set(Flags::SILENT);
         }
+        if let Some(cold) = &mut self.slots[slot].cold {
+            cold.at_ping = cold.partial.len();
+        }
         self.send_with(slot, |out| protocol.put_ping(out));
         if self.slots.is_taken(slot) {
             self.arm(slot, self.now.ms + self.pong_timeout_ms());

@@ -158,6 +158,10 @@ impl Index {
         }
         let (key, lane) = (*lane, &mut self.lanes[*lane as usize]);
         lane.subscribers.push(subscriber);
+        // A pass goes round in a circle, which is longer by one now: it would end before its last one.
+        if lane.left > 0 {
+            lane.left += 1;
+        }
         let place = lane.subscribers.len() as u32 - 1;
         Subscription { cursor: lane.log.join(), lane: key, place }
     }

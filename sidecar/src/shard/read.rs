@@ -18,6 +18,8 @@ use crate::{
 pub(crate) const BUFFER: usize = 64 * 1_024;
 /// Publications of one connection that the broker has yet to confirm; then it is read from no more.
 const MAX_IN_FLIGHT: u32 = 64;
+/// A frame that grows by less between a ping and its deadline is no sign of life.
+const LIFE: usize = 1_024;
 
 /// What a client has to send for the protocol's code to panic, in tests.
 #[cfg(test)]
@@ -71,7 +73,6 @@ impl Core {
 
     pub(super) fn take_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
         self.metrics.bytes_in.add(bytes.len() as u64);
-        self.slots[slot].flags.clear(Flags::SILENT);
         let passport = self.slots[slot].passport.as_mut().expect("a taken slot");
         passport.received.bytes += bytes.len() as u64;
         if self.slots[slot].flags.has(Flags::DEAF) {
@@ -89,7 +90,7 @@ impl Core {
             _ => {
                 let rest = self.take_frames(slot, bytes).and_then(|used| bytes.get(used..));
                 if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
-                    self.slots[slot].cold().partial = BytesMut::from(rest);
+                    self.keep(slot, BytesMut::from(rest));
                 }
                 self.cool(slot);
             }
@@ -103,9 +104,20 @@ impl Core {
             && used < partial.len()
         {
             partial.advance(used);
-            self.slots[slot].cold().partial = partial;
+            self.keep(slot, partial);
         }
         self.cool(slot);
+    }
+
+    /// Keeps an incomplete frame. That it grows is a sign of life, for nothing can be said within a frame; a byte now
+    /// and then is none, or half a frame would be held for ever.
+    fn keep(&mut self, slot: u32, partial: BytesMut) {
+        let cold = self.slots[slot].cold();
+        let grown = partial.len().saturating_sub(cold.at_ping);
+        cold.partial = partial;
+        if grown >= LIFE {
+            self.slots[slot].flags.clear(Flags::SILENT);
+        }
     }
 
     fn cool(&mut self, slot: u32) {
@@ -131,6 +143,10 @@ impl Core {
                 Ok(None) => break,
                 Ok(Some((used, incoming))) => {
                     at += used;
+                    self.slots[slot].flags.clear(Flags::SILENT);
+                    if let Some(cold) = &mut self.slots[slot].cold {
+                        cold.at_ping = 0;
+                    }
                     if !self.admits(slot, 1, 0) {
                         self.violated(slot, CloseReason::TooManyRequests);
                         return None;

@@ -1,6 +1,8 @@
 //! A shard whose clock, links and control runtime are turned by hand. Links are pipes: they hold 16 KiB and no byte
 //! more, so that where a write is cut short is known.
 
+mod model;
+
 use std::task::{Context, Poll, Waker};
 
 use sidecar_config::LiveSettings;
@@ -920,6 +922,25 @@ fn the_closing_handshake_is_answered_with_the_same_code() {
     assert_eq!(bench.frames(&mut client), ["close 4000"]);
     assert!(bench.is_over(&client));
     assert_eq!(bench.answer_work(&Ok(())), ["-a"]);
+}
+
+#[test]
+fn half_a_frame_that_grows_is_a_sign_of_life_and_a_byte_now_and_then_is_none() {
+    let mut bench = Bench::new();
+    let (growing, trickling) =
+        (bench.connect(Protocol::RawBare, &["a"]), bench.connect(Protocol::RawBare, &["a"]));
+    // The head of a frame of 60,000 bytes.
+    for client in [&growing, &trickling] {
+        bench.core.take_bytes(client.slot, &mut [0x82, 0xFE, 0xEA, 0x60, 0, 0, 0, 0]);
+    }
+    for _ in 0..40 {
+        bench.pass(1_000);
+        bench.core.take_bytes(growing.slot, &mut [0; 600]);
+        if !bench.is_over(&trickling) {
+            bench.core.take_bytes(trickling.slot, &mut [0]);
+        }
+    }
+    assert!(!bench.is_over(&growing) && bench.is_over(&trickling));
 }
 
 #[test]
