@@ -4,7 +4,7 @@ use fanout_sidecar::{
     domain::{ChannelName, CloseReason, Command},
     protocol::{
         Incoming, Message, Protocol, Reply, raw,
-        websocket::{Decoder, Event, Inflater, Step, Violation},
+        websocket::{Decoder, Deflater, Event, Inflater, Opcode, Step, Violation},
     },
 };
 
@@ -39,6 +39,42 @@ fn check_stream(stream: &[u8], step: u8, inflater: &mut Option<Inflater>) {
             Owned::Close(close) => assert!(close.as_ref().is_none_or(|(_, reason)| reason.len() <= 123)),
         }
     }
+}
+
+/// A message is unpacked as it was packed, and what a client calls packed is read within the limit however it was cut.
+pub(crate) fn deflate(data: &[u8]) {
+    let Some((choice, message)) = crate::parameter(data) else { return };
+    let mut packed = Vec::new();
+    Deflater::default().put(&mut packed, Opcode::Binary, message, u32::from(choice % 9) + 1);
+    let compressed = packed[0] & 0x40 != 0;
+    let mut stream =
+        masked(packed[0], crate::publication::payload_of(&[&[packed[0] & !0x40], &packed[1..]].concat()));
+    let mut inflater = Inflater::default();
+    match Decoder::default().step(&mut stream, message.len(), Some(&mut inflater)) {
+        Ok(Step::Consumed(_, Some(Event::Binary(plain)))) => {
+            assert!(plain == message, "packed: {compressed}")
+        }
+        other => panic!("packed by ourselves: {other:?}"),
+    }
+    let (first, second) = message.split_at(usize::from(choice).min(message.len()));
+    check_stream(&[masked(0xC2, message), masked(0x81, b"next")].concat(), choice, &mut Some(inflater));
+    let fragments = [masked(0x41, first), masked(0x89, b"ping"), masked(0x80, second)].concat();
+    check_stream(&fragments, choice, &mut Some(Inflater::default()));
+}
+
+/// A client's frame, masked with zeros.
+fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        0..=125 => frame.push(0x80 | payload.len() as u8),
+        length => {
+            frame.push(0xFE);
+            frame.extend_from_slice(&u16::try_from(length).expect("inputs are short").to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
 }
 
 /// Feeds a stream in pieces, as a connection does: what was not consumed is offered again with more behind it.
@@ -114,15 +150,10 @@ fn json_of(reply: &Reply<'_>) -> serde_json::Value {
 
 /// The same text in a frame reads as the same message, whichever way it came.
 fn check_frame(text: &str) {
-    let mut frame = vec![0x81, 0xFE];
-    let Ok(length) = u16::try_from(text.len()) else { return };
-    if length < 126 {
-        frame[1] = 0x80 | text.len() as u8;
-    } else {
-        frame.extend_from_slice(&length.to_be_bytes());
+    if u16::try_from(text.len()).is_err() {
+        return;
     }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(text.as_bytes());
+    let mut frame = masked(0x81, text.as_bytes());
     let length = frame.len();
     match raw::read(Protocol::RawFramed, &mut Decoder::default(), &mut frame, None, MAX_MESSAGE, None) {
         Ok(Some((used, Incoming::Message(message)))) => {

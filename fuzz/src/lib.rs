@@ -15,9 +15,10 @@ mod settings;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("channel_name", settings::channel_name),
     ("commands", frames::commands),
+    ("deflate", frames::deflate),
     ("envelope", broker::envelope),
     ("frames", frames::frames),
     ("publication", publication::publication),
