@@ -1,0 +1,61 @@
+//! Before there is a connection.
+
+use std::{
+    io::{Read, Write},
+    time::{Duration, Instant},
+};
+
+use crate::support::{Client, SOON, Sidecar, flood};
+
+#[test]
+fn requests_that_never_end_are_cut_off_and_a_good_client_comes_in_meanwhile() {
+    let sidecar = Sidecar::start("{limits: {headerTimeoutSeconds: 2}}");
+    let before = sidecar.memory();
+    let mut slow: Vec<_> = (0..500).map(|_| sidecar.connect()).collect();
+    let began = Instant::now();
+    for socket in &mut slow {
+        socket.write_all(b"GET /ws/lobby HTTP/1.1\r\nhost: a\r\nx-padding: ").unwrap();
+    }
+    // A byte now and then does not buy more time.
+    while began.elapsed() < Duration::from_secs(1) {
+        slow.iter_mut().for_each(|socket| socket.write_all(b"a").unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(sidecar.memory() < before + 24, "{} MiB for 500 half requests", sidecar.memory() - before);
+    let mut good = sidecar.bare("lobby");
+    good.echo("hello");
+    for socket in &mut slow {
+        // An answer that says so, or a reset; either way it is over.
+        let _ = socket.read_to_end(&mut Vec::new());
+    }
+    assert!(began.elapsed() < SOON, "all were cut off");
+    good.echo("still here");
+}
+
+#[test]
+fn headers_that_never_end_are_refused_at_their_bound() {
+    let sidecar = Sidecar::start("{limits: {headerBytes: 4096}}");
+    let before = sidecar.memory();
+    for _ in 0..50 {
+        let mut socket = sidecar.connect();
+        socket.write_all(b"GET /ws/lobby HTTP/1.1\r\nhost: a\r\n").unwrap();
+        let line = format!("x-padding: {}\r\n", "a".repeat(500));
+        let sent = flood(&socket, line.repeat(100).as_bytes(), 100_000_000);
+        assert!(sent < 100_000_000, "it took all of them");
+    }
+    assert!(sidecar.memory() < before + 16, "{} MiB", sidecar.memory() - before);
+    sidecar.bare("lobby").echo("hello");
+}
+
+#[test]
+fn a_node_at_its_limit_refuses_thousands_and_keeps_whom_it_has() {
+    let sidecar = Sidecar::start("{maxConnections: 50}");
+    let mut good = sidecar.bare("lobby");
+    let _full: Vec<_> = (1..50).map(|_| sidecar.bare("other")).collect();
+    let before = sidecar.memory();
+    for _ in 0..2_000 {
+        assert_eq!(Client::shake(sidecar.connect(), "/ws/lobby", "fanout.bare").map(drop), Err(503));
+    }
+    assert!(sidecar.memory() < before + 16, "{} MiB", sidecar.memory() - before);
+    good.echo("still here");
+}

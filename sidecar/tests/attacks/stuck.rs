@@ -1,0 +1,105 @@
+//! Clients that do not read.
+
+use std::{
+    io::Write,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use crate::support::{Client, Sidecar};
+
+const STUCK: usize = 1_000;
+/// 8 MiB in all: far more than what lag bounds, sockets and pipes hold.
+const PUBLICATIONS: usize = 500;
+const BYTES: usize = 16 * 1_024;
+
+/// Publishes much to those who do not read, and one who does; how much memory that took at most.
+fn flood(sidecar: &Sidecar, channel: &str) -> u64 {
+    let mut good = sidecar.bare(channel);
+    let before = sidecar.memory();
+    let (payload, mut most) = (vec![7; BYTES], 0);
+    for number in 0..PUBLICATIONS {
+        good.send(0x82, &payload);
+        assert_eq!(good.message().1.len(), BYTES);
+        if number % 100 == 0 {
+            most = most.max(sidecar.memory());
+        }
+    }
+    most.max(sidecar.memory()) - before.min(most)
+}
+
+#[test]
+fn a_thousand_stuck_websockets_cost_one_log() {
+    let sidecar = Sidecar::start("{maxConnections: 2000}");
+    let stuck: Vec<_> = (0..STUCK)
+        .map(|_| Client::shake(sidecar.connect_narrow(), "/ws/oldest:a", "fanout.bare").unwrap())
+        .collect();
+    let memory = flood(&sidecar, "oldest:a");
+    // The log holds a mebibyte for all of them; each has the rest of a frame that is half sent.
+    assert!(memory < 40, "{memory} MiB for {} stuck clients", stuck.len());
+    assert!(sidecar.metric("fanout_node_connections") >= STUCK as u64, "all are still there");
+}
+
+#[test]
+fn a_thousand_stuck_event_streams_cost_one_pipe_each() {
+    let sidecar = Sidecar::start("{maxConnections: 2000}");
+    let stuck: Vec<TcpStream> = (0..STUCK)
+        .map(|_| {
+            let mut socket = sidecar.connect_narrow();
+            socket.write_all(b"GET /sse/oldest:a HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            socket
+        })
+        .collect();
+    sidecar.until_metric("fanout_node_connections", STUCK as u64);
+    let memory = flood(&sidecar, "oldest:a");
+    assert!(memory < 120, "{memory} MiB for {} stuck streams", stuck.len());
+    assert!(sidecar.metric("fanout_node_connections") >= STUCK as u64, "all are still there");
+}
+
+#[test]
+fn a_stuck_client_is_closed_by_the_default_policy_and_its_memory_goes() {
+    let sidecar = Sidecar::start("{maxConnections: 2000}");
+    let stuck: Vec<_> = (0..100)
+        .map(|_| Client::shake(sidecar.connect_narrow(), "/ws/lobby", "fanout.bare").unwrap())
+        .collect();
+    let before = sidecar.memory();
+    flood(&sidecar, "lobby");
+    // They are told why; who does not read even that is cut off after some seconds.
+    sidecar.until_metric("fanout_node_connections", 0);
+    sidecar.until_memory(before + 24);
+    drop(stuck);
+}
+
+#[test]
+fn one_stuck_client_delays_nobody() {
+    let sidecar = Sidecar::start("{maxConnections: 2000}");
+    let mut readers: Vec<_> = (0..50).map(|_| sidecar.bare("oldest:a")).collect();
+    let alone = median(&mut readers);
+    let stuck = Client::shake(sidecar.connect_narrow(), "/ws/oldest:a", "fanout.bare").unwrap();
+    // Fills what it would take.
+    let payload = vec![7; BYTES];
+    for _ in 0..200 {
+        readers[0].send(0x82, &payload);
+        readers.iter_mut().for_each(|reader| assert_eq!(reader.message().0, 0x82));
+    }
+    let beside = median(&mut readers);
+    assert!(
+        beside < alone * 3 + Duration::from_millis(5),
+        "{alone:?} alone, {beside:?} beside a stuck client"
+    );
+    drop(stuck);
+}
+
+/// The middle of how long a message takes to reach all of them.
+fn median(readers: &mut [Client]) -> Duration {
+    let mut times: Vec<Duration> = (0..101)
+        .map(|number| {
+            let (began, text) = (Instant::now(), number.to_string());
+            readers[0].send_text(&text);
+            readers.iter_mut().for_each(|reader| assert_eq!(reader.text(), text));
+            began.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
