@@ -164,11 +164,15 @@ impl Reader {
                 }
             }
             // `dropNewest` alone may miss the end.
-            let open = self.intervals.iter().find(|interval| interval.channel == channel && interval.to.is_none());
+            let open =
+                self.intervals.iter().find(|interval| interval.channel == channel && interval.to.is_none());
             if let Some(interval) = open.filter(|interval| {
                 is_drained && !is_closed && CHANNELS[channel] != "newest:a" && interval.from < *published
             }) {
-                assert!(interval.from < *published && last == Some(*published - 1), "{channel}: {last:?} is the last");
+                assert!(
+                    interval.from < *published && last == Some(*published - 1),
+                    "{channel}: {last:?} is the last"
+                );
             }
         }
     }
@@ -176,7 +180,8 @@ impl Reader {
     fn check_step(&self, channel: usize, last: Option<usize>, number: usize, is_told: bool) {
         assert!(last.is_none_or(|last| last < number), "{number} behind {last:?}");
         let mut of_channel = self.intervals.iter().filter(|interval| interval.channel == channel);
-        let interval = of_channel.find(|interval| interval.from <= number && interval.to.is_none_or(|to| number < to));
+        let interval =
+            of_channel.find(|interval| interval.from <= number && interval.to.is_none_or(|to| number < to));
         let interval = interval.unwrap_or_else(|| panic!("{number} was not subscribed to"));
         let expected = last.map_or(interval.from, |last| interval.from.max(last + 1));
         if number == expected {
@@ -209,7 +214,10 @@ impl Reader {
         let place = |name: &Value| CHANNELS.iter().position(|channel| name == channel).expect("a channel");
         let data = if self.framed { &message["pub"]["data"] } else { &message };
         if let Some(number) = data["number"].as_u64() {
-            assert_eq!(data["padding"].as_str().map(str::len), data["bytes"].as_u64().map(|bytes| bytes as usize));
+            assert_eq!(
+                data["padding"].as_str().map(str::len),
+                data["bytes"].as_u64().map(|bytes| bytes as usize)
+            );
             return Some(Got::Message { channel: place(&data["channel"]), number: number as usize });
         }
         let gap = message.get("gap")?;
