@@ -1,5 +1,6 @@
 //! Virtual connections: WebSockets and event streams behind TLS and HTTP/2.
 
+use bytes::Bytes;
 use futures::stream;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -12,6 +13,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
+
+type Http2 = hyper::client::conn::http2::SendRequest<Empty<Bytes>>;
 
 /// A node that speaks TLS, and the certificate it shows.
 async fn node() -> (Node, CertificateDer<'static>) {
@@ -48,6 +51,23 @@ async fn connect(
     config.alpn_protocols = vec![protocol.to_vec()];
     let tcp = TcpStream::connect(node.address).await.unwrap();
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), tcp).await
+}
+
+async fn http2(node: &Node, certificate: &CertificateDer<'static>) -> Http2 {
+    let stream = connect(node, certificate, crate::http::tls::H2).await.unwrap();
+    let (http, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    http
+}
+
+/// The handshake of RFC 8441, or another protocol's.
+fn extended_connect(url: &str, protocol: &'static str) -> http::Request<Empty<Bytes>> {
+    http::Request::connect(url)
+        .header("sec-websocket-version", "13")
+        .extension(hyper::ext::Protocol::from_static(protocol))
+        .body(Empty::new())
+        .unwrap()
 }
 
 async fn texts<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
@@ -98,20 +118,12 @@ async fn a_websocket_over_tls_carries_more_than_a_pipe_holds_both_ways_and_in_or
 #[tokio::test(flavor = "multi_thread")]
 async fn websockets_and_event_streams_share_one_http2_connection() {
     let (node, certificate) = node().await;
-    let stream = connect(&node, &certificate, crate::http::tls::H2).await.unwrap();
-    let (mut http, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
+    let mut http = http2(&node, &certificate).await;
     let url = |path: &str| format!("https://localhost:{}{path}", node.address.port());
     let mut sockets = Vec::new();
     for _ in 0..2 {
-        let handshake = http::Request::connect(url("/ws/room"))
-            .header("sec-websocket-version", "13")
-            .extension(hyper::ext::Protocol::from_static("websocket"))
-            .body(Empty::<bytes::Bytes>::new())
-            .unwrap();
         http.ready().await.unwrap();
-        let answer = http.send_request(handshake).await.unwrap();
+        let answer = http.send_request(extended_connect(&url("/ws/room"), "websocket")).await.unwrap();
         assert_eq!(answer.status(), 200);
         let stream = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
         sockets.push(WebSocketStream::from_raw_socket(stream, Role::Client, None).await);
@@ -144,17 +156,9 @@ async fn websockets_and_event_streams_share_one_http2_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_without_the_websocket_protocol_is_no_handshake() {
     let (node, certificate) = node().await;
-    let stream = connect(&node, &certificate, crate::http::tls::H2).await.unwrap();
-    let (mut http, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
+    let mut http = http2(&node, &certificate).await;
     let url = format!("https://localhost:{}/ws/room", node.address.port());
-    let tunnel = http::Request::connect(url.as_str())
-        .header("sec-websocket-version", "13")
-        .extension(hyper::ext::Protocol::from_static("connect-udp"))
-        .body(Empty::<bytes::Bytes>::new())
-        .unwrap();
-    assert_eq!(http.send_request(tunnel).await.unwrap().status(), 426);
+    assert_eq!(http.send_request(extended_connect(&url, "connect-udp")).await.unwrap().status(), 426);
     assert_eq!(node.shards.totals().open(), 0);
 }
 
@@ -182,7 +186,7 @@ async fn a_client_that_takes_nothing_is_let_go_when_the_shard_has() {
     };
     let reserved = node.shards.door().reserve(visitor).await.unwrap();
     let (link, far) = node.shards.door().pipe(reserved);
-    node.shards.door().attach(reserved, link, bytes::Bytes::new());
+    node.shards.door().attach(reserved, link, Bytes::new());
     let (_stuck, stream) = tokio::io::duplex(16);
     let carried = tokio::spawn(carry::carry(stream, far));
     node.publish("room", &"x".repeat(900));
