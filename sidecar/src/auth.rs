@@ -1,9 +1,11 @@
-//! Who: origins of browsers, connection tokens and keys of the server API. Asked by `http` and `api`; `app` gives
-//! it new rules. What someone may do in a channel is `domain::Policies`, not here.
+//! Who: origins of browsers, connection tokens and keys of the server API, and the certificate by which clients know
+//! this node. Asked by `http` and `api`; `app` gives it new rules. What someone may do in a channel is
+//! `domain::Policies`, not here.
 
 mod api_key;
 mod origin;
 mod secret;
+mod tls;
 mod token;
 
 use arc_swap::ArcSwap;
@@ -12,6 +14,7 @@ use sidecar_config::{LiveSettings, Mistake};
 use crate::domain::Identity;
 
 pub use secret::{SecretError, files as secret_files, read_secret};
+pub use tls::{H2, TlsIdentity};
 pub use token::TokenError;
 
 use self::{api_key::ApiKeys, origin::Origins, token::Tokens};

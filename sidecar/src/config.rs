@@ -11,10 +11,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use sidecar_config::{BootSettings, BrokerKind, Document, LiveSettings, Mistake, RedisBroker, parse};
 
-use crate::{
-    auth::{AuthRules, read_secret},
-    http::TlsIdentity,
-};
+use crate::auth::{AuthRules, TlsIdentity, read_secret};
 
 pub use watch::{LiveFile, Poll};
 

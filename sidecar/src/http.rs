@@ -16,7 +16,6 @@ mod proxy_protocol;
 mod remote;
 mod request;
 mod sse;
-mod tls;
 mod upgrade;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
@@ -28,10 +27,12 @@ use tokio_util::task::TaskTracker;
 
 use self::gate::Gate;
 
-use crate::{auth::Auth, shard::Door};
+use crate::{
+    auth::{Auth, TlsIdentity},
+    shard::Door,
+};
 
 pub use metrics::Metrics;
-pub use tls::TlsIdentity;
 
 /// The client port. Cheap to clone.
 #[derive(Clone, Debug)]

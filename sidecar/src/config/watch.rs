@@ -10,10 +10,7 @@ use sha2::{Digest, Sha256};
 use sidecar_config::{LiveSettings, Mistake};
 
 use super::{ConfigError, Live, document, hash, read, told};
-use crate::{
-    auth::{AuthRules, secret_files},
-    http::TlsIdentity,
-};
+use crate::auth::{AuthRules, TlsIdentity, secret_files};
 
 /// The file of a live document.
 #[derive(Debug)]

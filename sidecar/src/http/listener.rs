@@ -31,9 +31,11 @@ use super::{
     ClientPort, Peer,
     gate::{Pace, Place},
     proxy_protocol,
-    tls::{self, TlsIdentity},
 };
-use crate::shard::Rules;
+use crate::{
+    auth::{H2, TlsIdentity},
+    shard::Rules,
+};
 
 /// Out of descriptors: one is free again when some connection ends, and until then a try costs a wake-up.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -194,7 +196,7 @@ async fn converse(
                     tracing::debug!(%error, client.addr = %peer, "a TLS handshake failed");
                     return;
                 }
-                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(tls::H2) => {
+                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(H2) => {
                     serve_http2(stream, service, &rules, stopping).await
                 }
                 Ok(Ok(stream)) => serve_http1(stream, service, rules, stopping).await,

@@ -54,7 +54,7 @@ async fn connect(
 }
 
 async fn http2(node: &Node, certificate: &CertificateDer<'static>) -> Http2 {
-    let stream = connect(node, certificate, crate::http::tls::H2).await.unwrap();
+    let stream = connect(node, certificate, crate::auth::H2).await.unwrap();
     let (http, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);

@@ -1,4 +1,4 @@
-//! TLS on the client port: the certificate, read from files and replaced while the process runs.
+//! Who this node is to its clients: the certificate of the client port, read from files.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -9,7 +9,7 @@ use rustls::{
 };
 use sidecar_config::{Mistake, TlsSettings};
 
-use crate::auth::read_secret;
+use super::read_secret;
 
 /// A certificate and its key, ready for handshakes. Cheap to clone.
 #[derive(Clone)]
@@ -44,13 +44,14 @@ impl TlsIdentity {
         Ok(Self(Arc::new(config)))
     }
 
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    /// What a handshake needs.
+    pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.0)
     }
 }
 
 /// HTTP/2's name in a TLS handshake (RFC 9113 §3.2).
-pub(super) const H2: &[u8] = b"h2";
+pub const H2: &[u8] = b"h2";
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Mistake> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
