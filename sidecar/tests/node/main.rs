@@ -6,6 +6,7 @@ mod admin;
 mod api;
 mod auth;
 mod binary;
+mod browser;
 mod deflate;
 mod drain;
 mod fanout;
