@@ -322,7 +322,8 @@ async fn nodes_that_come_back_together_answer_each_other_once() {
     while events.try_recv().is_ok() {
         announcements += 1;
     }
-    assert!(announcements <= 80, "{announcements} announcements of 20 nodes");
+    // Some 3 or 4 of each, by chance; an answer to every hello would be 20 of each.
+    assert!(announcements <= 160, "{announcements} announcements of 20 nodes");
 }
 
 #[tokio::test(start_paused = true)]
