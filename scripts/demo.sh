@@ -6,7 +6,8 @@ cd "$root"
 need_rust
 command -v valkey-server >/dev/null || need redis-server redis-server
 command -v valkey-cli >/dev/null || need redis-cli redis-tools
-cargo build --locked --quiet -p fanout-sidecar -p kubectl-fanout --bins
+# shellcheck disable=SC2086 # words; all packages where all are built anyway
+cargo build --locked --quiet ${FANOUT_PACKAGES:--p fanout-sidecar -p kubectl-fanout} --bins
 bin=${CARGO_TARGET_DIR:-$root/target}/debug
 if [ -n "${CHECK:-}" ]; then set -- --check "$@"; fi
 exec "$bin/kubectl-fanout" dev -f "${FILE:-examples/quickstart.yaml}" "$@"

@@ -6,12 +6,14 @@ set -euo pipefail
 cd "$root"
 need_rust
 scripts/tools.sh
-run=(cargo nextest run -p fanout-e2e --locked --no-fail-fast --test-threads 4 "$@")
+# Of the whole workspace: the dependencies are then those that the other tests were built with.
+build=(cargo nextest run --workspace --test e2e --locked)
+run=("${build[@]}" --no-fail-fast --test-threads 4 "$@")
 if [ -n "${KUBECONFIG:-}" ]; then exec "${run[@]}"; fi
 [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] || die "the lab needs Linux and root: set KUBECONFIG to a cluster of yours instead"
 lab/lab.sh build
 images/build.sh
-cargo nextest run -p fanout-e2e --locked --no-run
+"${build[@]}" --no-run
 if ! lab/lab.sh status >/dev/null 2>&1; then
   lab/lab.sh up
   trap 'lab/lab.sh down' EXIT

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # generate.sh [DIR]: writes every generated file under DIR, the repository itself by default.
+# FANOUT_PACKAGES: what cargo builds; all where all are built anyway, for another choice builds dependencies anew.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 out=${1:-$root}
 need_rust
 cd "$root"
-cargo build --quiet -p fanout-operator -p fanout-sidecar --bins
+# shellcheck disable=SC2086 # words
+cargo build --quiet ${FANOUT_PACKAGES:--p fanout-operator -p fanout-sidecar} --bins
 bin=${CARGO_TARGET_DIR:-$root/target}/debug
 mkdir -p "$out/crds" "$out/charts/fanout/crd" "$out/docs/schema"
 "$bin/fanout-operator" crd >"$out/crds/fanoutclusters.fanout.dev.yaml"

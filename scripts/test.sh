@@ -5,7 +5,7 @@ set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$root" || exit 1
 work=$(mktemp -d)
-export FANOUT_COUNTS=$work/counts CARGO_TERM_COLOR=never NO_COLOR=1
+export FANOUT_COUNTS=$work/counts FANOUT_PACKAGES=--workspace CARGO_TERM_COLOR=never NO_COLOR=1
 [ -n "${CI:-}" ] && export CARGO_INCREMENTAL=0
 : >"$FANOUT_COUNTS"
 times=()

@@ -27,6 +27,7 @@ pub(crate) enum Measure {
     SetupCpu,
     IdleBytes,
     ActiveBytes,
+    LeftBytes,
     KernelBytes,
     HalfP99,
     LoadP50,
@@ -37,6 +38,12 @@ pub(crate) enum Measure {
     FirstByte,
     LastByte,
     MemoryAt,
+    PingIdle,
+    PingHot,
+    CrowdAlone,
+    CrowdBesideStuck,
+    TimingPaced,
+    TimingSaturated,
     SoakDeliveries,
     SoakLost,
     SoakClosed,
@@ -109,6 +116,7 @@ impl Measure {
             Self::SetupCpu => "connection set-up, CPU per connection",
             Self::IdleBytes => "user-space memory of an idle connection",
             Self::ActiveBytes => "user-space memory of a connection that has received",
+            Self::LeftBytes => "user-space memory left of a connection once all have gone",
             Self::KernelBytes => "kernel memory of a connection (one end)",
             Self::HalfP99 => "p99 publish to receipt at half of the best peer's saturation",
             Self::LoadP50 => "p50 publish to receipt",
@@ -119,6 +127,12 @@ impl Measure {
             Self::FirstByte => "publish to the first of 10,000 subscribers",
             Self::LastByte => "publish to the last of 10,000 subscribers",
             Self::MemoryAt => "user-space memory by connections",
+            Self::PingIdle => "p99 of a ping while nothing happens",
+            Self::PingHot => "p99 of a ping while another channel has 18,000 subscribers",
+            Self::CrowdAlone => "p99 publish to receipt of 10,000",
+            Self::CrowdBesideStuck => "p99 publish to receipt of 10,000 beside a stuck client",
+            Self::TimingPaced => "paced fan-out, CPU per delivery with its timing against without",
+            Self::TimingSaturated => "saturated fan-out, CPU per delivery with its timing against without",
             Self::SoakDeliveries => "100,000 connections, deliveries",
             Self::SoakLost => "100,000 connections, lost deliveries",
             Self::SoakClosed => "100,000 connections, closed connections",
@@ -143,6 +157,10 @@ impl Measure {
             | Self::LoadP999
             | Self::FirstByte
             | Self::LastByte
+            | Self::PingIdle
+            | Self::PingHot
+            | Self::CrowdAlone
+            | Self::CrowdBesideStuck
             | Self::SoakP50
             | Self::SoakP99
             | Self::SoakP999
@@ -151,8 +169,11 @@ impl Measure {
             Self::MessagesPerFrame => "messages",
             Self::Lost | Self::SoakDeliveries | Self::SoakLost => "deliveries",
             Self::Setup | Self::SoakSetup => "connections/s",
-            Self::IdleBytes | Self::ActiveBytes | Self::KernelBytes | Self::SoakBytes => "B",
+            Self::IdleBytes | Self::ActiveBytes | Self::LeftBytes | Self::KernelBytes | Self::SoakBytes => {
+                "B"
+            }
             Self::MemoryAt => "MB",
+            Self::TimingPaced | Self::TimingSaturated => "x",
             Self::SoakClosed => "connections",
         }
     }
@@ -223,6 +244,12 @@ impl Book {
     /// The median over the rounds.
     pub(crate) fn median(&self, peer: Peer, measure: Measure) -> Option<f64> {
         median(&self.figures, peer, measure, None)
+    }
+
+    /// The figures of all rounds.
+    pub(crate) fn values(&self, peer: Peer, measure: Measure) -> Vec<f64> {
+        let of = |figure: &&Figure| figure.peer == peer && figure.measure == measure;
+        self.figures.iter().filter(of).map(|figure| figure.value).collect()
     }
 
     /// The sidecar's `measure` against `baseline`'s.

@@ -8,6 +8,7 @@ mod bare;
 mod book;
 mod load;
 mod measure;
+mod neighbours;
 mod page;
 mod peer;
 mod plot;
@@ -95,6 +96,8 @@ enum Part {
     Loads,
     /// CPU against fan-out.
     FanOuts,
+    /// What a hot channel, a stuck client and the timing of deliveries cost.
+    Neighbours,
     /// 100,000 connections.
     Soak,
 }
@@ -106,6 +109,7 @@ impl Part {
             Self::Connections => bench.connections(),
             Self::Loads => bench.loads(),
             Self::FanOuts => bench.fan_outs(),
+            Self::Neighbours => bench.neighbours(),
             Self::Soak => bench.soak(),
         }
     }
@@ -144,8 +148,8 @@ impl Run {
                 None => peers.push(peer),
             }
         }
-        // A round of each, its connections, its curve of latency, four points of fan-out; the two with 100,000.
-        book.expect(peers.len() * (plan.rounds + 1 + 1 + 4) + 2);
+        // A round of each, its connections, its curve of latency, four points of fan-out; three of neighbours; the two with 100,000.
+        book.expect(peers.len() * (plan.rounds + 1 + 1 + 4) + 3 + 2);
         let mut bench = Bench { plan, places: &places, redis: &redis, peers: &peers, book: &mut book };
         for part in Part::value_variants() {
             if self.measures.as_ref().is_none_or(|chosen| chosen.contains(part)) {
@@ -180,6 +184,7 @@ fn rows(book: &Book) -> Vec<Row> {
     }
     rows.push(book.row(Measure::IdleBytes, Peer::Bare, Some(AtMost(512.0))));
     rows.push(book.row(Measure::ActiveBytes, Peer::Bare, Some(AtMost(1_024.0))));
+    rows.push(book.row(Measure::LeftBytes, Peer::Bare, None));
     let whole =
         |peer| Some(book.median(peer, Measure::IdleBytes)? + book.median(peer, Measure::KernelBytes)?);
     let name = "memory of an idle connection with the kernel's against bare loop".to_owned();
@@ -188,6 +193,7 @@ fn rows(book: &Book) -> Vec<Row> {
     rows.push(book.row(Measure::Setup, Peer::Bare, None));
     rows.extend(peers.clone().map(|peer| book.row(Measure::Setup, peer, Some(RatioAtLeast(1.5)))));
     rows.extend(peers.map(|peer| book.row(Measure::SetupCpu, peer, None)));
+    rows.extend(neighbours::rows(book));
     rows.push(book.row(Measure::SoakLost, Peer::Bare, Some(AtMost(0.0))));
     rows.push(book.row(Measure::SoakClosed, Peer::Bare, Some(AtMost(0.0))));
     rows.push(book.row(Measure::SoakP99, Peer::Bare, None));

@@ -15,9 +15,9 @@ use crate::{
 
 /// Publications under way in a saturated run: enough to keep a server busy, fewer than the 256 that the plain Go
 /// hub's queue holds.
-const WINDOW: u64 = 128;
+pub(crate) const WINDOW: u64 = 128;
 /// Isolated publications a second.
-const PACED_RATE: f64 = 20.0;
+pub(crate) const PACED_RATE: f64 = 20.0;
 
 /// Deliveries a second offered in the curve of latency against load.
 const LOADS: [u64; 8] = [25_000, 50_000, 100_000, 200_000, 400_000, 800_000, 1_600_000, 3_200_000];
@@ -49,11 +49,11 @@ pub(crate) struct Bench<'a> {
 }
 
 /// One timed run and the CPU it took.
-struct Timed {
-    outcome: Outcome,
+pub(crate) struct Timed {
+    pub(crate) outcome: Outcome,
     cpu_nanos: u64,
     /// Share of the machine that others used meanwhile.
-    foreign: f64,
+    pub(crate) foreign: f64,
 }
 
 impl Bench<'_> {
@@ -136,6 +136,11 @@ impl Bench<'_> {
         std::thread::sleep(Duration::from_secs(2));
         let grown = server.anonymous_bytes()?.saturating_sub(anonymous) as f64;
         self.add(peer, Measure::ActiveBytes, grown / count as f64, 0.0);
+        if peer == Peer::Sidecar {
+            drop(fleet);
+            let left = settled_bytes(&server)?.saturating_sub(anonymous) as f64;
+            self.add(peer, Measure::LeftBytes, left / count as f64, 0.0);
+        }
         Ok(())
     }
 
@@ -230,14 +235,14 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn ready(&self, server: &Server, count: usize) -> Result<(Fleet, Publisher)> {
+    pub(crate) fn ready(&self, server: &Server, count: usize) -> Result<(Fleet, Publisher)> {
         let mut fleet = server.fleet(count)?;
         let mut publisher = server.publisher()?;
         fleet.settle(&mut publisher)?;
         Ok((fleet, publisher))
     }
 
-    fn timed(
+    pub(crate) fn timed(
         &self,
         server: &Server,
         fleet: &mut Fleet,
@@ -258,7 +263,7 @@ impl Bench<'_> {
         Ok(Timed { outcome, cpu_nanos: cpu_after - cpu, foreign })
     }
 
-    fn add(&mut self, peer: Peer, measure: Measure, value: f64, foreign: f64) {
+    pub(crate) fn add(&mut self, peer: Peer, measure: Measure, value: f64, foreign: f64) {
         self.book.add(Figure { peer, measure, at: None, value, foreign });
     }
 
@@ -297,11 +302,11 @@ fn settled_bytes(server: &Server) -> Result<u64> {
 }
 
 impl Timed {
-    fn cpu_us_per_delivery(&self) -> f64 {
+    pub(crate) fn cpu_us_per_delivery(&self) -> f64 {
         self.cpu_nanos as f64 / 1_000.0 / self.outcome.tally.deliveries().max(1) as f64
     }
 
-    fn millis(&self, quantile: f64) -> f64 {
+    pub(crate) fn millis(&self, quantile: f64) -> f64 {
         self.outcome.tally.latency.value_at_quantile(quantile) as f64 / 1_000.0
     }
 }

@@ -136,7 +136,7 @@ fn series(points: impl Fn(Peer) -> Vec<(f64, f64)>) -> Vec<Series> {
 fn color(peer: Peer) -> &'static str {
     match peer {
         Peer::Bare => "#8c959f",
-        Peer::Sidecar => "#1f6feb",
+        Peer::Sidecar | Peer::Untimed => "#1f6feb",
         Peer::Centrifuge => "#d1242f",
         Peer::GoHub => "#1a9e96",
         Peer::Socketioxide => "#bc6c25",

@@ -22,6 +22,8 @@ pub(crate) enum Peer {
     Bare,
     /// The product.
     Sidecar,
+    /// The product, its deliveries not timed: only to tell what the timing costs.
+    Untimed,
     /// Centrifugo's library behind its Redis broker.
     Centrifuge,
     /// The hub that articles describe: a map under a lock, a goroutine pair and a channel for each connection.
@@ -66,6 +68,7 @@ impl Peer {
         match self {
             Self::Bare => "bare loop",
             Self::Sidecar => "Fanout",
+            Self::Untimed => "Fanout without timing",
             Self::Centrifuge => "Centrifugo's library",
             Self::GoHub => "plain Go hub",
             Self::Socketioxide => "socketioxide",
@@ -77,14 +80,16 @@ impl Peer {
 
     /// Whether it is neither the floor nor the product.
     pub(crate) fn is_peer(self) -> bool {
-        !matches!(self, Self::Bare | Self::Sidecar)
+        !matches!(self, Self::Bare | Self::Sidecar | Self::Untimed)
     }
 
     pub(crate) fn dialect(self) -> Dialect {
         match self {
             Self::Centrifuge => Dialect::Centrifuge,
             Self::Socketioxide | Self::SocketIo => Dialect::SocketIo,
-            Self::Bare | Self::Sidecar | Self::GoHub | Self::Ws | Self::Nchan => Dialect::Bare,
+            Self::Bare | Self::Sidecar | Self::Untimed | Self::GoHub | Self::Ws | Self::Nchan => {
+                Dialect::Bare
+            }
         }
     }
 
@@ -102,6 +107,7 @@ impl Peer {
         match self {
             Self::Bare => Feed::Bare { port },
             Self::Sidecar => redis("fanout-bench:", Envelope::Plain),
+            Self::Untimed => redis("fanout-untimed:", Envelope::Plain),
             Self::Centrifuge => redis("centrifuge.client.", Envelope::Centrifuge),
             // Its adapter listens to the default namespace as a whole.
             Self::SocketIo => redis("socket.io#/#", Envelope::SocketIo),
@@ -122,7 +128,9 @@ impl Peer {
         };
         match self {
             Self::Bare => None,
-            Self::Sidecar => missing(&places.sidecar, "cargo build --release -p fanout-sidecar"),
+            Self::Sidecar | Self::Untimed => {
+                missing(&places.sidecar, "cargo build --release -p fanout-sidecar")
+            }
             Self::Centrifuge | Self::GoHub => {
                 missing(&places.binaries.join(self.binary()), "it needs Go 1.26")
             }
@@ -156,9 +164,9 @@ impl Peer {
                 command = Command::new(std::env::current_exe()?);
                 command.args(["bare", "--port", &port.to_string()]);
             }
-            Self::Sidecar => {
+            Self::Sidecar | Self::Untimed => {
                 let (boot, live) = (folder.join("boot.yaml"), folder.join("live.yaml"));
-                fs::write(&boot, boot_document(port, places.redis)?)?;
+                fs::write(&boot, boot_document(port, places.redis, self == Self::Sidecar)?)?;
                 fs::write(&live, LIVE_DOCUMENT)?;
                 command = Command::new(&places.sidecar);
                 command.arg("run").arg("--config").arg(boot).arg("--live").arg(live);
@@ -189,12 +197,14 @@ impl Peer {
 }
 
 /// One shard: the server has one core.
-fn boot_document(port: u16, redis: u16) -> Result<String> {
+fn boot_document(port: u16, redis: u16, timed: bool) -> Result<String> {
+    // Both run beside each other.
+    let prefix = if timed { "fanout-bench" } else { "fanout-untimed" };
     let (api, admin) = (crate::server::free_port()?, crate::server::free_port()?);
     Ok(format!(
         "listen: {{client: '127.0.0.1:{port}', api: '127.0.0.1:{api}', admin: '127.0.0.1:{admin}'}}\n\
-         runtime: {{shards: 1}}\n\
-         broker: {{redis: {{address: '127.0.0.1:{redis}', channelPrefix: fanout-bench}}}}\n"
+         runtime: {{shards: 1, timeDeliveries: {timed}}}\n\
+         broker: {{redis: {{address: '127.0.0.1:{redis}', channelPrefix: {prefix}}}}}\n"
     ))
 }
 

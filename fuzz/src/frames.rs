@@ -4,12 +4,13 @@ use fanout_sidecar::{
     domain::{ChannelName, CloseReason, Command},
     protocol::{
         Incoming, Message, Protocol, Reply, raw,
-        websocket::{Decoder, Deflater, Event, Inflater, Opcode, Step, Violation},
+        websocket::{Decoder, Deflater, Event, Inflater, MaxBytes, Opcode, Step, Violation},
     },
 };
 
 /// Small, so that the limit is reached.
 const MAX_MESSAGE: usize = 300;
+const MAX: MaxBytes = MaxBytes { message: MAX_MESSAGE, frame: usize::MAX };
 
 #[derive(Debug, PartialEq, Eq)]
 enum Owned {
@@ -50,7 +51,8 @@ pub(crate) fn deflate(data: &[u8]) {
     let mut stream =
         masked(packed[0], crate::publication::payload_of(&[&[packed[0] & !0x40], &packed[1..]].concat()));
     let mut inflater = Inflater::default();
-    match Decoder::default().step(&mut stream, message.len(), Some(&mut inflater)) {
+    let max = MaxBytes { message: message.len(), frame: usize::MAX };
+    match Decoder::default().step(&mut stream, max, Some(&mut inflater)) {
         Ok(Step::Consumed(_, Some(Event::Binary(plain)))) => {
             assert!(plain == message, "packed: {compressed}")
         }
@@ -84,7 +86,7 @@ fn decode(stream: &[u8], piece: usize, inflater: &mut Option<Inflater>) -> (Vec<
         kept.extend_from_slice(piece);
         let mut at = 0;
         loop {
-            match decoder.step(&mut kept[at..], MAX_MESSAGE, inflater.as_mut()) {
+            match decoder.step(&mut kept[at..], MAX, inflater.as_mut()) {
                 Ok(Step::Incomplete) => break,
                 Ok(Step::Consumed(used, event)) => {
                     assert!(used > 0, "a step goes forward");
@@ -155,7 +157,7 @@ fn check_frame(text: &str) {
     }
     let mut frame = masked(0x81, text.as_bytes());
     let length = frame.len();
-    match raw::read(Protocol::RawFramed, &mut Decoder::default(), &mut frame, None, MAX_MESSAGE, None) {
+    match raw::read(Protocol::RawFramed, &mut Decoder::default(), &mut frame, None, MAX, None) {
         Ok(Some((used, Incoming::Message(message)))) => {
             assert_eq!((used, message), (length, raw::framed::parse(text, MAX_MESSAGE)));
         }

@@ -42,8 +42,13 @@ static BENCH: LazyLock<Bench> = LazyLock::new(|| {
     let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
     // Nobody takes the work: a request that asks for a channel is refused as by an overloaded node.
     let (work, _) = mpsc::channel(1);
-    let config =
-        Config { shards: 1, node: NodeId(1), max_connections: 100, mailbox_bytes: Config::MAILBOX_BYTES };
+    let config = Config {
+        shards: 1,
+        node: NodeId(1),
+        max_connections: 100,
+        mailbox_bytes: Config::MAILBOX_BYTES,
+        time_deliveries: false,
+    };
     let shards = Shards::spawn(config, Arc::new(rules), &work).expect("a thread");
     let port = ClientPort::new(shards.door().clone(), Arc::new(auth), Metrics::default());
     let runtime = runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");

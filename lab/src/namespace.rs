@@ -114,19 +114,20 @@ impl Namespace {
     pub async fn report(&self) -> String {
         let mut report = format!("=== namespace {} ===\n", self.name);
         let kinds = "rs,sts,deploy,pods,svc,endpointslices,cm,secrets,pdb,netpol,pvc,hpa";
-        for (title, args) in [
-            ("clusters", &["get", "foc", "-o", "yaml"][..]),
-            ("objects", &["get", kinds, "-o", "wide"]),
-            ("events", &["get", "events", "--sort-by=.lastTimestamp"]),
-            ("pods", &["describe", "pods"]),
-        ] {
-            report += &format!("--- {title}\n{}\n", self.show(args).await);
-        }
+        // What tells most comes first: a report may be cut.
         for pod in self.show(&["get", "pods", "-o", "name"]).await.lines() {
             report += &format!(
                 "--- logs of {pod}\n{}\n",
                 self.show(&["logs", pod, "--all-containers", LOG_LINES]).await
             );
+        }
+        for (title, args) in [
+            ("events", &["get", "events", "--sort-by=.lastTimestamp"][..]),
+            ("objects", &["get", kinds, "-o", "wide"]),
+            ("pods", &["describe", "pods"]),
+            ("clusters", &["get", "foc", "-o", "yaml"]),
+        ] {
+            report += &format!("--- {title}\n{}\n", self.show(args).await);
         }
         report
     }

@@ -74,7 +74,10 @@ impl WebSocket {
     /// # Errors
     /// When the connection has ended.
     pub async fn send(&mut self, text: &str) -> Result<()> {
-        Ok(self.sender.send(Message::text(text)).await?)
+        let sent = self.sender.send(Message::text(text)).await;
+        sent.with_context(|| {
+            format!("failed to send; received since it was last asked: {:?}", self.take_received())
+        })
     }
 
     /// The next frame and when it came.

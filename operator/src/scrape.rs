@@ -53,7 +53,7 @@ pub struct Report {
     pub connections: u64,
     /// Channels with a subscriber.
     pub channels: u64,
-    /// Whether it has a connection to its broker.
+    /// Whether it has a connection to its broker; not known of a node that was not asked since its broker was away.
     pub broker_connected: Option<bool>,
     /// Whether its last canary came back.
     pub broker_verified: Option<bool>,
@@ -107,7 +107,7 @@ impl Report {
 
     /// Whether the node answers and has its broker.
     fn is_well(&self) -> bool {
-        self.answered && self.broker_connected != Some(false) && self.broker_verified != Some(false)
+        self.answered && self.broker_connected == Some(true) && self.broker_verified == Some(true)
     }
 
     /// Whether `newer` should be told at once rather than in a while.
@@ -141,6 +141,16 @@ impl Reports {
     pub fn of(&self, pod: &Pod) -> Option<Report> {
         let uid = pod.metadata.uid.as_deref()?;
         self.lock().get(uid).map(|(report, _)| report.clone())
+    }
+
+    /// The broker of this pod's node is away: what the node said of it before counts no more, and it is asked again
+    /// soon.
+    pub fn doubt(&self, pod: &Pod) {
+        if let Some(uid) = pod.metadata.uid.as_deref()
+            && let Some((report, _)) = self.lock().get_mut(uid)
+        {
+            (report.broker_connected, report.broker_verified) = (None, None);
+        }
     }
 
     /// Takes a report over if it says something new, and tells whether it did.
@@ -301,6 +311,24 @@ mod tests {
         assert!(reports.take("a", report(1_200), begun + SLOW_REPORT));
         assert!(reports.take("a", report(0), begun + SLOW_REPORT));
         assert!(!reports.take("a", report(0), begun + SLOW_REPORT * 9), "it says nothing new");
+    }
+
+    #[test]
+    fn what_a_node_said_of_its_broker_counts_no_more_once_that_is_away() {
+        let (reports, now) = (Reports::default(), Instant::now());
+        let said = Report {
+            answered: true,
+            broker_connected: Some(true),
+            broker_verified: Some(true),
+            ..Report::default()
+        };
+        assert!(reports.take("a", said.clone(), now));
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some("a".to_owned());
+        reports.doubt(&pod);
+        let doubted = reports.of(&pod).unwrap();
+        assert_eq!((doubted.broker_connected, doubted.is_well()), (None, false));
+        assert!(reports.take("a", said, now), "the same is news then");
     }
 
     #[test]

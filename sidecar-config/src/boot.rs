@@ -49,12 +49,15 @@ pub struct Listen {
 }
 
 /// Threads of the process.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Runtime {
     /// Number of shards, each a thread that owns its connections; 0 means one for each core the process may use.
     #[schemars(range(max = 256))]
     pub shards: u16,
+    /// Whether the time of every delivery, from its publishing to the kernel, is counted in a histogram of its
+    /// namespace.
+    pub time_deliveries: bool,
 }
 
 /// Exactly one broker.
@@ -160,6 +163,12 @@ impl BrokerSettings {
             (None, Some(redis)) => Some(BrokerKind::Redis(redis)),
             _ => None,
         }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { shards: 0, time_deliveries: true }
     }
 }
 

@@ -114,7 +114,7 @@ pub struct Compression {
     pub min_bytes: u32,
 }
 
-/// What one client may do, and how clients come in. A frame is bounded by the message that it is a part of.
+/// What one client may do, and how clients come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
@@ -124,6 +124,9 @@ pub struct Limits {
     /// Bytes of a channel name, namespace included.
     #[schemars(range(min = 1, max = 1_024))]
     pub channel_name_bytes: u32,
+    /// Payload bytes of one WebSocket frame, as it is sent; 0 means that only the message it is a part of is bounded.
+    #[schemars(range(max = 16_777_216))]
+    pub frame_bytes: u32,
     /// Bytes of a request's line and headers.
     #[schemars(range(min = 1_024, max = 65_536))]
     pub header_bytes: u32,
@@ -291,6 +294,7 @@ impl Default for Limits {
         Self {
             channels_per_connection: 128,
             channel_name_bytes: 255,
+            frame_bytes: 0,
             header_bytes: 8_192,
             header_timeout_seconds: 10,
             // Longer than a change of networks of a phone, shorter than ping and pong together.

@@ -9,10 +9,14 @@
 //! | `GET /stats` | loopback | counters and states as JSON |
 //! | `GET`, `PUT /log-level` | loopback | what is logged, until the next change of the settings |
 //! | `POST /drain` | loopback | begins a drain; `?timeout=` seconds |
+//! | `GET /debug/dump` | loopback | what each shard and thread is doing, as JSON: answers while a shard is stuck |
+//! | `GET /debug/pprof/profile` | loopback | CPU time of `?seconds=` (30), for `go tool pprof` |
+//! | `GET /debug/pprof/heap`, `/allocs` | loopback | what the heap holds, and all it ever held, likewise |
 //!
 //! Loopback is not enough against a browser on the same machine: what carries `Origin` or `Sec-Fetch-Site` is
 //! refused there.
 
+mod debug;
 mod readiness;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -28,12 +32,13 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sidecar_config::LogLevel;
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use crate::{
     bridge::BrokerHealth,
     drain::{DrainSignal, DrainWatch, Stage},
-    metrics::{self, Metrics},
+    metrics::{self, Format, Metrics},
+    profile::Allocator,
     shard::Shards,
     telemetry::LogControl,
 };
@@ -62,6 +67,10 @@ pub struct Admin {
     pub drain_timeout: Arc<dyn Fn() -> Duration + Send + Sync>,
     /// What is logged.
     pub log: LogControl,
+    /// The runtimes, by name, for the dump.
+    pub runtimes: Arc<[(&'static str, Handle)]>,
+    /// The allocator, if it tells of itself.
+    pub allocator: Option<Arc<dyn Allocator>>,
     /// Name, cluster, version and whatever does not change.
     pub about: Arc<Value>,
 }
@@ -72,6 +81,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/stats", get(stats))
         .route("/log-level", get(log_level).put(set_log_level))
         .route("/drain", post(drain))
+        .merge(debug::routes())
         .route_layer(from_fn(loopback_only));
     Router::new()
         .route("/live", get(async || "live\n"))
@@ -113,8 +123,10 @@ async fn ready(State(admin): State<Admin>, Query(Verbose { verbose }): Query<Ver
     (status, if lines.is_empty() { "ready\n".to_owned() } else { lines }).into_response()
 }
 
-async fn metrics_page(State(admin): State<Admin>) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
+async fn metrics_page(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::of(accept.unwrap_or_default());
+    ([(header::CONTENT_TYPE, format.content_type())], admin.metrics.encode_as(format)).into_response()
 }
 
 #[derive(Serialize)]

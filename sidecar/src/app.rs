@@ -15,7 +15,7 @@ use serde_json::json;
 use sidecar_config::{BootSettings, BrokerKind, LiveSettings};
 use tokio::{
     net::TcpListener,
-    runtime,
+    runtime::{self, Handle},
     sync::{Notify, mpsc, watch},
     task::{JoinSet, spawn_blocking},
     time::timeout,
@@ -34,6 +34,7 @@ use crate::{
     http::{self, ClientPort},
     hub::Hub,
     metrics,
+    profile::Allocator,
     shard::{self, Shards},
     telemetry::LogControl,
     work::{self, Desk, NodeRun, Publisher},
@@ -60,6 +61,8 @@ pub struct Options {
     pub log: LogControl,
     /// The bus of the memory broker: nodes of one process that share one are a cluster.
     pub bus: Option<Bus>,
+    /// The allocator, if it tells of itself.
+    pub allocator: Option<Arc<dyn Allocator>>,
 }
 
 /// A running node.
@@ -130,7 +133,7 @@ impl App {
     pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let Config { boot, live, file } = config;
         let Live { settings, auth, tls, hash } = live;
-        let Options { name, log, bus } = options;
+        let Options { name, log, bus, allocator } = options;
         log.set(settings.log_level);
         let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
             Listeners::bind(&boot.listen)?;
@@ -153,6 +156,7 @@ impl App {
             node: run.id,
             max_connections,
             mailbox_bytes: shard::Config::MAILBOX_BYTES,
+            time_deliveries: boot.runtime.time_deliveries,
         };
         let shards =
             Shards::spawn(shard_config, settings::rules(&settings), &work).map_err(StartError::Threads)?;
@@ -208,6 +212,11 @@ impl App {
         tokio::spawn(draining);
 
         // The doors.
+        let client = runtime::Builder::new_multi_thread()
+            .thread_name("client")
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
         let api_metrics = api::Metrics::default();
         let channels = hub.clone();
         registry
@@ -218,6 +227,9 @@ impl App {
             .fanout(|registry| drain_metrics.register(registry))
             .fanout(|registry| http_metrics.register(registry))
             .fanout(|registry| api_metrics.register(registry));
+        if let Some(allocator) = &allocator {
+            registry.allocator(Arc::clone(allocator));
+        }
         let metrics = registry.build();
         let api = Api {
             auth,
@@ -236,15 +248,12 @@ impl App {
             drain: drain.clone(),
             drain_timeout: Arc::new(move || drain_timeout(&timeout)),
             log,
+            runtimes: Arc::new([("control", Handle::current()), ("client", client.handle().clone())]),
+            allocator,
             about: Arc::new(about),
         };
         tasks.spawn(named(API_PORT, serve(api_port, api::router(api), closing.clone())));
         tasks.spawn(named(ADMIN_PORT, serve(admin_port, admin::router(admin), closing.clone())));
-        let client = runtime::Builder::new_multi_thread()
-            .thread_name("client")
-            .enable_all()
-            .build()
-            .map_err(StartError::Threads)?;
         tokio::spawn(ready::follow_port(accepting, http.accepting(), drain.clone()));
         tasks.spawn_on(
             named("the client port", serve_clients(http.clone(), client_port, drain.clone())),

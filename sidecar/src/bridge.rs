@@ -33,7 +33,7 @@ use crate::{
     domain::{ChannelName, Publication},
     hub::Hub,
     shard::Mailbox,
-    work::NodeRun,
+    work::{NodeRun, now_us},
 };
 
 /// Events handled before what they brought is mailed: what is there by then, and no more than this.
@@ -183,9 +183,10 @@ impl Pump {
     }
 
     fn handle(&mut self, batch: Vec<BrokerEvent>) {
+        let now_us = now_us();
         for event in batch {
             match event {
-                BrokerEvent::Publication(publication) => self.publication(publication),
+                BrokerEvent::Publication(publication) => self.publication(publication, now_us),
                 BrokerEvent::Connected => self.connected(),
                 BrokerEvent::Disconnected { reason } => self.disconnected(reason),
                 BrokerEvent::Resumed => self.deliver.resumed(),
@@ -197,7 +198,10 @@ impl Pump {
         }
     }
 
-    fn publication(&mut self, publication: Publication) {
+    fn publication(&mut self, publication: Publication, now_us: u64) {
+        if let Some(published) = publication.published_at_us {
+            self.metrics.lag.record(now_us.saturating_sub(published));
+        }
         if publication.channel.namespace() != INTERNAL_NAMESPACE {
             self.deliver.publication(publication);
         } else if publication.channel == self.channels.canary {

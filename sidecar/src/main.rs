@@ -5,11 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+mod allocator;
 mod args;
 mod drain_client;
 mod protocol_doc;
 
-use std::{panic, process::ExitCode};
+use std::{panic, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -25,11 +26,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use self::args::{Args, Check, Command, Run, SchemaOf};
-
-#[cfg(not(target_env = "msvc"))]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+use self::{
+    allocator::Jemalloc,
+    args::{Args, Check, Command, Run, SchemaOf},
+};
 
 /// `EX_USAGE` of sysexits.h: what was asked for cannot be done.
 const BAD_SETTINGS: u8 = 64;
@@ -68,8 +68,11 @@ fn run(args: &Run) -> Result<()> {
         .enable_all()
         .build()
         .context("failed to start threads")?;
-    let options = Options { name: args.node_name(), log, bus: None };
-    control.block_on(serve(config, options))
+    control.block_on(async {
+        let allocator = Arc::new(Jemalloc::sampling().await);
+        let options = Options { name: args.node_name(), log, bus: None, allocator: Some(allocator) };
+        serve(config, options).await
+    })
 }
 
 async fn serve(config: Config, options: Options) -> Result<()> {

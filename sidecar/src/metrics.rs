@@ -1,20 +1,26 @@
 //! The registry: each module registers its own below `fanout_`; what the shards count in cells of their own is
-//! summed when somebody asks. Labels are enums; channel names and ids never are.
+//! summed when somebody asks. Labels are fixed words, names from the settings and numbers of shards;
+//! channel names and ids never are.
+//!
+//! Native histograms go out in Prometheus' protobuf alone, to a server that prefers it.
 
+mod format;
+mod memory;
 mod process;
 mod shards;
 
 use std::sync::{Arc, Weak};
 
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::{
+    encoding::{prometheus_protobuf, text},
+    registry::Registry,
+};
 
-use crate::shard::Shards;
+use crate::{profile::Allocator, shard::Shards};
 
-use self::{process::ProcessMetrics, shards::ShardsCollector};
+use self::{memory::MemoryMetrics, process::ProcessMetrics, shards::ShardsCollector};
+pub use format::Format;
 pub(crate) use process::resident_bytes;
-
-/// The content type of [`Metrics::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All that this process counts. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,6 +47,12 @@ impl Builder {
         self
     }
 
+    /// What the allocator says.
+    pub fn allocator(&mut self, allocator: Arc<dyn Allocator>) -> &mut Self {
+        self.registry.register_collector(Box::new(MemoryMetrics(allocator)));
+        self
+    }
+
     /// The shards' counters, and how many channels `channels` says that the node has.
     pub fn shards(
         &mut self,
@@ -57,6 +69,16 @@ impl Builder {
 }
 
 impl Metrics {
+    /// The page in a format.
+    pub fn encode_as(&self, format: Format) -> Vec<u8> {
+        match format {
+            Format::Text => self.encode().into_bytes(),
+            Format::Protobuf => {
+                prometheus_protobuf::encode_to_vec(&self.0).expect("every metric has a protobuf form")
+            }
+        }
+    }
+
     /// OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut page = String::with_capacity(16 * 1_024);

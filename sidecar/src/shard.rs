@@ -9,6 +9,7 @@ mod backlog;
 mod connection;
 mod core;
 mod door;
+mod flush;
 mod index;
 mod ledger;
 mod link;
@@ -20,6 +21,7 @@ mod metrics;
 mod model;
 mod outbox;
 mod pipe;
+mod pulse;
 mod reactor;
 mod read;
 mod slow;
@@ -33,13 +35,13 @@ use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mio::{Poll, Waker};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::{metrics::ShardMetrics, reactor::Reactor};
+use self::{metrics::ShardMetrics, pulse::Pulse, reactor::Reactor};
 use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
 
 pub use door::{Door, Visitor};
@@ -47,7 +49,7 @@ pub use ledger::Guest;
 pub use link::Link;
 pub use mail::{Completion, Mail, Refusal, Reservation, Reserved, Rules, Task, Work};
 pub use mailbox::{Full, Inbox, Mailbox};
-pub use metrics::Totals;
+pub use metrics::{Durations, Latencies, Totals};
 pub use pipe::{FarEnd, NearEnd};
 
 /// How the shards are made.
@@ -61,6 +63,8 @@ pub struct Config {
     pub max_connections: u32,
     /// Payload bytes of publications that may wait for one shard.
     pub mailbox_bytes: usize,
+    /// Whether deliveries are timed.
+    pub time_deliveries: bool,
 }
 
 /// All shards of a node.
@@ -68,13 +72,39 @@ pub struct Config {
 pub struct Shards {
     door: Door,
     members: Vec<Member>,
+    /// `None` where deliveries are not timed.
+    latencies: Option<Mutex<Latencies>>,
     died: watch::Receiver<Option<u16>>,
+}
+
+/// One shard, as its dump shows it: read without its help, so that it may be stuck.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardState {
+    /// What its thread does: `poll`, `mail`, `read`, `timers` or `visits`.
+    pub stage: &'static str,
+    /// How long this poll, or this turn, takes already.
+    pub since: Duration,
+    /// The longest turn of the last 30 to 60 seconds.
+    pub longest: Duration,
+    /// Open or promised connections.
+    pub connections: u32,
+    /// Subscriptions that are held.
+    pub subscriptions: u64,
+    /// Channels with a subscriber.
+    pub channels: u64,
+    /// Bytes of publications that some subscriber has still to receive.
+    pub log_bytes: u64,
+    /// Mail that waits for it.
+    pub mail: usize,
+    /// Payload bytes of the publications in it.
+    pub mail_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Member {
     mailbox: Mailbox,
     metrics: Arc<ShardMetrics>,
+    pulse: Arc<Pulse>,
     seats: Arc<door::Seats>,
     /// Until it was told to stop.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -103,12 +133,19 @@ impl Shards {
     /// When the system has no poll, waker or thread left.
     pub fn spawn(config: Config, rules: Arc<Rules>, work: &mpsc::Sender<Work>) -> io::Result<Self> {
         let (death, died) = watch::channel(None);
-        let members = (0..config.count())
-            .map(|shard| Member::spawn(shard, config, Arc::clone(&rules), work.clone(), death.clone()))
-            .collect::<io::Result<Vec<_>>>()?;
+        let latencies = match config.time_deliveries {
+            true => Latencies::default().with(rules.policies.names(), config.count().into()),
+            false => Latencies::default(),
+        };
+        let spawn = |shard| {
+            let (rules, latencies) = (Arc::clone(&rules), latencies.clone());
+            Member::spawn(shard, config, rules, latencies, work.clone(), death.clone())
+        };
+        let members = (0..config.count()).map(spawn).collect::<io::Result<Vec<_>>>()?;
         let hall = members.iter().map(|member| (member.mailbox.clone(), Arc::clone(&member.seats)));
         let door = Door::new(hall.collect(), rules, config.max_connections);
-        Ok(Self { door, members, died })
+        let latencies = config.time_deliveries.then(|| Mutex::new(latencies));
+        Ok(Self { door, members, latencies, died })
     }
 
     /// The way in for connections.
@@ -124,12 +161,36 @@ impl Shards {
     /// Puts new settings in force: at the door at once, in each shard with its next mail.
     pub fn set_rules(&self, rules: &Arc<Rules>) {
         self.door.set_rules(Arc::clone(rules));
-        self.send_all(|| Mail::Settings(Arc::clone(rules)));
+        let latencies = self.latencies.as_ref().map(|latencies| {
+            let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+            *latencies = latencies.with(rules.policies.names(), self.members.len());
+            latencies.clone()
+        });
+        let latencies = latencies.unwrap_or_default();
+        self.send_all(|| Mail::Settings { rules: Arc::clone(rules), latencies: latencies.clone() });
     }
 
     /// Counters of all shards.
     pub fn totals(&self) -> Totals {
         Totals::of(self.members.iter().map(|member| &*member.metrics))
+    }
+
+    /// How long things took.
+    pub fn durations(&self) -> Durations {
+        let mut durations = Durations::default();
+        if let Some(latencies) = &self.latencies {
+            durations.deliveries = latencies.lock().unwrap_or_else(PoisonError::into_inner).sums();
+        }
+        for member in &self.members {
+            durations.queue.add(&member.metrics.queue);
+            durations.turns.add(&member.pulse.turns);
+        }
+        durations
+    }
+
+    /// What each shard is doing.
+    pub fn states(&self) -> Vec<ShardState> {
+        self.members.iter().map(Member::state).collect()
     }
 
     /// Connections that are open or promised, without a look at the counters.
@@ -223,6 +284,7 @@ impl Member {
         shard: u16,
         config: Config,
         rules: Arc<Rules>,
+        latencies: Latencies,
         work: mpsc::Sender<Work>,
         death: watch::Sender<Option<u16>>,
     ) -> io::Result<Self> {
@@ -231,13 +293,38 @@ impl Member {
         // A failed wake-up of an eventfd would mean that its counter is full: then the shard is awake anyway.
         let (mailbox, inbox) = Mailbox::new(config.mailbox_bytes, move || drop(waker.wake()));
         let (metrics, seats) = (Arc::<ShardMetrics>::default(), Arc::<door::Seats>::default());
-        let core = core::Core::new(shard, config.node, rules, work, Arc::clone(&metrics), Arc::clone(&seats));
-        let reactor = Reactor::new(poll, inbox, core);
+        let core = core::Core::new(
+            shard,
+            config.node,
+            rules,
+            work,
+            Arc::clone(&metrics),
+            latencies,
+            Arc::clone(&seats),
+        );
+        let pulse = Arc::new(Pulse::new(Instant::now()));
+        let reactor = Reactor::new(poll, inbox, core, Arc::clone(&pulse));
         let thread = thread::Builder::new().name(format!("shard-{shard}")).spawn(move || {
             let _guard = DeathGuard { shard, death };
             reactor.run();
         })?;
-        Ok(Self { mailbox, metrics, seats, thread: Mutex::new(Some(thread)) })
+        Ok(Self { mailbox, metrics, pulse, seats, thread: Mutex::new(Some(thread)) })
+    }
+
+    fn state(&self) -> ShardState {
+        let (stage, since) = self.pulse.now();
+        let (mail, mail_bytes) = self.mailbox.waiting();
+        ShardState {
+            stage: stage.name(),
+            since,
+            longest: self.pulse.longest(),
+            connections: self.seats.taken(),
+            subscriptions: self.metrics.subscriptions.get(),
+            channels: self.metrics.channels.get(),
+            log_bytes: self.metrics.log_bytes.get(),
+            mail,
+            mail_bytes,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::mpsc;
 
 use self::grace::Grace;
-pub(crate) use self::publish::now_ms;
+pub(crate) use self::publish::now_us;
 pub use self::{
     metrics::Metrics,
     publish::{Draft, NodeRun, PublishError, Publisher},

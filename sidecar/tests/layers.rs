@@ -13,19 +13,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("protocol", &["domain"]),
     ("session", &["domain", "protocol"]),
-    ("shard", &["domain", "protocol", "session"]),
+    ("latency", &[]),
+    ("shard", &["domain", "latency", "protocol", "session"]),
     ("auth", &["domain"]),
     ("http", &["auth", "domain", "protocol", "shard"]),
     ("hub", &["domain"]),
     ("broker", &["domain"]),
     ("work", &["broker", "domain", "hub", "shard"]),
-    ("bridge", &["broker", "domain", "hub", "shard", "work"]),
+    ("bridge", &["broker", "domain", "hub", "latency", "shard", "work"]),
     ("api", &["auth", "bridge", "domain", "shard", "work"]),
     ("drain", &["shard"]),
     ("config", &["auth"]),
     ("telemetry", &[]),
-    ("metrics", &["protocol", "shard"]),
-    ("admin", &["bridge", "drain", "metrics", "protocol", "shard", "telemetry"]),
+    ("profile", &[]),
+    ("metrics", &["latency", "profile", "protocol", "shard"]),
+    ("admin", &["bridge", "drain", "metrics", "profile", "protocol", "shard", "telemetry"]),
 ];
 
 /// What pure modules may not name: sockets, runtimes, clocks.
@@ -108,7 +110,7 @@ fn modules_name_only_what_lies_to_their_left() {
 #[test]
 fn every_module_has_its_place() {
     let known: BTreeSet<_> = LAYERS.iter().map(|(module, _)| *module).collect();
-    let free = ["app", "args", "drain_client", "lib", "main", "protocol_doc"];
+    let free = ["allocator", "app", "args", "drain_client", "lib", "main", "protocol_doc"];
     for module in modules().keys() {
         assert!(
             known.contains(module.as_str()) || free.contains(&module.as_str()),

@@ -24,8 +24,9 @@ use super::{
     validate::{Dereferenced, SecretShape, referenced_secrets},
 };
 use crate::{
-    api::FanoutCluster,
+    api::{FanoutCluster, v1alpha1::RedisKind},
     plan::{Observed, ObservedPod, ObservedSet},
+    redis::managed,
     resources::labels,
     scrape::{Report, Reports},
 };
@@ -79,13 +80,20 @@ pub(super) async fn dereference(
         named.secrets.insert(name, shape);
     }
     let nodes = mirrors.nodes_of(cluster);
-    Ok(Found {
+    let mut found = Found {
         named,
         children: mirrors.children_of(cluster),
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
         redis: mirrors.redis_of(cluster),
         at: Timestamp::now(),
-    })
+    };
+    if found.managed_redis_is_down(cluster) {
+        for node in &mut found.nodes {
+            reports.doubt(&node.pod);
+            node.report = reports.of(&node.pod);
+        }
+    }
+    Ok(found)
 }
 
 /// What was found, in the words of the plan.
@@ -174,6 +182,13 @@ impl Found {
             .iter()
             .filter(move |(resource, _)| resource.kind == kind)
             .map(|(_, child)| child.as_ref())
+    }
+
+    /// Whether the cluster's own Redis has no ready pod.
+    pub(super) fn managed_redis_is_down(&self, cluster: &FanoutCluster) -> bool {
+        let managed = matches!(cluster.spec.redis.kind(), Some(RedisKind::Managed(_)));
+        let set = self.child("StatefulSet", &managed::name(cluster));
+        managed && set.is_some_and(|set| set.data["status"]["readyReplicas"].as_u64().unwrap_or(0) == 0)
     }
 
     /// The plan's view of it.

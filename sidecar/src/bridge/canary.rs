@@ -13,7 +13,7 @@ use super::{BrokerHealth, Metrics};
 use crate::{
     broker::{Broker, BrokerError, INTERNAL_NAMESPACE},
     domain::{ChannelName, NodeId, Payload, Publication},
-    work::now_ms,
+    work::now_us,
 };
 
 /// Between canaries while the last one came back.
@@ -138,7 +138,7 @@ impl Canary {
     fn send(&self, number: u64) {
         let payload = Payload::Text(number.to_string().into());
         let publication = Publication {
-            published_at_ms: Some(now_ms()),
+            published_at_us: Some(now_us()),
             ..Publication::bare(self.channel.clone(), payload)
         };
         let answer = self.broker.publish(publication);

@@ -6,6 +6,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::latency::SharedHistogram;
+
 /// Counters and gauges of the bridge.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -18,6 +20,7 @@ pub struct Metrics {
     pub(super) mailbox_full: Counter,
     pub(super) channels_forgotten: Counter,
     pub(super) round_trip: Histogram,
+    pub(super) lag: SharedHistogram,
     gaps: Family<GapLabels, Counter>,
 }
 
@@ -62,6 +65,7 @@ impl Default for Metrics {
             mailbox_full: Counter::default(),
             channels_forgotten: Counter::default(),
             round_trip: Histogram::new(round_trip),
+            lag: SharedHistogram::default(),
             gaps: Family::default(),
         }
     }
@@ -80,6 +84,7 @@ impl Metrics {
             mailbox_full,
             channels_forgotten,
             round_trip,
+            lag,
             gaps,
         } = self;
         let broker = registry.sub_registry_with_prefix("broker");
@@ -91,6 +96,9 @@ impl Metrics {
         broker.register("malformed", "Publications dropped for an unknown envelope", malformed.clone());
         let help = "From publishing a canary to its return";
         broker.register("canary_round_trip_seconds", help, round_trip.clone());
+        let help =
+            "From a publication's publishing, by the clock of its node, to its arrival from the broker";
+        broker.register("lag_seconds", help, lag.clone());
         let bridge = registry.sub_registry_with_prefix("bridge");
         bridge.register("gaps", "Losses told to subscribers", gaps.clone());
         let help = "Publications dropped because a shard did not keep up; their loss was told";

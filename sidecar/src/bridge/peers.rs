@@ -33,7 +33,7 @@ use crate::{
     broker::{Broker, BrokerError, INTERNAL_NAMESPACE},
     domain::{ChannelName, CloseReason, ConnectionId, NodeId, Payload, Publication},
     shard::{Mail, Mailbox},
-    work::now_ms,
+    work::now_us,
 };
 
 /// Between announcements; jittered, or nodes that started together would speak together for ever.
@@ -113,7 +113,7 @@ fn node_channel(node: NodeId) -> ChannelName {
 impl Peers {
     /// All live nodes, this one included, by name.
     pub fn nodes(&self) -> Vec<NodeInfo> {
-        let now = now_ms();
+        let now = now_us() / 1_000;
         let mut nodes: Vec<_> =
             self.others().values().map(|(announcement, _)| announcement.info(now)).collect();
         nodes.push(self.announcement(false).info(now));

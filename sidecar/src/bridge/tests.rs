@@ -54,7 +54,7 @@ impl Fixture {
     /// What came to a shard, as text.
     fn mail(&self, shard: usize) -> Vec<String> {
         let tell = |mail| match mail {
-            Mail::Publications(batch) => {
+            Mail::Publications { batch, .. } => {
                 let text = |p: &Arc<Publication>| String::from_utf8_lossy(p.payload.bytes()).into_owned();
                 batch.iter().map(text).collect::<Vec<_>>().join(" ")
             }

@@ -54,7 +54,7 @@ async fn every_field_of_a_publication_survives(factory: &impl AsyncFn() -> Handl
         payload: Payload::Binary(Bytes::from_static(b"\r\n\0\xff$5\r\n")),
         origin: Some(Origin { node: NodeId(7), node_start: 8, sequence: 2, previous_sequence: 1 }),
         position: None,
-        published_at_ms: Some(1_700_000_000_000),
+        published_at_us: Some(1_700_000_000_000_123),
         id: Some("id".into()),
         key: Some("key".into()),
         tags: vec![("b".into(), "1".into()), ("a".into(), "2".into())],

@@ -68,6 +68,9 @@ pub struct Header {
     /// By the publisher's clock, in Unix milliseconds; 0 where it is not known.
     #[prost(uint64, tag = "7")]
     pub published_at_ms: u64,
+    /// The microseconds beyond these milliseconds.
+    #[prost(uint32, tag = "16")]
+    pub published_at_rest_us: u32,
     /// Whether the payload is binary, not text.
     #[prost(bool, tag = "8")]
     pub binary: bool,
@@ -165,8 +168,9 @@ fn take_header(bytes: &mut Bytes) -> Result<Header, Malformed> {
 
 impl Header {
     fn of(publication: &Publication) -> Self {
-        let Publication { channel: _, payload, origin, position, published_at_ms, id, key, tags, user } =
+        let Publication { channel: _, payload, origin, position, published_at_us, id, key, tags, user } =
             publication;
+        let published_at_us = published_at_us.unwrap_or(0);
         let origin =
             origin.unwrap_or(Origin { node: NodeId(0), node_start: 0, sequence: 0, previous_sequence: 0 });
         let position = position.unwrap_or(StreamPosition { epoch: 0, offset: 0 });
@@ -178,7 +182,8 @@ impl Header {
             previous_sequence: origin.previous_sequence,
             epoch: position.epoch,
             offset: position.offset,
-            published_at_ms: published_at_ms.unwrap_or(0),
+            published_at_ms: published_at_us / 1_000,
+            published_at_rest_us: (published_at_us % 1_000) as u32,
             binary: matches!(payload, Payload::Binary(_)),
             id: id.clone().unwrap_or_default(),
             key: key.as_deref().unwrap_or_default().to_owned(),
@@ -201,7 +206,9 @@ impl Header {
             payload,
             origin: (node_id != 0).then_some(Origin { node, node_start, sequence, previous_sequence }),
             position: (offset != 0).then_some(StreamPosition { epoch, offset }),
-            published_at_ms: (self.published_at_ms != 0).then_some(self.published_at_ms),
+            published_at_us: (self.published_at_ms != 0).then(|| {
+                self.published_at_ms.saturating_mul(1_000).saturating_add(self.published_at_rest_us.into())
+            }),
             id: (!self.id.is_empty()).then_some(self.id),
             key: (!self.key.is_empty()).then(|| self.key.into()),
             tags: self.tags.into_iter().map(|Tag { key, value }| (key, value)).collect(),
@@ -227,7 +234,7 @@ mod tests {
                 previous_sequence: 6,
             }),
             position: Some(StreamPosition { epoch: 9, offset: 300 }),
-            published_at_ms: Some(1_700_000_000_123),
+            published_at_us: Some(1_700_000_000_123_000),
             id: Some("m1".into()),
             key: None,
             tags: vec![("k".into(), "v".into())],
@@ -252,6 +259,8 @@ mod tests {
     fn the_bytes_are_those_of_version_1() {
         assert_eq!(encode(&full()).escape_ascii().to_string(), GOLDEN.escape_ascii().to_string());
         assert_eq!(decode(full().channel, Bytes::from_static(GOLDEN)), Ok(full()));
+        let finer = Publication { published_at_us: Some(1_700_000_000_123_456), ..full() };
+        assert_eq!(decode(full().channel, encode(&finer)), Ok(finer));
         let bare = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::from_static(b"\xff")));
         assert_eq!(encode(&bare), &b"\xF5FN\x01\x00\x02\x40\x01\xff"[..]);
     }

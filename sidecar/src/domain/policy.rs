@@ -74,6 +74,11 @@ impl Policies {
         Self(namespaces.iter().map(policy).collect())
     }
 
+    /// The names of the namespaces.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(|name| &**name)
+    }
+
     /// The policy of an existing channel.
     ///
     /// # Errors

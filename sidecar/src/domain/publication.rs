@@ -37,8 +37,8 @@ pub struct Publication {
     pub origin: Option<Origin>,
     /// Its place in the channel's stream; `None` on channels without one.
     pub position: Option<StreamPosition>,
-    /// When it was published, in Unix milliseconds by the publisher's clock.
-    pub published_at_ms: Option<u64>,
+    /// When it was published, in Unix microseconds by the publisher's clock.
+    pub published_at_us: Option<u64>,
     /// Name that the publisher gave it, so that a repetition is recognised.
     pub id: Option<String>,
     /// What it is about: of publications with the same key the latest counts, where a namespace conflates.
@@ -70,7 +70,7 @@ impl Publication {
             payload,
             origin: None,
             position: None,
-            published_at_ms: None,
+            published_at_us: None,
             id: None,
             key: None,
             tags: Vec::new(),

@@ -49,6 +49,9 @@ const MAX_STREAMS: u32 = 128;
 const STREAM_BYTES: u32 = 16 * 1_024;
 /// And to us in all streams of a connection together.
 const CONNECTION_BYTES: u32 = 256 * 1_024;
+/// Encrypted bytes that wait for a socket: a record's worth, not the 64 KiB that rustls would hold for each client that
+/// reads nothing.
+const TLS_BYTES: usize = 16 * 1_024;
 /// hyper takes no less.
 const LEAST_BUFFER: usize = 8 * 1_024;
 
@@ -196,10 +199,15 @@ async fn converse(
                     tracing::debug!(%error, client.addr = %peer, "a TLS handshake failed");
                     return;
                 }
-                Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(H2) => {
-                    serve_http2(stream, service, &rules, stopping).await
+                Ok(Ok(mut stream)) => {
+                    let (_, session) = stream.get_mut();
+                    session.set_buffer_limit(Some(TLS_BYTES));
+                    if session.alpn_protocol() == Some(H2) {
+                        serve_http2(stream, service, &rules, stopping).await
+                    } else {
+                        serve_http1(stream, service, rules, stopping).await
+                    }
                 }
-                Ok(Ok(stream)) => serve_http1(stream, service, rules, stopping).await,
             }
         }
     };

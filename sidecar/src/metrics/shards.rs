@@ -8,7 +8,10 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::shard::{Shards, Totals};
+use crate::{
+    latency::Snapshot,
+    shard::{Durations, ShardState, Shards, Totals},
+};
 
 /// Sums when asked. Holds the shards weakly: they end before the registry does.
 pub(super) struct ShardsCollector {
@@ -34,7 +37,9 @@ impl Collector for ShardsCollector {
             (self.channels)() as u64,
         )?;
         page.gauge("node_capacity", "Most connections this node holds", shards.door().capacity().into())?;
-        page.totals(totals)
+        page.totals(totals)?;
+        page.durations(shards.durations())?;
+        page.states(&shards.states())
     }
 }
 
@@ -108,6 +113,42 @@ impl Page<'_> {
         self.counter("transport_messages_sent", "Publications delivered to clients", messages_out)?;
         self.counter("transport_messages_sent_size", "Bytes sent to clients", bytes_out)?;
         self.counter("transport_writes", "Writes to sockets; each carries one message or many", writes)
+    }
+
+    fn durations(&mut self, durations: Durations) -> Result<(), fmt::Error> {
+        let Durations { deliveries, queue, turns } = durations;
+        let help = "From a publication's publishing, by the clock of its node, to the kernel's taking it for a subscriber; of an unknown time, from its arrival at the shard";
+        let mut family =
+            self.0.encode_descriptor("node_delivery_seconds", help, None, MetricType::Histogram)?;
+        for (namespace, snapshot) in deliveries {
+            snapshot.encode(family.encode_family(&[("namespace", &*namespace)])?)?;
+        }
+        self.histogram("node_queue_lag_seconds", "From the bridge to a shard, for each publication", &queue)?;
+        let help = "A turn of a shard's loop: mail, reads, timers, writes";
+        self.histogram("shard_turn_seconds", help, &turns)
+    }
+
+    fn states(&mut self, states: &[ShardState]) -> Result<(), fmt::Error> {
+        let mut of_each = |name: &str, help: &str, value: fn(&ShardState) -> f64| {
+            let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (shard, state) in states.iter().enumerate() {
+                ConstGauge::new(value(state)).encode(family.encode_family(&[("shard", shard)])?)?;
+            }
+            Ok(())
+        };
+        of_each(
+            "shard_longest_turn_seconds",
+            "The longest turn of the last 30 to 60 seconds, one that has not ended included",
+            |state| state.longest.as_secs_f64(),
+        )?;
+        of_each("shard_connections", "Open connections of each shard", |state| state.connections.into())?;
+        of_each("shard_mailbox_bytes", "Payload bytes of publications that wait for a shard", |state| {
+            state.mail_bytes as f64
+        })
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, snapshot: &Snapshot) -> Result<(), fmt::Error> {
+        snapshot.encode(self.0.encode_descriptor(name, help, None, snapshot.metric_type())?)
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {

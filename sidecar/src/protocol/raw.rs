@@ -9,7 +9,7 @@ pub mod framed;
 
 use super::{
     Advice, Incoming, Protocol,
-    websocket::{Decoder, Event, Inflater, Step, Violation, frame},
+    websocket::{Decoder, Event, Inflater, MaxBytes, Step, Violation, frame},
 };
 use crate::domain::{ChannelName, CloseReason};
 
@@ -47,7 +47,8 @@ pub fn close_code(reason: CloseReason) -> (u16, &'static str) {
 }
 
 /// Reads the frame at the start of `input` and says how many bytes it had; `None` while it is incomplete. `channel`
-/// is the connection's only one in bare mode; `inflater` is there where messages may be compressed.
+/// is the connection's only one in bare mode; `inflater` is there where messages may be compressed; of `max`, the
+/// message is a publication's payload.
 ///
 /// # Errors
 /// Why the connection has to close.
@@ -56,11 +57,11 @@ pub fn read(
     decoder: &mut Decoder,
     input: &mut [u8],
     channel: Option<&ChannelName>,
-    max_payload: usize,
+    max: MaxBytes,
     inflater: Option<&mut Inflater>,
 ) -> Result<Option<(usize, Incoming)>, CloseReason> {
-    let max_message = protocol.max_message(max_payload);
-    let (used, event) = match decoder.step(input, max_message, inflater).map_err(reason_of)? {
+    let whole = MaxBytes { message: protocol.max_message(max.message), ..max };
+    let (used, event) = match decoder.step(input, whole, inflater).map_err(reason_of)? {
         Step::Incomplete => return Ok(None),
         Step::Consumed(used, None) => return Ok(Some((used, Incoming::Nothing))),
         Step::Consumed(used, Some(event)) => (used, event),
@@ -69,7 +70,7 @@ pub fn read(
         (Event::Ping(payload), _) => return Ok(Some((used, Incoming::Ping(payload.to_vec())))),
         (Event::Pong(_), _) => return Ok(Some((used, Incoming::Nothing))),
         (Event::Close(close), _) => return Ok(Some((used, Incoming::Close(close.map(|(code, _)| code))))),
-        (Event::Text(text), _) if protocol == Protocol::RawFramed => framed::parse(text, max_payload),
+        (Event::Text(text), _) if protocol == Protocol::RawFramed => framed::parse(text, max.message),
         (Event::Binary(_), _) if protocol == Protocol::RawFramed => framed::binary(),
         (Event::Text(text), Some(channel)) => bare::publish(channel, bare::text(text)),
         (Event::Binary(bytes), Some(channel)) => bare::publish(channel, bare::binary(bytes)),

@@ -39,6 +39,15 @@ pub enum Step<'a> {
     Consumed(usize, Option<Event<'a>>),
 }
 
+/// Bounds of what a client sends, in payload bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxBytes {
+    /// Of a message, unpacked.
+    pub message: usize,
+    /// Of a frame, as it was sent.
+    pub frame: usize,
+}
+
 /// The state between frames.
 #[derive(Debug, Default)]
 pub struct Decoder(Option<Box<Fragments>>);
@@ -63,18 +72,18 @@ impl Decoder {
     /// it is needed within one step only, so one serves many connections.
     ///
     /// # Errors
-    /// What the frame or message does against the RFC or the limit of `max_message` payload bytes. The stream
-    /// cannot be read any further.
+    /// What the frame or message does against the RFC or against `max`. The stream cannot be read any further.
     pub fn step<'a>(
         &'a mut self,
         input: &'a mut [u8],
-        max_message: usize,
+        max: MaxBytes,
         inflater: Option<&'a mut Inflater>,
     ) -> Result<Step<'a>, Violation> {
+        let max_message = max.message;
         let Some(header) = Header::parse(input, inflater.is_some())? else { return Ok(Step::Incomplete) };
-        self.admit(&header, max_message)?;
+        self.admit(&header, max)?;
         let Header { fin, compressed, opcode, key, length, bytes: start } = header;
-        // `admit` bounds the length by `max_message`, a usize.
+        // `admit` bounds the length by a usize.
         let end = start + length as usize;
         let Some(payload) = input.get_mut(start..end) else { return Ok(Step::Incomplete) };
         mask::apply(payload, key);
@@ -96,7 +105,7 @@ impl Decoder {
     }
 
     /// Checks a header before its payload has arrived, so that a bad frame is refused at once.
-    fn admit(&mut self, header: &Header, max_message: usize) -> Result<(), Violation> {
+    fn admit(&mut self, header: &Header, max: MaxBytes) -> Result<(), Violation> {
         // A finished message's buffer was lent to its event until now.
         if self.0.as_ref().is_some_and(|fragments| fragments.utf8.is_finished()) {
             self.0 = None;
@@ -108,8 +117,9 @@ impl Decoder {
             (_, _) => (0, header.compressed),
         };
         // What it unpacks to is bounded where it is unpacked.
-        let max_message = if compressed { deflate::max_packed(max_message) } else { max_message };
-        if header.length > max_message.saturating_sub(so_far) as u64 && !header.opcode.is_control() {
+        let max_message = if compressed { deflate::max_packed(max.message) } else { max.message };
+        let most = max_message.saturating_sub(so_far).min(max.frame);
+        if header.length > most as u64 && !header.opcode.is_control() {
             return Err(Violation::TooBig);
         }
         Ok(())

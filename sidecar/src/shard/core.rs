@@ -18,9 +18,10 @@ use super::{
     Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Work,
     connection::{Count, Flags, NONE, Passport, Reserving, Slot, Slots, Subscription},
     door::Seats,
+    flush::Flushed,
     index::{Index, State, Subscriber, Waiter},
-    log::{Key, NO_KEY, Spares},
-    metrics::ShardMetrics,
+    log::{Key, Moment, NO_KEY, Spares},
+    metrics::{Latencies, ShardMetrics},
     timer::{Entry, Wheel},
 };
 use crate::{
@@ -44,8 +45,10 @@ const MAX_LOG_BYTES: usize = 256 * 1_024 * 1_024;
 pub(crate) struct Now {
     /// Milliseconds since the shard began; only goes forward.
     pub(crate) ms: u64,
-    /// Milliseconds of the Unix clock.
-    pub(crate) unix_ms: u64,
+    /// The same in microseconds.
+    pub(crate) us: u64,
+    /// Microseconds of the Unix clock.
+    pub(crate) unix_us: u64,
 }
 
 /// See the module.
@@ -56,6 +59,7 @@ pub(crate) struct Core {
     pub(super) rules: Arc<Rules>,
     pub(super) work: mpsc::Sender<Work>,
     pub(super) metrics: Arc<ShardMetrics>,
+    pub(super) latencies: Latencies,
     pub(super) seats: Arc<Seats>,
     pub(super) now: Now,
     pub(super) slots: Slots,
@@ -79,6 +83,8 @@ pub(crate) struct Core {
     /// Hashes what publications are about; keyed, for publishers choose it.
     pub(super) keys: RandomState,
     pub(super) log_bytes: usize,
+    /// Deliveries of this stride.
+    pub(super) flushed: Vec<Flushed>,
 }
 
 impl Core {
@@ -88,6 +94,7 @@ impl Core {
         rules: Arc<Rules>,
         work: mpsc::Sender<Work>,
         metrics: Arc<ShardMetrics>,
+        latencies: Latencies,
         seats: Arc<Seats>,
     ) -> Self {
         Self {
@@ -96,6 +103,7 @@ impl Core {
             rules,
             work,
             metrics,
+            latencies,
             seats,
             now: Now::default(),
             slots: Slots::default(),
@@ -113,6 +121,7 @@ impl Core {
             random: SmallRng::seed_from_u64(node.0 ^ u64::from(shard) << 48),
             keys: RandomState::new(),
             log_bytes: 0,
+            flushed: Vec::new(),
         }
     }
 
@@ -288,7 +297,8 @@ impl Core {
         let policy = Arc::clone(policy);
         self.submit(Task::Subscribe { channel: channel.clone() })?;
         self.metrics.channels.add(1);
-        Ok(self.index.open(channel.clone(), policy))
+        let latency = self.latencies.of(channel.namespace());
+        Ok(self.index.open(channel.clone(), policy, latency))
     }
 
     /// Hands work out, if there is room.
@@ -503,39 +513,47 @@ impl Core {
         for publication in batch {
             let Some(key) = self.index.find(&publication.channel) else { continue };
             self.metrics.publications.add(1);
+            let born = self.birth(publication);
             let about =
                 publication.key.as_ref().map_or(NO_KEY, |key| self.keys.hash_one(key).max(NO_KEY + 1));
             for lane in self.index.lanes_of(key) {
                 let form = self.index.lane(lane).form;
                 if form.is_deflated() {
-                    self.append_compressed(lane, about, form, publication);
+                    self.append_compressed(lane, about, born, form, publication);
                 } else {
-                    self.append(lane, about, |out| form.put_publication(out, publication));
+                    self.append(lane, about, born, |out| form.put_publication(out, publication));
                 }
             }
         }
     }
 
     /// Compressed once for all who negotiated it, unless it is short or its namespace does not want it.
-    fn append_compressed(&mut self, lane: u32, about: Key, form: WireForm, publication: &Publication) {
+    fn append_compressed(
+        &mut self,
+        lane: u32,
+        about: Key,
+        born: Moment,
+        form: WireForm,
+        publication: &Publication,
+    ) {
         let Compression { enabled, level, min_bytes } = self.rules.hub.compression;
         let wanted = enabled && self.index.channel_of(lane).policy.compression;
         if !wanted || publication.payload.bytes().len() < min_bytes as usize {
-            self.append(lane, about, |out| form.put_publication(out, publication));
+            self.append(lane, about, born, |out| form.put_publication(out, publication));
             return;
         }
         let mut deflater = std::mem::take(&mut self.deflater);
         let plain = publication.payload.bytes().len();
         let before = self.metrics.log_bytes.get();
-        self.append(lane, about, |out| form.put_compressed(out, publication, &mut deflater, level));
+        self.append(lane, about, born, |out| form.put_compressed(out, publication, &mut deflater, level));
         self.deflater = deflater;
         self.metrics.deflate_in.add(plain as u64);
         self.metrics.deflate_out.add(self.metrics.log_bytes.get() - before);
     }
 
-    fn append(&mut self, lane_key: u32, about: Key, write: impl FnOnce(&mut Vec<u8>)) {
+    fn append(&mut self, lane_key: u32, about: Key, born: Moment, write: impl FnOnce(&mut Vec<u8>)) {
         let lane = self.index.lane_mut(lane_key);
-        let added = lane.log.append(&mut self.spares, about, write);
+        let added = lane.log.append(&mut self.spares, about, born, write);
         lane.left = lane.subscribers.len() as u32;
         if !std::mem::replace(&mut lane.dirty, true) {
             self.dirty_lanes.push_back(lane_key);
@@ -567,7 +585,8 @@ impl Core {
     fn append_gap(&mut self, lane: u32, protocol: Protocol, reason: &str) {
         let name = self.index.channel_of(lane).name.clone();
         let reply = Reply::Gap { channel: &name, reason, from: None, to: None };
-        self.append(lane, NO_KEY, |out| protocol.put_reply(out, &reply));
+        let now = Moment::of_us(self.now.us);
+        self.append(lane, NO_KEY, now, |out| protocol.put_reply(out, &reply));
     }
 
     fn close_all_of(&mut self, lane: u32, reason: CloseReason) {
@@ -786,8 +805,8 @@ impl Core {
 
     // === settings ===
 
-    pub(crate) fn set_rules(&mut self, rules: Arc<Rules>) {
-        self.rules = rules;
+    pub(crate) fn set_rules(&mut self, rules: Arc<Rules>, latencies: Latencies) {
+        (self.rules, self.latencies) = (rules, latencies);
         let keys: Vec<u32> = self.index.channels().map(|(key, _)| key).collect();
         for key in keys {
             let channel = self.index.channel_mut(key);
@@ -846,7 +865,7 @@ impl Core {
             return None;
         }
         let expires_unix_ms = passport.session.identity.expires_at?.saturating_mul(1_000);
-        Some(self.now.ms.saturating_add(expires_unix_ms.saturating_sub(self.now.unix_ms)))
+        Some(self.now.ms.saturating_add(expires_unix_ms.saturating_sub(self.now.unix_us / 1_000)))
     }
 
     /// When it has the age of the settings, which is another by up to a tenth for each connection, so that those that

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     domain::{ChannelName, Policy},
+    latency::Histogram,
     protocol::WireForm,
 };
 
@@ -25,6 +26,8 @@ pub(crate) struct Index {
 pub(crate) struct Channel {
     pub(crate) name: ChannelName,
     pub(crate) policy: Arc<Policy>,
+    /// Where its namespace's deliveries are counted, unless nobody wants to know.
+    pub(crate) latency: Option<Arc<[Histogram]>>,
     pub(crate) state: State,
     /// By wire form; [`NONE`] where nobody uses it.
     lanes: [u32; WireForm::ALL.len()],
@@ -92,10 +95,16 @@ impl Index {
     }
 
     /// A new channel, not yet asked for.
-    pub(crate) fn open(&mut self, name: ChannelName, policy: Arc<Policy>) -> u32 {
+    pub(crate) fn open(
+        &mut self,
+        name: ChannelName,
+        policy: Arc<Policy>,
+        latency: Option<Arc<[Histogram]>>,
+    ) -> u32 {
         let channel = Channel {
             name: name.clone(),
             policy,
+            latency,
             state: State::Pending,
             lanes: [NONE; WireForm::ALL.len()],
             subscribers: 0,

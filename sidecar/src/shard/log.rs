@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 /// A segment takes no more frames beyond this; a larger frame has one of its own. One write's worth of bytes.
 const SEGMENT: usize = 64 * 1_024;
 
@@ -43,6 +45,8 @@ struct Segment {
     bytes: Vec<u8>,
     /// Where each frame ends, from `start`.
     ends: Vec<u32>,
+    /// When frames were published: one for each run of frames of the same moment, by the number of its first frame.
+    births: Vec<(u32, Moment)>,
     /// What each frame is about; shorter than `ends`, or empty, where the rest has [`NO_KEY`].
     keys: Vec<Key>,
     /// Cursors in here that are behind the head.
@@ -57,10 +61,37 @@ pub(crate) type Key = u64;
 /// The key of publications without one: they are all about the same thing, the channel.
 pub(crate) const NO_KEY: Key = 0;
 
+/// Microseconds since the shard began, of which the lowest 32 bits are kept: differences of an hour are right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moment(pub(crate) u32);
+
+/// Frames that were published in the same moment.
+pub(crate) type Births = SmallVec<[(Moment, u64); 2]>;
+
 /// Buffers of freed segments, for all logs of a shard: appending allocates only when more is held than before.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
-    segments: Vec<(Vec<u8>, Vec<u32>)>,
+    segments: Vec<Spare>,
+}
+
+#[derive(Debug, Default)]
+struct Spare {
+    bytes: Vec<u8>,
+    ends: Vec<u32>,
+    births: Vec<(u32, Moment)>,
+}
+
+// === impl Moment ===
+
+impl Moment {
+    pub(crate) fn of_us(us: u64) -> Self {
+        Self(us as u32)
+    }
+
+    /// Microseconds since then, one that is ahead by a rounding included.
+    pub(crate) fn until(self, now: Self) -> u32 {
+        now.0.wrapping_sub(self.0)
+    }
 }
 
 // === impl Lag ===
@@ -110,6 +141,7 @@ impl Log {
         &mut self,
         spares: &mut Spares,
         key: Key,
+        born: Moment,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> usize {
         if self.cursors == self.stops {
@@ -126,6 +158,9 @@ impl Log {
         let before = last.bytes.len();
         write(&mut last.bytes);
         let added = last.bytes.len() - before;
+        if last.births.last().is_none_or(|(_, before)| *before != born) {
+            last.births.push((last.ends.len() as u32, born));
+        }
         last.ends.push(u32::try_from(last.bytes.len()).expect("a publication is far below 4 GiB"));
         if key != NO_KEY {
             last.keys.resize(last.ends.len() - 1, NO_KEY);
@@ -225,6 +260,28 @@ impl Log {
         self.segments.range(first..).flat_map(move |segment| segment.frames_from(cursor))
     }
 
+    /// When the frames between two numbers, counted as by [`Log::messages_before`], were published.
+    pub(crate) fn births(&self, first: u64, end: u64) -> Births {
+        let mut births = Births::new();
+        let mut from = first;
+        let at = self.segments.partition_point(|segment| segment.first <= first).saturating_sub(1);
+        for segment in self.segments.range(at..) {
+            if from >= end {
+                break;
+            }
+            for (at, (frame, born)) in segment.births.iter().enumerate() {
+                let next = segment.births.get(at + 1).map_or(segment.ends.len() as u32, |(frame, _)| *frame);
+                let (frame, next) = (segment.first + u64::from(*frame), segment.first + u64::from(next));
+                let count = next.min(end).saturating_sub(frame.max(from));
+                if count > 0 {
+                    births.push((*born, count));
+                }
+            }
+            from = from.max(segment.first + segment.ends.len() as u64);
+        }
+        births
+    }
+
     /// Whether a frame from this cursor on has a key.
     pub(crate) fn has_keys(&self, cursor: Cursor) -> bool {
         let first = self.segments.partition_point(|segment| segment.end() <= cursor);
@@ -268,12 +325,13 @@ impl Log {
     }
 
     fn push_segment(&mut self, spares: &mut Spares) {
-        let (bytes, ends) = spares.segments.pop().unwrap_or_default();
+        let Spare { bytes, ends, births } = spares.segments.pop().unwrap_or_default();
         self.segments.push_back(Segment {
             start: self.head,
             first: self.messages,
             bytes,
             ends,
+            births,
             keys: Vec::new(),
             cursors: 0,
             stops: 0,
@@ -295,9 +353,9 @@ impl Log {
                 at += 1;
                 continue;
             }
-            let Segment { bytes, ends, .. } = self.segments.remove(at).expect("it was just seen");
+            let Segment { bytes, ends, births, .. } = self.segments.remove(at).expect("it was just seen");
             freed += bytes.len();
-            spares.put(bytes, ends);
+            spares.put(Spare { bytes, ends, births });
         }
         freed
     }
@@ -335,11 +393,12 @@ impl Spares {
     /// As many as a busy shard turns over at once, and 2 MiB at most.
     const MOST: usize = 16;
 
-    fn put(&mut self, mut bytes: Vec<u8>, mut ends: Vec<u32>) {
-        if self.segments.len() < Self::MOST && bytes.capacity() <= 2 * SEGMENT {
-            bytes.clear();
-            ends.clear();
-            self.segments.push((bytes, ends));
+    fn put(&mut self, mut spare: Spare) {
+        if self.segments.len() < Self::MOST && spare.bytes.capacity() <= 2 * SEGMENT {
+            spare.bytes.clear();
+            spare.ends.clear();
+            spare.births.clear();
+            self.segments.push(spare);
         }
     }
 }

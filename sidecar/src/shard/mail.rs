@@ -1,11 +1,15 @@
 //! What crosses the border of a shard, in both directions.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Guest, Link};
+use super::{Guest, Link, metrics::Latencies};
 use crate::domain::{
     ChannelName, CloseReason, CommandError, ConnectionId, Identity, Payload, Policies, Publication,
 };
@@ -15,7 +19,7 @@ use crate::domain::{
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Mail {
     /// Publications of channels that this shard subscribed to, in order.
-    Publications(Vec<Arc<Publication>>),
+    Publications { batch: Vec<Arc<Publication>>, sent: Instant },
     /// Publications of a channel (`None`: of every channel) were, or may have been, lost: tell its subscribers.
     Gap { channel: Option<ChannelName>, reason: &'static str },
     /// The answer to a [`Task`].
@@ -42,7 +46,7 @@ pub enum Mail {
     /// Close all that are left: the deadline passed.
     Force,
     /// New settings. Subscriptions that they no longer allow end with [`CloseReason::PermissionDenied`].
-    Settings(Arc<Rules>),
+    Settings { rules: Arc<Rules>, latencies: Latencies },
     /// Which channels have subscribers here, and how many.
     Channels { reply: oneshot::Sender<Vec<(ChannelName, u32)>> },
     /// Finish what can be written at once, then end the thread.

@@ -1,6 +1,6 @@
 //! The one way into a shard: a queue with a wake-up, publications bounded in bytes.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Instant};
 
 use crate::domain::Publication;
 
@@ -53,10 +53,16 @@ impl Mailbox {
     pub fn publications(&self, batch: Vec<Arc<Publication>>) -> Result<(), Full> {
         // A constant a message keeps a flood of empty payloads bounded too.
         let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + 128).sum();
-        match self.0.push(Mail::Publications(batch), bytes) {
-            Err(Mail::Publications(batch)) => Err(Full(batch)),
+        match self.0.push(Mail::Publications { batch, sent: Instant::now() }, bytes) {
+            Err(Mail::Publications { batch, .. }) => Err(Full(batch)),
             _ => Ok(()),
         }
+    }
+
+    /// Mail that waits, and the payload bytes of the publications in it.
+    pub fn waiting(&self) -> (usize, usize) {
+        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        (queue.mail.len(), queue.bytes)
     }
 }
 

@@ -1,16 +1,18 @@
 //! A shard's own counters: written by its thread with relaxed stores, summed by whoever is asked for metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{domain::CloseReason, protocol::Protocol};
-
-/// One number, written by one thread and read by any.
-#[derive(Debug, Default)]
-pub(crate) struct Cell(AtomicU64);
+use crate::{
+    domain::CloseReason,
+    latency::{Cell, Histogram, Snapshot},
+    protocol::Protocol,
+};
 
 /// The counters of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct ShardMetrics {
+    /// From the bridge to the shard, a publication each.
+    pub(crate) queue: Histogram,
     pub(crate) connections: [Cell; Protocol::ALL.len()],
     pub(crate) accepted: [Cell; Protocol::ALL.len()],
     pub(crate) closed: [Cell; CloseReason::ALL.len()],
@@ -32,6 +34,22 @@ pub(crate) struct ShardMetrics {
     pub(crate) subscriptions: Cell,
     pub(crate) channels: Cell,
     pub(crate) log_bytes: Cell,
+}
+
+/// From publishing to the kernel, by namespace: a histogram a shard. Namespaces are added, never taken out, so that
+/// a counter does not go back. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies(Arc<BTreeMap<Box<str>, Arc<[Histogram]>>>);
+
+/// How long things took, all shards together.
+#[derive(Debug, Default)]
+pub struct Durations {
+    /// From publishing to the kernel, by namespace.
+    pub deliveries: Vec<(Box<str>, Snapshot)>,
+    /// From the bridge to a shard.
+    pub queue: Snapshot,
+    /// A turn of a shard's loop.
+    pub turns: Snapshot,
 }
 
 /// Sums over all shards at one moment.
@@ -81,23 +99,6 @@ pub struct Totals {
     pub log_bytes: u64,
 }
 
-// === impl Cell ===
-
-impl Cell {
-    /// Only the shard's thread writes, so that load and store need not be one step.
-    pub(crate) fn add(&self, value: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
-    }
-
-    pub(crate) fn sub(&self, value: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(value), Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 // === impl ShardMetrics ===
 
 impl ShardMetrics {
@@ -110,6 +111,34 @@ impl ShardMetrics {
         self.connections[protocol as usize].sub(1);
         let place = CloseReason::ALL.iter().position(|other| *other == reason);
         self.closed[place.expect("ALL lists every reason")].add(1);
+    }
+}
+
+// === impl Latencies ===
+
+impl Latencies {
+    /// With these namespaces too.
+    pub(crate) fn with<'a>(&self, namespaces: impl Iterator<Item = &'a str>, shards: usize) -> Self {
+        let mut all = (*self.0).clone();
+        for namespace in namespaces {
+            if !all.contains_key(namespace) {
+                all.insert(namespace.into(), (0..shards).map(|_| Histogram::default()).collect());
+            }
+        }
+        Self(Arc::new(all))
+    }
+
+    pub(crate) fn of(&self, namespace: &str) -> Option<Arc<[Histogram]>> {
+        self.0.get(namespace).cloned()
+    }
+
+    pub(crate) fn sums(&self) -> Vec<(Box<str>, Snapshot)> {
+        let sum = |shards: &[Histogram]| {
+            let mut sum = Snapshot::default();
+            shards.iter().for_each(|shard| sum.add(shard));
+            sum
+        };
+        self.0.iter().map(|(name, shards)| (name.clone(), sum(shards))).collect()
     }
 }
 
@@ -134,6 +163,7 @@ impl Totals {
 
     fn add(&mut self, shard: &ShardMetrics) {
         let ShardMetrics {
+            queue: _,
             connections,
             accepted,
             closed,

@@ -34,7 +34,12 @@ mod sync {
 }
 
 #[path = "mailbox.rs"]
-#[expect(clippy::duplicate_mod, unreachable_pub, reason = "the file, with another lock")]
+#[expect(
+    clippy::duplicate_mod,
+    unreachable_pub,
+    dead_code,
+    reason = "the file, with another lock; not all is used"
+)]
 mod mailbox;
 #[path = "pipe.rs"]
 #[expect(
@@ -82,7 +87,7 @@ fn take(inbox: &Inbox, woken: &Woken, received: &mut Vec<Vec<u8>>) {
         return;
     }
     for mail in inbox.take() {
-        let Mail::Publications(batch) = mail else { panic!("only publications were sent") };
+        let Mail::Publications { batch, .. } = mail else { panic!("only publications were sent") };
         received.extend(batch.iter().map(|publication| publication.payload.bytes().to_vec()));
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::AsRawFd,
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,6 +12,7 @@ use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use super::{
     Inbox, Link, Mail,
     core::{Core, Now},
+    pulse::{Pulse, Stage},
     read::BUFFER,
 };
 use crate::{domain::ConnectionId, protocol::Advice};
@@ -28,7 +30,9 @@ pub(crate) struct Reactor {
     poll: Poll,
     inbox: Inbox,
     core: Core,
-    began: Instant,
+    pulse: Arc<Pulse>,
+    /// When this turn began.
+    turn: Instant,
     buffer: Vec<u8>,
     due: Vec<super::timer::Entry>,
     /// Mail was left in its box, and its wake-up is used up.
@@ -36,9 +40,9 @@ pub(crate) struct Reactor {
 }
 
 impl Reactor {
-    pub(crate) fn new(poll: Poll, inbox: Inbox, core: Core) -> Self {
-        let (began, buffer) = (Instant::now(), vec![0; BUFFER]);
-        Self { poll, inbox, core, began, buffer, due: Vec::new(), held: false }
+    pub(crate) fn new(poll: Poll, inbox: Inbox, core: Core, pulse: Arc<Pulse>) -> Self {
+        let (turn, buffer) = (Instant::now(), vec![0; BUFFER]);
+        Self { poll, inbox, core, pulse, turn, buffer, due: Vec::new(), held: false }
     }
 
     /// Runs until [`Mail::Stop`].
@@ -48,17 +52,21 @@ impl Reactor {
         loop {
             let timeout = self.timeout(retry);
             self.wait(&mut events, timeout);
-            self.core.now = self.now();
+            self.begin_turn();
             if self.take_mail() {
                 return;
             }
+            self.pulse.enter(Stage::Read);
             self.take_events(&events);
             self.core.read_on(&mut self.buffer);
+            self.pulse.enter(Stage::Timers);
             self.core.wheel.expire(self.core.now.ms, &mut self.due);
             self.core.expire(&self.due);
             self.due.clear();
-            self.core.visits();
+            self.pulse.enter(Stage::Visits);
+            self.core.visits(|| self.pulse.clock_us());
             retry = self.core.retry_leaving();
+            self.end_turn();
         }
     }
 
@@ -78,9 +86,18 @@ impl Reactor {
         }
     }
 
-    fn now(&self) -> Now {
+    fn begin_turn(&mut self) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { ms: self.began.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as u64 }
+        self.turn = Instant::now();
+        let us = self.pulse.us_at(self.turn);
+        self.core.now = Now { ms: us / 1_000, us, unix_us: unix.as_micros() as u64 };
+        self.pulse.begin(Stage::Mail, us);
+    }
+
+    fn end_turn(&self) {
+        let us = self.pulse.clock_us();
+        self.pulse.turned(us);
+        self.pulse.begin(Stage::Poll, us);
     }
 
     fn take_events(&mut self, events: &Events) {
@@ -118,7 +135,12 @@ impl Reactor {
     fn take(&mut self, mail: Mail) {
         let core = &mut self.core;
         match mail {
-            Mail::Publications(batch) => core.publications(&batch),
+            Mail::Publications { batch, sent } => {
+                let waited = self.turn.saturating_duration_since(sent).as_micros();
+                let waited = u32::try_from(waited).unwrap_or(u32::MAX);
+                core.metrics.queue.record(waited, batch.len() as u64);
+                core.publications(&batch);
+            }
             Mail::Gap { channel, reason } => core.gap(channel.as_ref(), reason),
             Mail::Completion(completion) => core.complete(completion),
             Mail::Reserve(reservation) => core.reserve(reservation),
@@ -136,7 +158,7 @@ impl Reactor {
             }
             Mail::Shed { count, after, jitter } => core.shed(count, Advice { after, jitter }),
             Mail::Force => core.force(),
-            Mail::Settings(rules) => core.set_rules(rules),
+            Mail::Settings { rules, latencies } => core.set_rules(rules, latencies),
             Mail::Channels { reply } => drop(reply.send(core.channel_counts())),
             Mail::Stop => unreachable!("seen before"),
         }

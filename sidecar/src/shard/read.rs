@@ -9,7 +9,7 @@ use crate::{
     domain::{ChannelName, CloseReason, Command, CommandError, Payload},
     protocol::{
         Incoming, Message, Reply, raw,
-        websocket::{Decoder, Inflater, frame},
+        websocket::{Decoder, Inflater, MaxBytes, frame},
     },
     session::Step,
 };
@@ -188,11 +188,16 @@ impl Core {
         let inflater = self.slots[slot].flags.has(Flags::DEFLATE).then_some(inflater);
         let first = self.slots[slot].subscriptions() > 0;
         let channel = first.then(|| &self.index.channel_of(self.slots[slot].first.lane).name);
-        let max_payload = self.rules.hub.max_message_bytes as usize;
+        let hub = &self.rules.hub;
+        let frame = match hub.limits.frame_bytes {
+            0 => usize::MAX,
+            bytes => bytes as usize,
+        };
+        let max = MaxBytes { message: hub.max_message_bytes as usize, frame };
         let read = || {
             #[cfg(test)]
             assert!(!bytes.ends_with(PANIC), "a test provokes it");
-            raw::read(protocol, decoder, bytes, channel, max_payload, inflater)
+            raw::read(protocol, decoder, bytes, channel, max, inflater)
         };
         catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
             self.metrics.panics.add(1);

@@ -16,8 +16,11 @@ use crate::{domain::CloseReason, protocol::Reply};
 /// Bytes of one visit, so that a connection far behind delays the others by one write only. With
 /// `TCP_NOTSENT_LOWAT` at 16 KiB a socket seldom takes more at once.
 const BUDGET: usize = 64 * 1_024;
-/// Steps of one turn: some 300 µs, so that mail and commands that come meanwhile join the pass.
+/// Steps of one turn, so that mail and commands that come meanwhile join the pass.
 const STEPS: usize = 64;
+/// A turn that has run for so long goes no further than to the end of a stride: what clients of other channels ask
+/// meanwhile waits for no more, however slowly a machine writes.
+const SLICE_US: u64 = 150;
 /// Steps in one lane before the next has its turn.
 const STRIDE: usize = 16;
 
@@ -35,18 +38,34 @@ enum Source {
 }
 
 impl Core {
-    /// Offers what is new to some of those who wait for it.
-    pub(crate) fn visits(&mut self) {
-        for _ in 0..STEPS {
-            let Some(slot) = self.dirty.pop_front() else { break };
-            if self.slots.is_taken(slot) && self.slots[slot].flags.has(Flags::DIRTY) {
-                self.visit(slot);
+    /// Offers what is new to some of those who wait for it. `clock` gives microseconds since the shard began.
+    pub(crate) fn visits(&mut self, clock: impl Fn() -> u64) {
+        let end = self.now.us + SLICE_US;
+        for _ in 0..STEPS / STRIDE {
+            if self.dirty.is_empty() {
+                break;
+            }
+            self.dirty_ones();
+            if self.settle(clock()) >= end {
+                break;
             }
         }
         for _ in 0..STEPS / STRIDE {
             let Some(key) = self.dirty_lanes.pop_front() else { return };
             if self.pass(key) {
                 self.dirty_lanes.push_back(key);
+            }
+            if self.settle(clock()) >= end {
+                return;
+            }
+        }
+    }
+
+    fn dirty_ones(&mut self) {
+        for _ in 0..STRIDE {
+            let Some(slot) = self.dirty.pop_front() else { return };
+            if self.slots.is_taken(slot) && self.slots[slot].flags.has(Flags::DIRTY) {
+                self.visit(slot);
             }
         }
     }
@@ -203,10 +222,11 @@ impl Core {
         let Subscription { cursor: from, lane, .. } = self.slots[slot].subscription(at);
         let to = from + bytes as u64;
         let log = &self.index.lane(lane).log;
-        let messages = log.messages_before(to) - log.messages_before(from);
+        let (first, end) = (log.messages_before(from), log.messages_before(to));
         let half = !log.is_edge(to);
+        self.flushed(lane, first, end);
         self.move_cursor(slot, at, to);
-        self.metrics.messages_out.add(messages);
+        self.metrics.messages_out.add(end - first);
         let slot = &mut self.slots[slot];
         if half {
             slot.flags.set(Flags::HALF);

@@ -87,7 +87,7 @@ impl NodeRun {
     /// A new id, from now on.
     pub fn begin() -> Self {
         // 0 in an envelope means "no node".
-        Self { id: NodeId(rand::random::<u64>().max(1)), start: now_ms() }
+        Self { id: NodeId(rand::random::<u64>().max(1)), start: now_us() / 1_000 }
     }
 }
 
@@ -160,10 +160,10 @@ impl Publisher {
         let mut sequences = self.0.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         let (previous_sequence, sequence) = sequences.entry(&channel, Sequence::default).next();
         let origin = Some(Origin { node, node_start, sequence, previous_sequence });
-        let published_at_ms = Some(now_ms());
+        let published_at_us = Some(now_us());
         self.0.metrics.sequences_forgotten.inc_by(sequences.take_forgotten());
         let publication =
-            Publication { channel, payload, origin, position: None, published_at_ms, id, key, tags, user };
+            Publication { channel, payload, origin, position: None, published_at_us, id, key, tags, user };
         self.0.broker.publish(publication)
     }
 }
@@ -186,9 +186,9 @@ impl Sequence {
     }
 }
 
-/// Now, in Unix milliseconds; 0 for a clock before 1970.
-pub(crate) fn now_ms() -> u64 {
+/// Now, in Unix microseconds; 0 for a clock before 1970.
+pub(crate) fn now_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }

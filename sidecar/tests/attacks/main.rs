@@ -11,3 +11,4 @@ mod frames;
 mod handshake;
 mod stuck;
 mod support;
+mod tls;

@@ -1,12 +1,15 @@
 //! Clients that do not read.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, Sidecar};
+use crate::{
+    support::{Client, Sidecar},
+    tls::{self, Tls},
+};
 
 const STUCK: usize = 1_000;
 /// 8 MiB in all: far more than what lag bounds, sockets and pipes hold.
@@ -14,8 +17,7 @@ const PUBLICATIONS: usize = 500;
 const BYTES: usize = 16 * 1_024;
 
 /// Publishes much to those who do not read, and one who does; how much memory that took at most.
-fn flood(sidecar: &Sidecar, channel: &str) -> u64 {
-    let mut good = sidecar.bare(channel);
+fn flood(sidecar: &Sidecar, good: &mut Client<impl Read + Write>) -> u64 {
     let before = sidecar.memory();
     let (payload, mut most) = (vec![7; BYTES], 0);
     for number in 0..PUBLICATIONS {
@@ -34,7 +36,7 @@ fn a_thousand_stuck_websockets_cost_one_log() {
     let stuck: Vec<_> = (0..STUCK)
         .map(|_| Client::shake(sidecar.connect_narrow(), "/ws/oldest:a", "fanout.bare").unwrap())
         .collect();
-    let memory = flood(&sidecar, "oldest:a");
+    let memory = flood(&sidecar, &mut sidecar.bare("oldest:a"));
     // The log holds a mebibyte for all of them; each has the rest of a frame that is half sent.
     assert!(memory < 40, "{memory} MiB for {} stuck clients", stuck.len());
     assert!(sidecar.metric("fanout_node_connections") >= STUCK as u64, "all are still there");
@@ -51,8 +53,50 @@ fn a_thousand_stuck_event_streams_cost_one_pipe_each() {
         })
         .collect();
     sidecar.until_metric("fanout_node_connections", STUCK as u64);
-    let memory = flood(&sidecar, "oldest:a");
+    let memory = flood(&sidecar, &mut sidecar.bare("oldest:a"));
     assert!(memory < 120, "{memory} MiB for {} stuck streams", stuck.len());
+    assert!(sidecar.metric("fanout_node_connections") >= STUCK as u64, "all are still there");
+}
+
+#[test]
+fn a_thousand_stuck_websockets_over_tls_cost_one_pipe_each() {
+    let tls = Tls::new();
+    let sidecar = tls.sidecar();
+    let stuck: Vec<_> = (0..STUCK)
+        .map(|_| Client::shake(tls.over(sidecar.connect_narrow()), "/ws/oldest:a", "fanout.bare").unwrap())
+        .collect();
+    let mut good = Client::shake(tls.over(sidecar.connect()), "/ws/oldest:a", "fanout.bare").unwrap();
+    let memory = flood(&sidecar, &mut good);
+    // A pipe of 16 KiB, rustls' records and what is half sent.
+    assert!(memory < 120, "{memory} MiB for {} stuck clients", stuck.len());
+    assert!(sidecar.metric("fanout_node_connections") >= STUCK as u64, "all are still there");
+}
+
+#[test]
+fn the_memory_of_a_wave_of_connections_goes_back() {
+    let tls = Tls::new();
+    let sidecar = tls.sidecar();
+    let before = sidecar.memory();
+    let wave: Vec<_> = (0..STUCK)
+        .map(|_| Client::shake(tls.over(sidecar.connect()), "/ws/lobby", "fanout.bare").unwrap())
+        .collect();
+    let most = sidecar.memory();
+    assert!(most >= before + 8, "{before} MiB before the wave, {most} with it: too little to see anything");
+    drop(wave);
+    sidecar.until_metric("fanout_node_connections", 0);
+    sidecar.until_memory(before + (most - before) / 3);
+}
+
+#[test]
+fn a_thousand_stuck_websockets_over_http2_cost_one_pipe_each() {
+    let tls = Tls::new();
+    let sidecar = tls.sidecar();
+    let stuck = tls::over_http2(&tls, sidecar.address(), STUCK, "/ws/oldest:a");
+    sidecar.until_metric("fanout_node_connections", STUCK as u64);
+    let mut good = Client::shake(tls.over(sidecar.connect()), "/ws/oldest:a", "fanout.bare").unwrap();
+    let memory = flood(&sidecar, &mut good);
+    // A pipe, and what HTTP/2 holds of a stream whose window is full.
+    assert!(memory < 160, "{memory} MiB for {} stuck clients", stuck.len());
     assert!(sidecar.metric("fanout_node_connections") >= STUCK as u64, "all are still there");
 }
 
@@ -63,7 +107,7 @@ fn a_stuck_client_is_closed_by_the_default_policy_and_its_memory_goes() {
         .map(|_| Client::shake(sidecar.connect_narrow(), "/ws/lobby", "fanout.bare").unwrap())
         .collect();
     let before = sidecar.memory();
-    flood(&sidecar, "lobby");
+    flood(&sidecar, &mut sidecar.bare("lobby"));
     // They are told why; who does not read even that is cut off after some seconds.
     sidecar.until_metric("fanout_node_connections", 0);
     sidecar.until_memory(before + 24);

@@ -48,8 +48,8 @@ pub(crate) struct Sidecar {
 }
 
 /// A WebSocket client that sees frames.
-pub(crate) struct Client {
-    pub(crate) socket: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) socket: S,
     received: Vec<u8>,
 }
 
@@ -97,6 +97,11 @@ impl Sidecar {
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         // USER_HZ is 100 on every Linux.
         Duration::from_millis(ticks * 10)
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.client
     }
 
     pub(crate) fn connect(&self) -> TcpStream {
@@ -187,14 +192,14 @@ pub(crate) fn until(what: &str, mut check: impl FnMut() -> bool) {
 
 // === impl Client ===
 
-impl Client {
+impl<S: Read + Write> Client<S> {
     /// Asks for a WebSocket; the status if it is refused.
-    pub(crate) fn shake(socket: TcpStream, path: &str, subprotocol: &str) -> Result<Self, u16> {
+    pub(crate) fn shake(socket: S, path: &str, subprotocol: &str) -> Result<Self, u16> {
         Self::shake_with(socket, path, &format!("sec-websocket-protocol: {subprotocol}\r\n"))
     }
 
     /// The same with these header lines.
-    pub(crate) fn shake_with(mut socket: TcpStream, path: &str, lines: &str) -> Result<Self, u16> {
+    pub(crate) fn shake_with(mut socket: S, path: &str, lines: &str) -> Result<Self, u16> {
         let request = format!(
             "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n{lines}\r\n"

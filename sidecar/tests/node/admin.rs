@@ -116,6 +116,10 @@ async fn a_web_page_cannot_drain_the_node_on_its_reader_s_machine() {
         for (name, value) in [("origin", "http://evil.test"), ("sec-fetch-site", "cross-site")] {
             let post = http().post(node.admin_url("/drain")).header(name, value).send().await.unwrap();
             assert_eq!(post.status(), StatusCode::FORBIDDEN);
+            for path in ["/debug/dump", "/debug/pprof/heap", "/debug/pprof/profile?seconds=1"] {
+                let get = http().get(node.admin_url(path)).header(name, value).send().await.unwrap();
+                assert_eq!(get.status(), StatusCode::FORBIDDEN, "{path}");
+            }
         }
         assert_eq!(node.metric("fanout_drain_draining"), Some(0.0));
     })

@@ -38,6 +38,20 @@ async fn a_message_above_the_limit_ends_the_connection_and_one_at_the_limit_does
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_frame_may_be_bounded_below_its_message() {
+    let hub = json!({"maxMessageBytes": 1_000, "limits": {"frameBytes": 600}});
+    with_sidecar(Setup::open().live("hub", hub), async |node| {
+        let mut client = node.connect("/ws/lobby").await;
+        let fragments = ["x".repeat(600), "y".repeat(400)];
+        client.send_fragments(&fragments).await;
+        assert_eq!(client.text().await, fragments.concat());
+        client.send(&"x".repeat(601)).await;
+        assert_eq!(client.closed().await.0, 1009);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn channels_names_and_headers_are_bounded() {
     let limits =
         json!({"limits": {"channelsPerConnection": 2, "channelNameBytes": 10, "headerBytes": 2_000}});

@@ -19,7 +19,18 @@ use tokio::{
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue, protocol::CloseFrame},
+    tungstenite::{
+        self, Message,
+        client::IntoClientRequest,
+        http::HeaderValue,
+        protocol::{
+            CloseFrame,
+            frame::{
+                Frame,
+                coding::{Data, OpCode},
+            },
+        },
+    },
 };
 
 use crate::redis_server::Server;
@@ -153,7 +164,7 @@ impl Setup {
     pub(crate) async fn launch(self) -> Node {
         let (directory, boot, live_path, live) = self.write();
         let config = Config::load(&boot, &live_path).unwrap_or_else(|error| panic!("{error}"));
-        let options = Options { name: self.name, log: LogControl::none(), bus: self.bus };
+        let options = Options { name: self.name, log: LogControl::none(), bus: self.bus, allocator: None };
         let app = App::start(config, options).await.unwrap_or_else(|error| panic!("{error}"));
         Node { addresses: app.addresses(), app, directory, live }
     }
@@ -294,6 +305,15 @@ impl Client {
 
     pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
         soon(self.0.send(Message::binary(bytes.to_vec()))).await.expect("sent");
+    }
+
+    /// One text message in several frames.
+    pub(crate) async fn send_fragments(&mut self, fragments: &[String]) {
+        for (at, fragment) in fragments.iter().enumerate() {
+            let kind = if at == 0 { Data::Text } else { Data::Continue };
+            let frame = Frame::message(fragment.clone(), OpCode::Data(kind), at + 1 == fragments.len());
+            soon(self.0.send(Message::Frame(frame))).await.expect("sent");
+        }
     }
 
     pub(crate) async fn send_json(&mut self, value: &Value) {

@@ -193,7 +193,6 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     let answers: Vec<_> = nodes::existing(found)
         .filter(|node| phase(&node.pod) == "Running" && node.pod.metadata.deletion_timestamp.is_none())
         .filter_map(|node| node.report.as_ref().filter(|report| report.answered).map(|report| (node, report)))
-        .filter(|(_, report)| report.broker_connected.is_some())
         .collect();
     let named = |nodes: Vec<&(&Node, &Report)>| {
         let names: Vec<_> = nodes.iter().take(MAX_PROBLEMS).map(|(node, _)| node.pod.name_any()).collect();
@@ -201,12 +200,21 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     };
     let cut: Vec<_> = answers.iter().filter(|(_, report)| report.broker_connected == Some(false)).collect();
     let lost: Vec<_> = answers.iter().filter(|(_, report)| report.broker_verified == Some(false)).collect();
-    if answers.is_empty() {
-        return verdict("Unknown", Reason::NotObserved, "no node could be asked yet".to_owned());
-    }
-    if managed_is_down(cluster, found) {
+    if found.managed_redis_is_down(cluster) && !answers.is_empty() {
         let message = format!("StatefulSet {} has no ready pod", managed::name(cluster));
         return verdict("False", Reason::RedisUnreachable, message);
+    }
+    let asked = answers.iter().filter(|(_, report)| report.broker_verified.is_some()).count();
+    if asked < answers.len() && redis_grace(cluster, found.at).is_some() {
+        let message = format!(
+            "{} is back; {asked} of {} nodes were asked since whether their messages get through",
+            target(cluster),
+            answers.len()
+        );
+        return verdict("False", Reason::RedisUnreachable, message);
+    }
+    if asked == 0 {
+        return verdict("Unknown", Reason::NotObserved, "no node could be asked yet".to_owned());
     }
     if !cut.is_empty() {
         let (count, names) = named(cut);
@@ -230,12 +238,6 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     let message =
         format!("{} nodes see their own messages come back through {}", answers.len(), target(cluster));
     verdict("True", Reason::CanaryReturned, message)
-}
-
-fn managed_is_down(cluster: &FanoutCluster, found: &Found) -> bool {
-    let managed = matches!(cluster.spec.redis.kind(), Some(RedisKind::Managed(_)));
-    let set = found.child("StatefulSet", &managed::name(cluster));
-    managed && set.is_some_and(|set| set.data["status"]["readyReplicas"].as_u64().unwrap_or(0) == 0)
 }
 
 fn target(cluster: &FanoutCluster) -> String {

@@ -225,7 +225,7 @@ pub(in crate::protocol) fn put_publication(out: &mut Vec<u8>, publication: &Publ
 
 /// Appends the message of a publication, without a frame. Written by hand, since a payload may be embedded as it is: it was checked to be JSON.
 pub(in crate::protocol) fn put_message_of(out: &mut Vec<u8>, publication: &Publication) {
-    let Publication { channel, payload, origin, position, published_at_ms, .. } = publication;
+    let Publication { channel, payload, origin, position, published_at_us, .. } = publication;
     out.extend_from_slice(br#"{"pub":{"channel":"#);
     put_json(out, channel.as_str());
     match payload {
@@ -245,8 +245,8 @@ pub(in crate::protocol) fn put_message_of(out: &mut Vec<u8>, publication: &Publi
     if let Some(origin) = origin {
         out.extend_from_slice(format!(r#","node":"{}""#, origin.node).as_bytes());
     }
-    if let Some(at) = published_at_ms {
-        out.extend_from_slice(format!(r#","publishedAt":{at}"#).as_bytes());
+    if let Some(at) = published_at_us {
+        out.extend_from_slice(format!(r#","publishedAt":{}"#, at / 1_000).as_bytes());
     }
     out.extend_from_slice(b"}}");
 }

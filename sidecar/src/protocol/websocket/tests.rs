@@ -3,6 +3,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 
 const MAX: usize = 1_000;
+const BOUNDS: MaxBytes = MaxBytes { message: MAX, frame: MAX };
 
 /// An event that owns what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +66,7 @@ fn decode_with(
         kept.extend_from_slice(piece);
         let mut at = 0;
         loop {
-            match decoder.step(&mut kept[at..], MAX, inflater.as_mut()) {
+            match decoder.step(&mut kept[at..], BOUNDS, inflater.as_mut()) {
                 Ok(Step::Incomplete) => break,
                 Ok(Step::Consumed(used, event)) => {
                     at += used;
@@ -234,7 +235,7 @@ fn a_decoder_keeps_nothing_between_whole_messages() {
     let mut decoder = Decoder::default();
     let mut bytes = [frame(0x01, b"a"), frame(0x80, b"b"), frame(0x81, b"c")].concat();
     let mut at = 0;
-    while let Step::Consumed(used, _) = decoder.step(&mut bytes[at..], MAX, None).unwrap() {
+    while let Step::Consumed(used, _) = decoder.step(&mut bytes[at..], BOUNDS, None).unwrap() {
         at += used;
     }
     assert!(decoder.is_idle());

@@ -62,8 +62,14 @@ impl Bench {
         let (sender, work) = mpsc::channel(work);
         let (mailbox, inbox) = Mailbox::new(1, || {});
         let seats = Arc::<Seats>::default();
-        let core = Core::new(0, NodeId(1), rules(SETTINGS), sender, Arc::default(), seats);
+        let core =
+            Core::new(0, NodeId(1), rules(SETTINGS), sender, Arc::default(), Latencies::default(), seats);
         Self { core, work, mailbox, inbox, buffer: vec![0; BUFFER], deflate: false }
+    }
+
+    fn set_rules(&mut self, rules: Arc<Rules>) {
+        let latencies = self.core.latencies.clone();
+        self.core.set_rules(rules, latencies);
     }
 
     fn ask(
@@ -143,7 +149,7 @@ impl Bench {
                 return;
             }
             self.core.read_on(&mut self.buffer);
-            self.core.visits();
+            self.core.visits(|| 0);
         }
     }
 
@@ -153,7 +159,8 @@ impl Bench {
         while self.core.now.ms < end {
             let step = 100.min(end - self.core.now.ms);
             self.core.now.ms += step;
-            self.core.now.unix_ms += step;
+            self.core.now.us += step * 1_000;
+            self.core.now.unix_us += step * 1_000;
             let mut due = Vec::new();
             self.core.wheel.expire(self.core.now.ms, &mut due);
             self.core.expire(&due);
@@ -393,7 +400,7 @@ fn a_subscriber_that_leaves_in_the_middle_of_a_pass_costs_nobody_a_message() {
     let mut bench = Bench::new();
     let mut clients: Vec<_> = (0..100).map(|_| bench.connect(Protocol::RawBare, &["a"])).collect();
     bench.publish("a", "x");
-    bench.core.visits();
+    bench.core.visits(|| 0);
     let gone = clients.remove(0);
     bench.core.end(gone.slot, CloseReason::ConnectionLost);
     for client in &mut clients {
@@ -411,7 +418,7 @@ fn a_busy_channel_does_not_starve_another() {
     bench.publish("quiet", "heard");
     for _ in 0..2 {
         bench.publish("busy", "more");
-        bench.core.visits();
+        bench.core.visits(|| 0);
     }
     let mut context = Context::from_waker(Waker::noop());
     assert!(quiet.pipe.poll_bytes(&mut context).is_ready(), "within two of the busy channel's turns");
@@ -566,7 +573,7 @@ fn a_blocked_connection_with_many_channels_keeps_each_within_its_bounds() {
 fn with_limits(limits: &str) -> Bench {
     let mut bench = Bench::new();
     let start = format!("limits: {{{limits}}}, pingIntervalSeconds");
-    bench.core.set_rules(rules(&SETTINGS.replacen("pingIntervalSeconds", &start, 1)));
+    bench.set_rules(rules(&SETTINGS.replacen("pingIntervalSeconds", &start, 1)));
     bench
 }
 
@@ -837,7 +844,7 @@ fn one_connection_takes_more_channels_in_a_turn_than_fit_one_write() {
     let mut bench = Bench::with_room_for(5_000);
     let mut settings = rules(SETTINGS);
     Arc::get_mut(&mut settings).unwrap().hub.limits.channels_per_connection = 5_000;
-    bench.core.set_rules(settings);
+    bench.set_rules(settings);
     let channels: Vec<String> = (0..3_000).map(|i| format!("c{i}")).collect();
     let channels: Vec<&str> = channels.iter().map(String::as_str).collect();
     let mut client = bench.connect(Protocol::RawFramed, &channels);
@@ -905,7 +912,7 @@ fn a_ping_that_is_not_answered_ends_the_connection_and_any_sign_of_life_keeps_it
 #[test]
 fn a_connection_ends_with_its_token() {
     let mut bench = Bench::new();
-    bench.core.now.unix_ms = 1_000_000_000;
+    bench.core.now.unix_us = 1_000_000_000_000;
     let identity = Identity { expires_at: Some(1_000_003), ..Identity::default() };
     let mut client = bench.connect_as(Protocol::RawBare, identity, &["a"]);
     bench.pass(2_900);
@@ -1071,7 +1078,7 @@ fn new_settings_end_what_they_no_longer_allow_and_nothing_else() {
     let member = Identity { grants: Arc::new(grants), ..Identity::default() };
     let mut member = bench.connect_as(Protocol::RawBare, member, &["a"]);
     bench.frames(&mut framed);
-    bench.core.set_rules(rules(
+    bench.set_rules(rules(
         "namespaces: [{name: default, subscribe: token}, {name: small, subscribe: allowed}]",
     ));
     assert_eq!(bench.frames(&mut bare), ["close 3507"]);

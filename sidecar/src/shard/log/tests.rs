@@ -47,7 +47,8 @@ impl Model {
         self.counter = self.counter.wrapping_add(1);
         let nobody_reads = self.readers.iter().all(|reader| reader.stop.is_some());
         let frame = vec![self.counter; if nobody_reads { 1 } else { size }];
-        self.held += self.log.append(&mut self.spares, NO_KEY, |out| out.extend_from_slice(&frame));
+        self.held +=
+            self.log.append(&mut self.spares, NO_KEY, Moment::default(), |out| out.extend_from_slice(&frame));
         self.all.extend_from_slice(&frame);
         self.edges.push(self.all.len() as u64);
     }
@@ -179,7 +180,7 @@ fn a_log_whose_readers_keep_up_holds_nothing_and_allocates_nothing_new() {
     let (mut log, mut spares) = (Log::default(), Spares::default());
     let mut cursor = log.join();
     for _ in 0..1_000 {
-        log.append(&mut spares, NO_KEY, |out| out.extend_from_slice(&[1; 100]));
+        log.append(&mut spares, NO_KEY, Moment::default(), |out| out.extend_from_slice(&[1; 100]));
         let head = log.head();
         assert_eq!(log.advance(cursor, head, &mut spares), 100);
         cursor = head;
@@ -194,7 +195,8 @@ fn one_slow_reader_keeps_what_it_needs_and_no_more() {
     let (slow, mut fast) = (log.join(), log.join());
     let mut held = 0;
     for _ in 0..10 {
-        held += log.append(&mut spares, NO_KEY, |out| out.extend_from_slice(&[1; SEGMENT]));
+        held +=
+            log.append(&mut spares, NO_KEY, Moment::default(), |out| out.extend_from_slice(&[1; SEGMENT]));
         held -= log.advance(fast, log.head(), &mut spares);
         fast = log.head();
     }

@@ -57,7 +57,7 @@ fn a_publication_tells_its_position_node_and_time_where_known() {
     let publication = Publication {
         origin: Some(origin),
         position: Some(StreamPosition { epoch: 16, offset: 3 }),
-        published_at_ms: Some(1_700_000_000_000),
+        published_at_us: Some(1_700_000_000_000_999),
         ..publication(Payload::Binary(Bytes::from_static(&[0, 255])))
     };
     assert_eq!(

@@ -1,0 +1,233 @@
+//! What one part of the product costs the others: a client that reads nothing, a channel that is hot, the timing of
+//! deliveries. The baseline is the product itself without it.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use hdrhistogram::Histogram;
+
+use crate::{
+    book::{Book, Measure, Row, Target},
+    load::{Pace, tally, wire},
+    measure::{Bench, WINDOW},
+    peer::Peer,
+    process,
+    server::Server,
+};
+
+/// Subscribers among whom one is stuck.
+const CROWD: usize = 10_000;
+/// Subscribers of the hot channel.
+const HOT: usize = 18_000;
+/// Publications to them, and the time between two: a pass over all takes a good part of it.
+const HOT_PUBLICATIONS: u64 = 60;
+const HOT_INTERVAL: Duration = Duration::from_millis(200);
+/// Runs with deliveries timed, each two beside two without.
+const PAIRS: usize = 10;
+/// Student's t for 95 % and nine degrees of freedom.
+const T_OF_PAIRS: f64 = 2.262;
+
+impl Bench<'_> {
+    /// All three.
+    pub(crate) fn neighbours(&mut self) -> Result<()> {
+        self.book.progress("a hot channel: pings on another");
+        self.hot_channel()?;
+        self.book.progress("a stuck client among 10,000");
+        self.stuck_client()?;
+        self.book.progress("timing of deliveries, on and off");
+        self.timing()
+    }
+
+    /// Pings on a quiet channel while nothing happens, and while another one is hot. The subscribers of the latter do
+    /// not read meanwhile, so that the second core belongs to the pings.
+    fn hot_channel(&mut self) -> Result<()> {
+        let server = Server::start(Peer::Sidecar, self.places)?;
+        let (fleet, mut publisher) = self.ready(&server, HOT)?;
+        let mut probe = Probe::connect(server.port())?;
+        let idle = probe.during(HOT_INTERVAL * HOT_PUBLICATIONS as u32, |_| Ok(()))?;
+        let begin = process::now();
+        let mut published = 0;
+        let hot = probe.during(HOT_INTERVAL * HOT_PUBLICATIONS as u32, |elapsed| {
+            if elapsed >= HOT_INTERVAL * published as u32 && published < HOT_PUBLICATIONS {
+                let scheduled = begin + HOT_INTERVAL * published as u32;
+                publisher.publish(wire::Stamp { scheduled, sequence: published })?;
+                published += 1;
+            }
+            publisher.pump()
+        })?;
+        ensure!(fleet.closed() == 0, "the server closed subscribers of the hot channel");
+        for (measure, pings) in [(Measure::PingIdle, &idle), (Measure::PingHot, &hot)] {
+            self.add(Peer::Sidecar, measure, pings.value_at_quantile(0.99) as f64 / 1_000.0, 0.0);
+        }
+        Ok(())
+    }
+
+    fn stuck_client(&mut self) -> Result<()> {
+        let server = Server::start(Peer::Sidecar, self.places)?;
+        let (mut fleet, mut publisher) = self.ready(&server, CROWD)?;
+        let step = self.plan.step.max(Duration::from_secs(5));
+        let alone = self.timed(&server, &mut fleet, &mut publisher, Pace::Rate(2.0), step)?;
+        let _stuck = stuck_client(server.port())?;
+        // What fills its buffers and the kernel's, so that it has something waiting from then on.
+        self.timed(&server, &mut fleet, &mut publisher, Pace::Window(WINDOW), Duration::from_secs(1))?;
+        let beside = self.timed(&server, &mut fleet, &mut publisher, Pace::Rate(2.0), step)?;
+        for (measure, run) in [(Measure::CrowdAlone, alone), (Measure::CrowdBesideStuck, beside)] {
+            ensure!(run.outcome.clean(), "messages were lost beside a stuck client");
+            self.add(Peer::Sidecar, measure, run.millis(0.99), run.foreign);
+        }
+        Ok(())
+    }
+
+    /// CPU of a delivery with its timing on against off, isolated and saturated, in interleaved pairs.
+    fn timing(&mut self) -> Result<()> {
+        let mut sides = Vec::new();
+        for peer in [Peer::Sidecar, Peer::Untimed] {
+            let server = Server::start(peer, self.places)?;
+            let (fleet, publisher) = self.ready(&server, self.plan.subscribers)?;
+            sides.push((server, fleet, publisher));
+        }
+        let step = self.plan.point / 2;
+        for (measure, pace) in [
+            (Measure::TimingPaced, Pace::Rate(crate::measure::PACED_RATE)),
+            (Measure::TimingSaturated, Pace::Window(WINDOW)),
+        ] {
+            for pair in 0..PAIRS {
+                let mut cpu = [0.0; 2];
+                // Each runs first and last once, and who begins takes turns: what came before a run changes it.
+                let (one, other) = (pair % 2, 1 - pair % 2);
+                for side in [one, other, other, one] {
+                    let (server, fleet, publisher) = &mut sides[side];
+                    cpu[side] += self.timed(server, fleet, publisher, pace, step)?.cpu_us_per_delivery();
+                }
+                self.add(Peer::Sidecar, measure, cpu[0] / cpu[1], 0.0);
+            }
+        }
+        for measure in [Measure::TimingPaced, Measure::TimingSaturated] {
+            let ratios = self.book.values(Peer::Sidecar, measure);
+            let (mean, half) = interval(&ratios);
+            let (low, high) = (mean - half, mean + half);
+            let text =
+                format!("{}: mean of {PAIRS} pairs {mean:.3}, 95 % {low:.3} to {high:.3}", measure.name());
+            self.book.remark(&text);
+        }
+        Ok(())
+    }
+}
+
+/// The rows of this module.
+pub(crate) fn rows(book: &Book) -> Vec<Row> {
+    let of = |measure: Measure| book.median(Peer::Sidecar, measure);
+    let row = |measure: Measure, baseline: Measure, bound| {
+        let name = format!("{} against {}", measure.name(), baseline.name());
+        Row::new(name, measure.unit(), of(measure), of(baseline), Some(Target::RatioAtMost(bound)))
+    };
+    let timing = |measure: Measure| {
+        let ratios = book.values(Peer::Sidecar, measure);
+        let mean = (!ratios.is_empty()).then(|| interval(&ratios).0);
+        Row::new(measure.name().to_owned(), measure.unit(), mean, None, Some(Target::AtMost(1.02)))
+    };
+    vec![
+        row(Measure::PingHot, Measure::PingIdle, 5.0),
+        row(Measure::CrowdBesideStuck, Measure::CrowdAlone, 1.2),
+        timing(Measure::TimingPaced),
+        timing(Measure::TimingSaturated),
+    ]
+}
+
+/// The mean, and half the width of its interval of 95 %.
+fn interval(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+    (mean, T_OF_PAIRS * (variance / count).sqrt())
+}
+
+/// A client that subscribes and reads nothing after its handshake.
+fn stuck_client(port: u16) -> Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.set_recv_buffer_size(4_096)?;
+    socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(wire::upgrade("/ws/bench").as_bytes())?;
+    // The rest of the answer may stay where it is.
+    ensure!(stream.read(&mut [0; 64])? > 0, "the server refused a client");
+    Ok(stream)
+}
+
+/// Pings a server and waits for the answer, without sleeping.
+struct Probe(TcpStream);
+
+impl Probe {
+    const PING: [u8; 14] = [0x89, 0x88, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const PONG: [u8; 10] = [0x8a, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+    const SERVER_PING: [u8; 2] = [0x89, 0];
+    const INTERVAL: Duration = Duration::from_millis(7);
+
+    fn connect(port: u16) -> Result<Self> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.write_all(wire::upgrade("/ws/quiet").as_bytes())?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).context("the server did not answer the probe")?;
+            answer.push(byte[0]);
+        }
+        stream.set_nonblocking(true)?;
+        Ok(Self(stream))
+    }
+
+    /// Round trips of a ping every few milliseconds, in microseconds; does `meanwhile` between looks at the socket.
+    fn during(
+        &mut self,
+        time: Duration,
+        mut meanwhile: impl FnMut(Duration) -> Result<()>,
+    ) -> Result<Histogram<u64>> {
+        let (begin, mut trips) = (process::now(), tally::histogram());
+        let mut sent = 0;
+        while process::now() < begin + time {
+            let due = begin + Self::INTERVAL * sent;
+            while process::now() < due {
+                meanwhile(process::now() - begin)?;
+            }
+            self.0.write_all(&Self::PING)?;
+            sent += 1;
+            let mut answer = Vec::new();
+            while answer.len() < Self::PONG.len() {
+                meanwhile(process::now() - begin)?;
+                let mut bytes = [0; Self::PONG.len()];
+                match self.0.read(&mut bytes) {
+                    Ok(0) => bail!("the server closed the probe"),
+                    Ok(count) => answer.extend_from_slice(&bytes[..count]),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
+                }
+                // The server looks after its clients, too.
+                if answer.starts_with(&Self::SERVER_PING) {
+                    answer.drain(..Self::SERVER_PING.len());
+                    self.0.write_all(&wire::client_pong(&[]))?;
+                }
+            }
+            ensure!(answer == Self::PONG, "the server answered a ping with {answer:x?}");
+            // From when it was due: a ping that waits for the one before waits for the server.
+            trips.record((process::now() - due).as_micros() as u64)?;
+        }
+        Ok(trips)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_is_as_wide_as_the_values_are_apart() {
+        assert_eq!(interval(&[1.0; 10]), (1.0, 0.0));
+        let (mean, half) = interval(&[0.9, 1.1, 0.9, 1.1, 0.9, 1.1, 0.9, 1.1, 0.9, 1.1]);
+        assert!((mean - 1.0).abs() < 1e-9 && (half - 0.0754).abs() < 1e-4, "{mean} {half}");
+    }
+}
