@@ -32,7 +32,7 @@ apt_install() {
 }
 
 need_rust() { command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup (the pinned toolchain is in rust-toolchain.toml)"; need cc build-essential; }
-need_go() { command -v go >/dev/null || die "go is missing: install Go 1.26 or newer, the lab builds Kubernetes and helm from source"; }
+need_go() { command -v go >/dev/null || die "go is missing: install Go 1.26 or newer, the lab builds Kubernetes and helm from source, and a test opens profiles with go tool pprof"; }
 
 # The real helm: of the lab's build, else any on the PATH.
 need_helm() {

@@ -4,6 +4,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$root"
 need_rust
+need_go
 command -v valkey-server >/dev/null || need redis-server redis-server
 need redis-cli redis-tools
 need chromium chromium
