@@ -58,6 +58,8 @@ struct State {
     health: BrokerHealth,
     number: u64,
     out: VecDeque<(u64, Instant)>,
+    /// Since when there is the connection that there was last.
+    connected_at: Instant,
     send_at: Instant,
     /// When the connection counts as dead, if no canary comes back before.
     dead_at: Instant,
@@ -126,7 +128,7 @@ impl Canary {
             }
         }
         let health = &self.state.health;
-        self.metrics.verified.set(i64::from(health.verified));
+        self.metrics.verified.set(i64::from(self.state.is_proven()));
         self.health.send_if_modified(|last| {
             last != health && {
                 *last = health.clone();
@@ -155,7 +157,14 @@ impl Canary {
 impl State {
     fn new(now: Instant) -> Self {
         let health = BrokerHealth { reason: Some("not connected yet".into()), ..BrokerHealth::default() };
-        Self { health, number: 0, out: VecDeque::new(), send_at: now, dead_at: now + MISSES * UNVERIFIED }
+        let (out, dead_at) = (VecDeque::new(), now + MISSES * UNVERIFIED);
+        Self { health, number: 0, out, connected_at: now, send_at: now, dead_at }
+    }
+
+    /// Whether a canary came back in time, and over the connection that there is now.
+    fn is_proven(&self) -> bool {
+        let BrokerHealth { connected, verified, verified_at, .. } = self.health;
+        connected && verified && verified_at.is_some_and(|at| at >= self.connected_at)
     }
 
     fn next_at(&self) -> Instant {
@@ -168,6 +177,7 @@ impl State {
 
     fn connected(&mut self, now: Instant) {
         self.health.connected = true;
+        self.connected_at = now;
         if !self.health.verified {
             self.health.reason = Some("no canary came back yet".into());
         }
@@ -287,11 +297,30 @@ mod tests {
         state.returned(b"1", start);
         state.disconnected("gone".into());
         assert_eq!(state.due(start + 5 * SECOND), Due::Nothing);
-        assert!(state.health.verified && !state.health.connected);
+        assert!(state.health.verified && !state.health.connected && !state.is_proven());
         assert_eq!(state.due(start + 15 * SECOND), Due::Nothing, "there is no connection to tear down");
         assert!(!state.health.verified);
         state.connected(start + 17 * SECOND);
         assert_eq!(state.due(start + 17 * SECOND), Due::Send(2), "a new connection is tried at once");
+    }
+
+    #[test]
+    fn a_connection_made_anew_is_proven_by_its_own_canary_alone() {
+        let start = Instant::now();
+        let mut state = State::new(start);
+        state.connected(start);
+        state.due(start);
+        state.returned(b"1", start);
+        assert!(state.is_proven());
+        state.disconnected("gone".into());
+        state.connected(start + SECOND);
+        assert_eq!(state.due(start + SECOND), Due::Send(2));
+        assert!(
+            state.health.verified && !state.is_proven(),
+            "the node stays ready, the way is not proven yet"
+        );
+        state.returned(b"2", start + SECOND);
+        assert!(state.is_proven());
     }
 
     #[test]

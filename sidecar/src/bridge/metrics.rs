@@ -89,7 +89,11 @@ impl Metrics {
         } = self;
         let broker = registry.sub_registry_with_prefix("broker");
         broker.register("connected", "1 while all subscriptions at the broker are live", connected.clone());
-        broker.register("verified", "1 while canaries come back in time", verified.clone());
+        broker.register(
+            "verified",
+            "1 while canaries come back in time over the present connection",
+            verified.clone(),
+        );
         broker.register("reconnects", "Connections made anew after a loss", reconnects.clone());
         broker.register("rebuilds", "Connections torn down because no canary came back", rebuilds.clone());
         broker.register("received", "Publications received from the broker", received.clone());

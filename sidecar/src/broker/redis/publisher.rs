@@ -17,7 +17,6 @@ use redis::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::unconstrained,
-    time::sleep,
 };
 
 use super::topology::{Connector, Transport};
@@ -147,7 +146,7 @@ impl PublishTask {
                 let attempts = backoff.attempts();
                 tracing::warn!(%reason, attempts, "no publisher connection to Redis");
             }
-            sleep(backoff.next()).await;
+            self.connector.clone().pause(backoff.next()).await;
         }
     }
 
@@ -172,6 +171,7 @@ impl PublishTask {
         // A wish for a new connection from before this one is fulfilled.
         while self.rebuild.try_recv().is_ok() {}
         self.gate.set(None);
+        self.connector.serves();
         let mut driver = pin!(driver);
         let (mut batch, mut sent) = (Vec::new(), FuturesUnordered::new());
         loop {

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
@@ -88,7 +88,8 @@ impl SubscribeTask {
                 let attempts = backoff.attempts();
                 tracing::warn!(%reason, attempts, "no subscriber connection to Redis");
             }
-            if self.lost(reason).await.is_err() || self.wait(sleep(backoff.next())).await.is_none() {
+            let pause = self.connector.clone().pause(backoff.next());
+            if self.lost(reason).await.is_err() || self.wait(pause).await.is_none() {
                 return;
             }
         }
@@ -218,6 +219,7 @@ impl SubscribeTask {
     /// All subscriptions are live.
     async fn live(&mut self, backoff: &mut Backoff) -> Result<(), End> {
         backoff.reset();
+        self.connector.serves();
         self.told = None;
         let mut events = vec![BrokerEvent::Connected];
         if std::mem::replace(&mut self.was_live, true) {

@@ -1,13 +1,14 @@
 //! How to reach Redis: the address resolved, the files read, the connection authenticated, anew each time.
 
-use std::{io, path::Path, path::PathBuf, time::Duration};
+use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use sidecar_config::RedisBroker;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, lookup_host},
-    time::timeout,
+    sync::Notify,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -19,17 +20,22 @@ use super::{
 /// From the look-up to the last answer of the handshake; a Redis that takes longer serves nobody.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// The shortest wait before the next try: who is told at once that Redis is back could else be told in a circle.
+const LEAST_PAUSE: Duration = Duration::from_millis(50);
+
 /// A connection's bytes, plain or by TLS.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Makes connections.
+/// Makes connections. Clones are for the connections of one node.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     settings: RedisBroker,
     /// Shown by `CLIENT LIST`.
     client_name: String,
+    /// One of its connections serves again.
+    back: Arc<Notify>,
 }
 
 /// Why there is no connection, and what to do about it.
@@ -69,7 +75,20 @@ enum Step {
 impl Connector {
     pub(super) fn new(settings: RedisBroker, client_name: &str) -> Self {
         // Redis takes no white space in it.
-        Self { settings, client_name: client_name.replace(char::is_whitespace, "-") }
+        Self { settings, client_name: client_name.replace(char::is_whitespace, "-"), back: Arc::default() }
+    }
+
+    /// A connection serves: others that wait for their next try need not wait any longer.
+    pub(super) fn serves(&self) {
+        self.back.notify_waiters();
+    }
+
+    /// Waits before the next try: this long, or until another connection of the node serves.
+    pub(super) async fn pause(self, time: Duration) {
+        // From here on nothing is missed.
+        let back = self.back.notified();
+        sleep(time.min(LEAST_PAUSE)).await;
+        let _ = timeout(time.saturating_sub(LEAST_PAUSE), back).await;
     }
 
     /// A connection that is authenticated and answers; `role` is shown by `CLIENT LIST`.
@@ -226,4 +245,29 @@ fn read(field: &'static str, path: &Path) -> Result<String, ConnectError> {
         source,
     })?;
     Ok(text.strip_suffix('\n').map_or(&*text, |text| text.strip_suffix('\r').unwrap_or(text)).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_serves_ends_the_pause_of_the_others_but_not_at_once() {
+        let settings = serde_yaml::from_str("{address: '127.0.0.1:6379', channelPrefix: 'a'}").unwrap();
+        let connector = Connector::new(settings, "node");
+        let begin = Instant::now();
+        let waiting = tokio::spawn(connector.clone().pause(Duration::from_secs(5)));
+        sleep(Duration::from_millis(1)).await;
+        connector.serves();
+        waiting.await.unwrap();
+        assert_eq!(begin.elapsed(), LEAST_PAUSE);
+        connector.clone().pause(Duration::from_secs(5)).await;
+        assert_eq!(
+            begin.elapsed(),
+            LEAST_PAUSE + Duration::from_secs(5),
+            "what was before it does not count"
+        );
+    }
 }
