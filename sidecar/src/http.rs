@@ -8,6 +8,7 @@
 //! Of the data plane this knows [`Door`] only.
 
 mod carry;
+mod claim;
 mod error;
 mod gate;
 mod listener;

@@ -44,10 +44,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::{metrics::ShardMetrics, pulse::Pulse, reactor::Reactor};
 use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
 
-pub use door::{Door, Visitor};
+pub use door::{Door, Ticket, Visitor};
 pub use ledger::Guest;
 pub use link::Link;
-pub use mail::{Completion, Mail, Refusal, Reservation, Reserved, Rules, Task, Work};
+pub use mail::{
+    Arrived, Completion, Handshake, Mail, Refusal, Reservation, Reserved, Rules, Task, Transport, Work,
+};
 pub use mailbox::{Full, Inbox, Mailbox};
 pub use metrics::{Durations, Latencies, Totals};
 pub use pipe::{FarEnd, NearEnd};

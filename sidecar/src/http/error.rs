@@ -1,7 +1,7 @@
 //! What a request is told that does not become a connection: a status and `{"error":{"code","message"}}`.
 
 use axum::{
-    Json,
+    body::Body,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
@@ -97,7 +97,7 @@ impl RequestError {
     }
 
     /// Name for metrics.
-    fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPath => "path",
             Self::WrongMethod => "method",
@@ -185,14 +185,16 @@ impl From<Refusal> for RequestError {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reason(pub(super) &'static str);
 
-impl IntoResponse for RequestError {
-    fn into_response(self) -> Response {
+impl RequestError {
+    /// All that is answered.
+    pub(super) fn answer(&self) -> http::Response<Vec<u8>> {
         let status = self.status();
         let body = json!({"error": {"code": self.code(), "message": self.to_string()}});
-        let mut response = (status, Json(body)).into_response();
-        response.extensions_mut().insert(Reason(self.reason()));
+        let mut response = http::Response::new(body.to_string().into_bytes());
+        *response.status_mut() = status;
         let headers = response.headers_mut();
         let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
+        set(header::CONTENT_TYPE, "application/json");
         match status {
             StatusCode::SERVICE_UNAVAILABLE => drop(set(header::RETRY_AFTER, RETRY_AFTER_SECONDS)),
             StatusCode::UPGRADE_REQUIRED => {
@@ -203,6 +205,14 @@ impl IntoResponse for RequestError {
             StatusCode::UNAUTHORIZED => drop(set(header::WWW_AUTHENTICATE, "Bearer")),
             _ => {}
         }
+        response
+    }
+}
+
+impl IntoResponse for RequestError {
+    fn into_response(self) -> Response {
+        let mut response = self.answer().map(Body::from);
+        response.extensions_mut().insert(Reason(self.reason()));
         response
     }
 }

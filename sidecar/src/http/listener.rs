@@ -2,15 +2,16 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     io::{self, Write},
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body};
+use axum::{BoxError, Router, body::Body};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -29,6 +30,7 @@ use tower::ServiceExt;
 
 use super::{
     ClientPort, Peer,
+    claim::Claim,
     gate::{Pace, Place},
     proxy_protocol,
 };
@@ -61,6 +63,7 @@ pub(super) async fn serve(
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
+    set_options(&listener)?;
     let listener = TcpListener::from_std(listener)?;
     let (tasks, stopping, router) = (TaskTracker::new(), CancellationToken::new(), port.router());
     let mut stop = pin!(stop);
@@ -165,10 +168,6 @@ async fn converse(
 ) {
     let hub = &rules.hub;
     let header_timeout = Duration::from_secs(hub.limits.header_timeout_seconds.into());
-    if let Err(error) = set_options(&socket) {
-        tracing::debug!(%error, client.addr = %peer, "a client's socket takes no options");
-        return;
-    }
     let proxied = hub.trusted_proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()));
     let peer = if proxied {
         match timeout(header_timeout, proxy_protocol::read(&mut socket, peer)).await {
@@ -182,38 +181,94 @@ async fn converse(
     } else {
         peer
     };
+    let claim = Claim::default();
+    let claims = tls.is_none().then(|| claim.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(place.clone());
+        if let Some(claim) = &claims {
+            request.extensions_mut().insert(claim.clone());
+        }
         router.clone().oneshot(request.map(Body::new))
     });
     let served = match tls {
-        None => serve_http1(socket, service, rules, stopping).await,
-        Some(identity) => {
-            let accepted = TlsAcceptor::from(identity.config()).accept(socket);
-            // The next handshake may be by another certificate.
-            drop(identity);
-            match timeout(header_timeout, accepted).await {
-                Err(_) => return,
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, client.addr = %peer, "a TLS handshake failed");
-                    return;
-                }
-                Ok(Ok(mut stream)) => {
-                    let (_, session) = stream.get_mut();
-                    session.set_buffer_limit(Some(TLS_BYTES));
-                    if session.alpn_protocol() == Some(H2) {
-                        serve_http2(stream, service, &rules, stopping).await
-                    } else {
-                        serve_http1(stream, service, rules, stopping).await
-                    }
-                }
-            }
-        }
+        None => serve_socket(socket, service, rules, claim, stopping).await,
+        // In a box: it is some kilobytes that a plain connection need not carry.
+        Some(identity) => Box::pin(serve_tls(socket, identity, service, rules, stopping)).await,
     };
     if let Err(error) = served {
-        tracing::debug!(%error, client.addr = %peer, "a request was cut short");
+        tracing::debug!(error, client.addr = %peer, "a connection was cut short");
     }
+}
+
+/// HTTP/1.1 on a plain socket, until it ends or a handshake has claimed it.
+async fn serve_socket<S>(
+    socket: TcpStream,
+    service: S,
+    rules: Arc<Rules>,
+    claim: Claim,
+    stopping: CancellationToken,
+) -> Result<(), BoxError>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    let mut connection = http1(&rules).serve_connection(TokioIo::new(socket), service);
+    // The rules that held at accept would otherwise live as long as an event stream.
+    drop(rules);
+    let mut stopping = pin!(stopping.cancelled_owned());
+    let mut stops = false;
+    let claimed = poll_fn(|context| {
+        if !stops && stopping.as_mut().poll(context).is_ready() {
+            stops = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        let ended = Pin::new(&mut connection).poll(context);
+        match claim.take() {
+            Some(claimed) => Poll::Ready(Ok(Some(claimed))),
+            None => ended.map_ok(|()| None),
+        }
+    });
+    if let Some(claimed) = claimed.await? {
+        let http1::Parts { io, read_buf, .. } = connection.into_parts();
+        claimed.hand_over(io.into_inner().into_std()?, read_buf);
+    }
+    Ok(())
+}
+
+async fn serve_tls<S>(
+    socket: TcpStream,
+    identity: Arc<TlsIdentity>,
+    service: S,
+    rules: Arc<Rules>,
+    stopping: CancellationToken,
+) -> Result<(), BoxError>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    let accepted = TlsAcceptor::from(identity.config()).accept(socket);
+    // The next handshake may be by another certificate.
+    drop(identity);
+    let header_timeout = Duration::from_secs(rules.hub.limits.header_timeout_seconds.into());
+    let mut stream = timeout(header_timeout, accepted).await??;
+    let (_, session) = stream.get_mut();
+    session.set_buffer_limit(Some(TLS_BYTES));
+    if session.alpn_protocol() == Some(H2) {
+        serve_http2(stream, service, &rules, stopping).await?;
+    } else {
+        serve_http1(stream, service, rules, stopping).await?;
+    }
+    Ok(())
+}
+
+fn http1(rules: &Rules) -> http1::Builder {
+    let limits = &rules.hub.limits;
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(limits.header_timeout_seconds.into()))
+        .max_buf_size((limits.header_bytes as usize).max(LEAST_BUFFER));
+    builder
 }
 
 async fn serve_http1<I, S>(
@@ -226,14 +281,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
 {
-    let limits = &rules.hub.limits;
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(limits.header_timeout_seconds.into()))
-        .max_buf_size((limits.header_bytes as usize).max(LEAST_BUFFER))
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
-    // The rules that held at accept would otherwise live as long as an event stream.
+    let connection = http1(&rules).serve_connection(TokioIo::new(io), service).with_upgrades();
     drop(rules);
     let mut connection = pin!(connection);
     tokio::select! {
@@ -274,8 +322,9 @@ where
     }
 }
 
-fn set_options(socket: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(socket);
+/// Accepted sockets have the options of their listener.
+fn set_options(listener: &std::net::TcpListener) -> io::Result<()> {
+    let socket = SockRef::from(listener);
     socket.set_tcp_nodelay(true)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;

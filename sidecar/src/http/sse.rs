@@ -51,7 +51,7 @@ async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
         return Err(request::no_history());
     }
     let visitor = Visitor { protocol: Protocol::Sse, deflate: false, identity, channels, remote };
-    let reserved = port.door().reserve(visitor).await?;
+    let reserved = port.door().enter(visitor)?.reserve().await?;
     let (link, receiver) = port.door().pipe(reserved);
     port.door().attach(reserved, link, Bytes::new());
     // From now on it counts as a connection.

@@ -310,6 +310,27 @@ async fn a_refused_request_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_its_shard_refuses_gets_a_whole_answer_and_the_end() {
+    let node = Node::start().await;
+    let mut tcp = TcpStream::connect(node.address).await.unwrap();
+    let handshake = "GET /ws/nowhere:a HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    tcp.write_all(handshake.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, tcp.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 404 Not Found\r\n"), "{head}");
+    for header in
+        [&format!("content-length: {}", body.len()), "connection: close", "content-type: application/json"]
+    {
+        assert!(head.lines().any(|line| line == header), "{header}: {head}");
+    }
+    assert!(head.contains("date: ") && head.contains(" GMT"), "{head}");
+    assert_eq!(serde_json::from_str::<Value>(body).unwrap()["error"]["code"], 102);
+    node.settle(|node| node.shards.connections() == 0 && node.port.gate().waiting() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_node_and_a_leaving_node_refuse_until_there_is_room() {
     let node = Node::start().await;
     let mut sockets = Vec::new();

@@ -1,8 +1,10 @@
 //! A WebSocket handshake, of HTTP/1.1 (RFC 6455 §4.2) or HTTP/2 (RFC 8441 §5), and the hand-over of its transport to
-//! a shard: the socket itself, or a pipe where TLS or HTTP/2 stand between.
+//! a shard: the socket itself, by a [`Claim`], or a pipe where TLS or HTTP/2 stand between.
 //!
-//! The place is reserved before the handshake is answered: what is published after the client saw the answer
+//! The place is taken before the handshake is answered: what is published after the client saw the answer
 //! cannot be missed.
+
+use std::future::pending;
 
 use axum::{
     body::Body,
@@ -11,22 +13,20 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use hyper::{
-    ext::Protocol as ExtendedConnect,
-    upgrade::{OnUpgrade, Parts},
-};
+use hyper::{ext::Protocol as ExtendedConnect, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::{
     ClientPort,
     carry::carry,
+    claim::{Claim, Claimed},
     error::RequestError,
+    gate::Place,
     request::{self, Asked},
 };
 use crate::{
     protocol::{Protocol, raw, websocket},
-    shard::{Door, Link, Reserved, Visitor},
+    shard::{Door, Reserved, Visitor},
 };
 
 pub(super) async fn accept(
@@ -46,9 +46,17 @@ pub(super) async fn accept(
     let door = port.door().clone();
     let extension = extension(&door, headers);
     let deflate = extension.is_some();
-    let reserved = door.reserve(Visitor { protocol, deflate, identity, channels, remote }).await?;
+    let ticket = door.enter(Visitor { protocol, deflate, identity, channels, remote })?;
+    let switching = switching(key.as_deref(), selected, extension);
+    if let Some(claim) = parts.extensions.get::<Claim>() {
+        let place = parts.extensions.get::<Place>().cloned();
+        claim.make(Claimed::new(&port, ticket, &switching, place));
+        // Whoever serves this connection takes it from here.
+        return pending().await;
+    }
+    let reserved = ticket.reserve().await?;
     port.carriers().spawn(hand_over(door, reserved, upgrade));
-    Ok(switching(key.as_deref(), selected, extension))
+    Ok(switching)
 }
 
 /// The answer to the key of a right handshake; HTTP/2 needs none.
@@ -135,29 +143,18 @@ fn switching(key: Option<&str>, selected: Option<&'static str>, extension: Optio
     response
 }
 
-/// Waits for hyper to have written the answer, then takes the socket out of tokio and gives it to the shard, or carries
-/// what a shard cannot poll.
+/// Waits for hyper to have written the answer, then carries what a shard cannot poll.
 async fn hand_over(door: Door, reserved: Reserved, upgrade: OnUpgrade) {
-    let upgraded = match upgrade.await {
-        Ok(upgraded) => upgraded,
-        Err(error) => return gone(&door, reserved, &error),
-    };
-    match upgraded.downcast::<TokioIo<TcpStream>>() {
-        Ok(Parts { io, read_buf, .. }) => match io.into_inner().into_std() {
-            Ok(socket) => door.attach(reserved, Link::Socket(socket), read_buf),
-            Err(error) => gone(&door, reserved, &error),
-        },
-        Err(stream) => {
-            let (link, far) = door.pipe(reserved);
-            door.attach(reserved, link, Bytes::new());
-            if let Err(error) = carry(TokioIo::new(stream), far).await {
-                tracing::debug!(%error, "a client's stream broke");
-            }
+    let stream = match upgrade.await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "a client went away during its handshake");
+            return door.abandon(reserved);
         }
+    };
+    let (link, far) = door.pipe(reserved);
+    door.attach(reserved, link, Bytes::new());
+    if let Err(error) = carry(TokioIo::new(stream), far).await {
+        tracing::debug!(%error, "a client's stream broke");
     }
-}
-
-fn gone(door: &Door, reserved: Reserved, error: &(dyn std::error::Error + 'static)) {
-    tracing::debug!(error, "a client went away during its handshake");
-    door.abandon(reserved);
 }

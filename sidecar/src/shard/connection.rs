@@ -8,10 +8,9 @@ use std::{
 
 use bytes::BytesMut;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
 
 use super::{
-    Guest, Link, Refusal, Reserved, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick, turns::Turns,
+    Guest, Link, Transport, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick, turns::Turns,
 };
 use crate::{
     domain::{CloseReason, ConnectionId},
@@ -106,7 +105,7 @@ pub(crate) struct Cold {
 /// A request that waits for its subscriptions.
 #[derive(Debug)]
 pub(crate) struct Reserving {
-    pub(crate) reply: oneshot::Sender<Result<Reserved, Refusal>>,
+    pub(crate) transport: Transport,
     pub(crate) waiting_for: usize,
 }
 

@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
+    io::IoSlice,
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +16,7 @@ use sidecar_config::Compression;
 use tokio::sync::mpsc;
 
 use super::{
-    Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Work,
+    Arrived, Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Transport, Visitor, Work,
     connection::{Count, Flags, NONE, Passport, Reserving, Slot, Slots, Subscription},
     door::Seats,
     flush::Flushed,
@@ -72,6 +73,8 @@ pub(crate) struct Core {
     pub(super) dirty: VecDeque<u32>,
     /// Connections whose turn to be read from ended before all was read.
     pub(super) unread: VecDeque<u32>,
+    /// Clients to welcome: their subscriptions are live, their transport came along.
+    arrived: Vec<(u32, Arrived)>,
     /// Channels that could not be given back yet.
     pub(super) leaving: Vec<ChannelName>,
     /// Who leaves next in a drain, the oldest last.
@@ -113,6 +116,7 @@ impl Core {
             dirty_lanes: VecDeque::new(),
             dirty: VecDeque::new(),
             unread: VecDeque::new(),
+            arrived: Vec::new(),
             leaving: Vec::new(),
             queue_out: Vec::new(),
             scratch: Vec::new(),
@@ -140,7 +144,7 @@ impl Core {
         self.log_bytes > MAX_LOG_BYTES
     }
 
-    pub(super) fn id(&self, slot: u32) -> ConnectionId {
+    pub(crate) fn id(&self, slot: u32) -> ConnectionId {
         ConnectionId { shard: self.shard, slot, generation: self.slots[slot].generation }
     }
 
@@ -148,7 +152,8 @@ impl Core {
 
     /// Makes a place for a client and subscribes it; answers once that is done.
     pub(crate) fn reserve(&mut self, reservation: Reservation) {
-        let Reservation { protocol, deflate, identity, channels, remote, guest, reply } = reservation;
+        let Reservation { visitor, guest, transport } = reservation;
+        let Visitor { protocol, deflate, identity, channels, remote } = visitor;
         let passport = Passport {
             session: Session::new(identity),
             remote,
@@ -164,7 +169,8 @@ impl Core {
         if deflate {
             self.slots[slot].flags.set(Flags::DEFLATE);
         }
-        self.slots[slot].cold().reserving = Some(Box::new(Reserving { reply, waiting_for: channels.len() }));
+        self.slots[slot].cold().reserving =
+            Some(Box::new(Reserving { transport, waiting_for: channels.len() }));
         for channel in channels {
             if let Err(error) = self.subscribe(slot, &channel, None) {
                 self.refuse(slot, channel, error);
@@ -181,17 +187,41 @@ impl Core {
         let Some(cold) = &mut self.slots[slot].cold else { return };
         let Some(reserving) = cold.reserving.take_if(|reserving| reserving.waiting_for == 0) else { return };
         self.slots[slot].cool();
-        if reserving.reply.send(Ok(Reserved { connection })).is_err() {
-            self.vacate(slot);
+        match reserving.transport {
+            Transport::Later(reply) => {
+                if reply.send(Ok(Reserved { connection })).is_err() {
+                    self.vacate(slot);
+                }
+            }
+            Transport::Here(arrived) => self.arrived.push((slot, arrived)),
         }
     }
 
     fn refuse(&mut self, slot: u32, channel: ChannelName, error: CommandError) {
         if let Some(reserving) = self.slots[slot].cold().reserving.take() {
+            let refusal = Refusal::Channel { channel, error };
             // Whoever asked may have gone; then nobody needs the answer.
-            drop(reserving.reply.send(Err(Refusal::Channel { channel, error })));
+            match reserving.transport {
+                Transport::Later(reply) => drop(reply.send(Err(refusal))),
+                Transport::Here(Arrived { link, handshake, .. }) => {
+                    let _ = link.write(&[IoSlice::new(&handshake.refused(refusal))]);
+                    link.finish();
+                }
+            }
         }
         self.vacate(slot);
+    }
+
+    /// A client for [`Self::welcome`], if there is one.
+    pub(crate) fn next_arrived(&mut self) -> Option<(u32, Arrived)> {
+        self.arrived.pop()
+    }
+
+    /// Lets a client in whose transport came along: the answer to its handshake goes before all else.
+    pub(crate) fn welcome(&mut self, slot: u32, arrived: Arrived) {
+        let Arrived { link, leftover, handshake } = arrived;
+        self.send_with(slot, |out| out.extend_from_slice(&handshake.accepted()));
+        self.attach(slot, link, &leftover);
     }
 
     /// Brings a reserved connection's transport, non-blocking and, if a socket, registered.

@@ -12,7 +12,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Link, Mail, Mailbox, Refusal, Reservation, Reserved, Rules, ledger::Ledger, pipe};
+use super::{
+    Arrived, Guest, Link, Mail, Mailbox, Refusal, Reservation, Reserved, Rules, Transport, ledger::Ledger,
+    pipe,
+};
 use crate::{
     domain::{ChannelName, Identity},
     protocol::Protocol,
@@ -36,6 +39,19 @@ pub struct Visitor {
     /// Where it comes from, behind trusted proxies.
     pub remote: SocketAddr,
 }
+
+/// A client that was let in and counted, on its way to its shard; where it goes no further it is counted no more.
+#[derive(Debug)]
+pub struct Ticket {
+    visitor: Visitor,
+    guest: Option<Box<Guest>>,
+    mailbox: Mailbox,
+    seat: Seat,
+}
+
+/// A taken seat, given back when dropped.
+#[derive(Debug)]
+struct Seat(Option<Arc<Seats>>);
 
 #[derive(Debug)]
 struct Hall {
@@ -64,30 +80,17 @@ impl Door {
         }))
     }
 
-    /// A place for a client whose transport comes later. When this returns, its subscriptions are live: nothing
-    /// that is published from now on is missed. Give the place back by [`Door::abandon`] if no transport comes.
+    /// Counts a client, at the shard with the fewest connections.
     ///
     /// # Errors
-    /// Why there is none.
-    pub async fn reserve(&self, visitor: Visitor) -> Result<Reserved, Refusal> {
-        let (reply, answer) = oneshot::channel();
-        let Visitor { protocol, deflate, identity, channels, remote } = visitor;
+    /// Why there is no place for it.
+    pub fn enter(&self, visitor: Visitor) -> Result<Ticket, Refusal> {
         let guest = {
             let limits = &self.0.rules.load().hub.limits;
-            self.0.ledger.enter(remote.ip(), identity.user.as_ref(), limits)?
+            self.0.ledger.enter(visitor.remote.ip(), visitor.identity.user.as_ref(), limits)?
         };
-        let mailbox = self.take_seat()?;
-        mailbox.send(Mail::Reserve(Reservation {
-            protocol,
-            deflate,
-            identity,
-            channels,
-            remote,
-            guest,
-            reply,
-        }));
-        // A shard that has ended answers nobody.
-        answer.await.unwrap_or(Err(Refusal::Draining))
+        let (mailbox, seat) = self.take_seat()?;
+        Ok(Ticket { visitor, guest, mailbox, seat })
     }
 
     /// Brings the transport of a reserved connection, and what the client has sent behind its handshake.
@@ -143,8 +146,7 @@ impl Door {
         &self.0.shards[usize::from(shard)].0
     }
 
-    /// Counts the newcomer at the shard with the fewest connections.
-    fn take_seat(&self) -> Result<&Mailbox, Refusal> {
+    fn take_seat(&self) -> Result<(Mailbox, Seat), Refusal> {
         if !self.is_open() {
             return Err(Refusal::Draining);
         }
@@ -152,12 +154,57 @@ impl Door {
         let (mailbox, seats) =
             shards.iter().min_by_key(|(_, seats)| seats.taken()).expect("a node has a shard");
         seats.take();
+        let seat = Seat(Some(Arc::clone(seats)));
         // Taken first and counted then, so that two newcomers cannot both get the last one.
         if shards.iter().map(|(_, seats)| seats.taken()).sum::<u32>() > self.capacity() {
-            seats.give_back();
             return Err(Refusal::Full);
         }
-        Ok(mailbox)
+        Ok((mailbox.clone(), seat))
+    }
+}
+
+// === impl Ticket ===
+
+impl Ticket {
+    /// A place for a client whose transport comes later. When this returns, its subscriptions are live: nothing
+    /// that is published from now on is missed. Give the place back by [`Door::abandon`] if no transport comes.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn reserve(self) -> Result<Reserved, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Transport::Later(reply));
+        // A shard that has ended answers nobody.
+        answer.await.unwrap_or(Err(Refusal::Draining))
+    }
+
+    /// A place for a client whose transport is here: once its subscriptions are live, or are not, the shard answers its
+    /// handshake.
+    pub fn admit(self, arrived: Arrived) {
+        self.send(Transport::Here(arrived));
+    }
+
+    fn send(self, transport: Transport) {
+        let Self { visitor, guest, mailbox, seat } = self;
+        seat.hand_on();
+        mailbox.send(Mail::Reserve(Box::new(Reservation { visitor, guest, transport })));
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    /// From here on the shard gives it back.
+    fn hand_on(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(seats) = &self.0 {
+            seats.give_back();
+        }
     }
 }
 

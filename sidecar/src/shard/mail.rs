@@ -1,7 +1,7 @@
 //! What crosses the border of a shard, in both directions.
 
 use std::{
-    net::SocketAddr,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,10 +9,8 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Guest, Link, metrics::Latencies};
-use crate::domain::{
-    ChannelName, CloseReason, CommandError, ConnectionId, Identity, Payload, Policies, Publication,
-};
+use super::{Guest, Link, Visitor, metrics::Latencies};
+use crate::domain::{ChannelName, CloseReason, CommandError, ConnectionId, Payload, Policies, Publication};
 
 /// Mail to a shard. One queue, first in first out: a publication that is sent after a completion is seen after it.
 #[derive(Debug)]
@@ -24,9 +22,9 @@ pub enum Mail {
     Gap { channel: Option<ChannelName>, reason: &'static str },
     /// The answer to a [`Task`].
     Completion(Completion),
-    /// A client's request passed the door: make it a place, subscribe, then say so. The transport comes later by
-    /// [`Mail::Attach`], so that nothing published after the client saw its handshake answered can be missed.
-    Reserve(Reservation),
+    /// A client's request passed the door: make it a place, subscribe, then say so, in this order, so that nothing
+    /// published after the client saw its handshake answered can be missed.
+    Reserve(Box<Reservation>),
     /// The transport of a reserved connection, and what the client has sent behind its handshake.
     Attach { connection: ConnectionId, link: Link, leftover: Bytes },
     /// A reserved connection's transport will not come.
@@ -65,20 +63,41 @@ pub struct Rules {
 /// A client's request that passed the door.
 #[derive(Debug)]
 pub struct Reservation {
-    /// How the client speaks.
-    pub protocol: crate::protocol::Protocol,
-    /// Whether its messages may be compressed, in both directions.
-    pub deflate: bool,
-    /// Who it is.
-    pub identity: Identity,
-    /// Channels that it asked for in its request; all or none.
-    pub channels: Vec<ChannelName>,
-    /// Where it comes from, behind trusted proxies.
-    pub remote: SocketAddr,
+    /// Who asks, and for what.
+    pub visitor: Visitor,
     /// What it is counted under, if under anything.
     pub guest: Option<Box<Guest>>,
-    /// Told once its subscriptions are live, or why they are not.
-    pub reply: oneshot::Sender<Result<Reserved, Refusal>>,
+    /// What will carry its bytes.
+    pub transport: Transport,
+}
+
+/// The transport of a client that is let in.
+#[derive(Debug)]
+pub enum Transport {
+    /// Comes by [`Mail::Attach`], once this was told that the subscriptions are live; or why they are not.
+    Later(oneshot::Sender<Result<Reserved, Refusal>>),
+    /// Came along: the shard answers the handshake.
+    Here(Arrived),
+}
+
+/// A transport whose client waits for the answer to its handshake.
+#[derive(Debug)]
+pub struct Arrived {
+    /// What carries its bytes.
+    pub link: Link,
+    /// What the client has sent behind its handshake.
+    pub leftover: Bytes,
+    /// What it is answered.
+    pub handshake: Box<dyn Handshake>,
+}
+
+/// A handshake that a shard answers, in the words of whoever read it.
+pub trait Handshake: fmt::Debug + Send {
+    /// What a client reads first that is let in.
+    fn accepted(self: Box<Self>) -> Vec<u8>;
+
+    /// All that a client reads that is not.
+    fn refused(self: Box<Self>, refusal: Refusal) -> Vec<u8>;
 }
 
 /// A connection that waits for its transport.

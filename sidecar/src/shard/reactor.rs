@@ -143,7 +143,7 @@ impl Reactor {
             }
             Mail::Gap { channel, reason } => core.gap(channel.as_ref(), reason),
             Mail::Completion(completion) => core.complete(completion),
-            Mail::Reserve(reservation) => core.reserve(reservation),
+            Mail::Reserve(reservation) => core.reserve(*reservation),
             Mail::Attach { connection, link, leftover } => self.attach(connection, link, &leftover),
             Mail::Abandon { connection } => core.abandon(connection),
             Mail::Pipe { connection } => {
@@ -162,20 +162,32 @@ impl Reactor {
             Mail::Channels { reply } => drop(reply.send(core.channel_counts())),
             Mail::Stop => unreachable!("seen before"),
         }
-    }
-
-    /// A socket is registered once, for both directions: edge-triggered, it says only what is new.
-    fn attach(&mut self, connection: ConnectionId, link: Link, leftover: &bytes::Bytes) {
-        let Some(slot) = self.core.find(connection) else { return };
-        if let Link::Socket(socket) = &link {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let (fd, token) = (socket.as_raw_fd(), Token(slot as usize));
-            if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), token, interest) {
-                tracing::warn!(%error, "a connection could not be watched and is dropped");
-                self.core.abandon(connection);
-                return;
+        while let Some((slot, arrived)) = self.core.next_arrived() {
+            if self.watch(slot, &arrived.link) {
+                self.core.welcome(slot, arrived);
             }
         }
-        self.core.attach(slot, link, leftover);
+    }
+
+    fn attach(&mut self, connection: ConnectionId, link: Link, leftover: &bytes::Bytes) {
+        if let Some(slot) = self.core.find(connection)
+            && self.watch(slot, &link)
+        {
+            self.core.attach(slot, link, leftover);
+        }
+    }
+
+    /// A socket is registered once, for both directions: edge-triggered, it says only what is new. One that cannot be
+    /// is given up.
+    fn watch(&mut self, slot: u32, link: &Link) -> bool {
+        let Link::Socket(socket) = link else { return true };
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let (fd, token) = (socket.as_raw_fd(), Token(slot as usize));
+        let registered = self.poll.registry().register(&mut SourceFd(&fd), token, interest);
+        if let Err(error) = &registered {
+            tracing::warn!(%error, "a connection could not be watched and is dropped");
+            self.core.abandon(self.core.id(slot));
+        }
+        registered.is_ok()
     }
 }

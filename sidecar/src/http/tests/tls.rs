@@ -184,7 +184,7 @@ async fn a_client_that_takes_nothing_is_let_go_when_the_shard_has() {
         channels: vec!["room".parse().unwrap()],
         remote: node.address,
     };
-    let reserved = node.shards.door().reserve(visitor).await.unwrap();
+    let reserved = node.shards.door().enter(visitor).unwrap().reserve().await.unwrap();
     let (link, far) = node.shards.door().pipe(reserved);
     node.shards.door().attach(reserved, link, Bytes::new());
     let (_stuck, stream) = tokio::io::duplex(16);

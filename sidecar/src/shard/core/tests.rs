@@ -3,7 +3,11 @@
 
 mod model;
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    io::Read,
+    net::{TcpListener, TcpStream},
+    task::{Context, Poll, Waker},
+};
 
 use sidecar_config::LiveSettings;
 use tokio::sync::oneshot;
@@ -12,7 +16,7 @@ use super::*;
 use crate::{
     domain::{Grants, Identity, Payload, Policies},
     protocol::websocket::{Opcode, frame},
-    shard::{FarEnd, Inbox, Mail, Mailbox, pipe, read::BUFFER},
+    shard::{FarEnd, Handshake, Inbox, Mail, Mailbox, pipe, read::BUFFER},
 };
 
 const SETTINGS: &str = "
@@ -36,6 +40,10 @@ struct Bench {
     deflate: bool,
 }
 
+/// Answers that are easily told from frames.
+#[derive(Debug)]
+struct Words;
+
 /// The far end of a connection.
 struct Client {
     slot: u32,
@@ -51,6 +59,16 @@ fn rules(settings: &str) -> Arc<Rules> {
 
 fn name(channel: &str) -> ChannelName {
     channel.parse().unwrap()
+}
+
+impl Handshake for Words {
+    fn accepted(self: Box<Self>) -> Vec<u8> {
+        b"welcome".to_vec()
+    }
+
+    fn refused(self: Box<Self>, refusal: Refusal) -> Vec<u8> {
+        format!("{refusal:?}").into_bytes()
+    }
 }
 
 impl Bench {
@@ -79,20 +97,35 @@ impl Bench {
         channels: &[&str],
     ) -> oneshot::Receiver<Result<Reserved, Refusal>> {
         let (reply, answer) = oneshot::channel();
+        self.reserve(protocol, identity, channels, Transport::Later(reply));
+        answer
+    }
+
+    fn reserve(&mut self, protocol: Protocol, identity: Identity, channels: &[&str], transport: Transport) {
         let channels = channels.iter().map(|channel| name(channel)).collect();
         let remote = "192.0.2.1:5".parse().unwrap();
         // As the door does; it is given back when the slot is.
         self.core.seats.take();
-        self.core.reserve(Reservation {
-            protocol,
-            deflate: self.deflate,
-            identity,
-            channels,
-            remote,
-            guest: None,
-            reply,
-        });
-        answer
+        let visitor = Visitor { protocol, deflate: self.deflate, identity, channels, remote };
+        self.core.reserve(Reservation { visitor, guest: None, transport });
+    }
+
+    /// A client whose socket comes along; its end of it.
+    fn arrive(&mut self, channels: &[&str]) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let (link, leftover, handshake) = (Link::Socket(socket), Bytes::new(), Box::new(Words));
+        let transport = Transport::Here(Arrived { link, leftover, handshake });
+        self.reserve(Protocol::RawBare, Identity::default(), channels, transport);
+        client
+    }
+
+    fn welcome(&mut self) {
+        while let Some((slot, arrived)) = self.core.next_arrived() {
+            self.core.welcome(slot, arrived);
+        }
     }
 
     fn attach(&mut self, reserved: Reserved) -> Client {
@@ -295,6 +328,38 @@ fn one_refused_channel_refuses_the_client_and_gives_back_the_others() {
     let mut answer = bench.ask(Protocol::RawFramed, Identity::default(), &["a", "b"]);
     bench.answer_work(&Err(CommandError::Unavailable));
     assert!(matches!(answer.try_recv().unwrap(), Err(Refusal::Channel { .. })));
+    assert_eq!((bench.core.seats.taken(), bench.core.metrics.channels.get()), (0, 0));
+}
+
+#[test]
+fn a_client_whose_socket_came_along_is_answered_once_its_channel_is_live_and_before_all_else() {
+    let mut bench = Bench::new();
+    let mut client = bench.arrive(&["a"]);
+    bench.welcome();
+    bench.turn();
+    assert_eq!(bench.core.metrics.writes.get(), 0, "the broker has not answered");
+    bench.answer_work(&Ok(()));
+    bench.publish("a", "first");
+    bench.welcome();
+    bench.turn();
+    let mut received = [0; 14];
+    client.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"welcome\x81\x05first");
+    assert_eq!(bench.core.metrics.writes.get(), 1);
+}
+
+#[test]
+fn a_client_whose_socket_came_along_and_is_refused_reads_why() {
+    let mut bench = Bench::new();
+    let mut unknown = bench.arrive(&["nowhere:b"]);
+    let mut unavailable = bench.arrive(&["a"]);
+    bench.answer_work(&Err(CommandError::Unavailable));
+    for (client, error) in [(&mut unknown, "UnknownChannel"), (&mut unavailable, "Unavailable")] {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("Channel") && answer.contains(error), "{answer}");
+    }
+    assert!(bench.core.next_arrived().is_none());
     assert_eq!((bench.core.seats.taken(), bench.core.metrics.channels.get()), (0, 0));
 }
 
