@@ -4,17 +4,16 @@
 //! runtime that calls [`App::start`], for all that may wait: admin, api, bridge, work. So probes and metrics answer
 //! while the data plane is full.
 
+mod inner;
 mod listen;
 mod ready;
 mod settings;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
 use serde_json::json;
 use sidecar_config::{BootSettings, BrokerKind, LiveSettings};
 use tokio::{
-    net::TcpListener,
     runtime::{self, Handle},
     sync::{Notify, mpsc, watch},
     task::{JoinSet, spawn_blocking},
@@ -48,6 +47,11 @@ const WORK_QUEUE: usize = 16_384;
 /// The doors that answer what they have taken before the process ends.
 const API_PORT: &str = "the API port";
 const ADMIN_PORT: &str = "the admin port";
+
+/// Longer than backends keep a connection that they do not use, so that they end it and not we.
+const API_PATIENCE: Duration = Duration::from_secs(75);
+/// A probe comes by a connection of its own; it must not wait long for one that somebody holds for nothing.
+const ADMIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is still open when the process ends is not waited for any longer.
 const STOP_TIME: Duration = Duration::from_secs(2);
@@ -252,8 +256,11 @@ impl App {
             allocator,
             about: Arc::new(about),
         };
-        tasks.spawn(named(API_PORT, serve(api_port, api::router(api), closing.clone())));
-        tasks.spawn(named(ADMIN_PORT, serve(admin_port, admin::router(admin), closing.clone())));
+        tasks.spawn(named(API_PORT, inner::serve(api_port, api::router(api), API_PATIENCE, closing.clone())));
+        tasks.spawn(named(
+            ADMIN_PORT,
+            inner::serve(admin_port, admin::router(admin), ADMIN_PATIENCE, closing.clone()),
+        ));
         tokio::spawn(ready::follow_port(accepting, http.accepting(), drain.clone()));
         tasks.spawn_on(
             named("the client port", serve_clients(http.clone(), client_port, drain.clone())),
@@ -416,18 +423,5 @@ async fn serve_clients(http: ClientPort, listener: std::net::TcpListener, drain:
     match http.serve(listener, stop).await {
         Ok(()) => std::future::pending().await,
         Err(error) => tracing::error!(%error, "failed to serve the client port"),
-    }
-}
-
-/// Serves a router until the end.
-async fn serve(listener: std::net::TcpListener, router: Router, shutdown: CancellationToken) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "failed to serve a port"),
-    };
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(shutdown.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "failed to serve a port");
     }
 }

@@ -33,6 +33,24 @@ fn requests_that_never_end_are_cut_off_and_a_good_client_comes_in_meanwhile() {
 }
 
 #[test]
+fn calls_of_an_inner_port_that_never_end_are_cut_off_and_a_probe_is_answered() {
+    let sidecar = Sidecar::start("{}");
+    let before = sidecar.memory();
+    // More than the port holds at a time.
+    let mut slow: Vec<_> = (0..1_100).map(|_| sidecar.connect_admin()).collect();
+    for socket in &mut slow {
+        socket.write_all(b"GET /live HTTP/1.1\r\nhost: ").unwrap();
+    }
+    sidecar.bare("lobby").echo("hello");
+    let mut probe = sidecar.connect_admin();
+    probe.write_all(b"GET /live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    probe.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(sidecar.memory() < before + 32, "{} MiB for 1,100 half requests", sidecar.memory() - before);
+}
+
+#[test]
 fn headers_that_never_end_are_refused_at_their_bound() {
     let sidecar = Sidecar::start("{limits: {headerBytes: 4096}}");
     let before = sidecar.memory();

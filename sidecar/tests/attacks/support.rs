@@ -105,7 +105,16 @@ impl Sidecar {
     }
 
     pub(crate) fn connect(&self) -> TcpStream {
-        let socket = TcpStream::connect(self.client).unwrap();
+        Self::connect_to(self.client)
+    }
+
+    /// To the port of probes and metrics.
+    pub(crate) fn connect_admin(&self) -> TcpStream {
+        Self::connect_to(self.admin)
+    }
+
+    fn connect_to(address: SocketAddr) -> TcpStream {
+        let socket = TcpStream::connect(address).unwrap();
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(SOON)).unwrap();
         socket.set_write_timeout(Some(SOON)).unwrap();
