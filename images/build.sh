@@ -27,13 +27,11 @@ target=$(uname -m)-unknown-linux-gnu
 out=$root/target/images
 all=(fanout-sidecar fanout-operator kubectl-fanout redis)
 
-# A static binary on the gnu target: it resolves cluster names in a FROM scratch pod, and needs no musl. jemalloc cannot
-# sample its heap: at its start it walks the stack, which aborts before a static libc is ready.
+# A static binary on the gnu target: it resolves cluster names in a FROM scratch pod, and needs no musl.
 build_binaries() { # BINARY...
   local binary packages=()
   for binary in "$@"; do packages+=(-p "$binary"); done
-  JEMALLOC_SYS_WITH_MALLOC_CONF="dirty_decay_ms:5000,muzzy_decay_ms:0" \
-    RUSTFLAGS="${RUSTFLAGS:-} -C force-frame-pointers=yes -C target-feature=+crt-static" \
+  RUSTFLAGS="${RUSTFLAGS:-} -C force-frame-pointers=yes -C target-feature=+crt-static" \
     cargo build --locked --profile "$profile" --target "$target" --bins "${packages[@]}"
 }
 

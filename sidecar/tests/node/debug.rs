@@ -161,7 +161,7 @@ async fn go_tool_pprof(program: &Program, path: &str) -> String {
     let directory = program.directory.path().to_owned();
     let run = move || {
         let mut command = Command::new("go");
-        command.args(["tool", "pprof", "-top", "-cum", "-nodecount=400", &url]);
+        command.args(["tool", "pprof", "-top", "-cum", "-nodecount=400", "-timeout=60", &url]);
         command.env("PPROF_TMPDIR", &directory).output().expect("Go is installed, for `go tool pprof`")
     };
     let output = tokio::task::spawn_blocking(run).await.unwrap();
