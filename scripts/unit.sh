@@ -10,6 +10,7 @@ need redis-cli redis-tools
 need chromium chromium
 need nginx nginx
 need haproxy haproxy
+need prometheus prometheus
 scripts/tools.sh
 cargo build --workspace --bins --locked --quiet
 [ $# -gt 0 ] || set -- --workspace --exclude fanout-e2e

@@ -1,78 +1,18 @@
 //! Behind nginx and HAProxy, set up by the very snippets of docs/ingress.md.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, net::SocketAddr, path::Path};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::net::TcpSocket;
 use tokio_tungstenite::{MaybeTlsStream, client_async, tungstenite::client::IntoClientRequest};
 
 use crate::{
     binary::Program,
-    redis_server::free_port,
+    service::Service,
     support::{Client, Setup, eventually, http, soon},
 };
 
 const CLIENT: &str = "127.0.0.7";
-
-/// A proxy that is gone with the test.
-struct Proxy {
-    child: Child,
-    address: SocketAddr,
-    _directory: TempDir,
-}
-
-impl Proxy {
-    /// Runs `program` on the snippet, its addresses replaced, or says why not.
-    async fn start(
-        program: &str,
-        arguments: &[&str],
-        snippet: &str,
-        around: (&str, &str),
-        node: SocketAddr,
-    ) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let snippet = snippet
-            .replace("127.0.0.1:8000", &node.to_string())
-            .replace("127.0.0.1:8080", &address.to_string());
-        let dir = directory.path().to_str().unwrap();
-        let (before, after) = (around.0.replace("DIR", dir), around.1);
-        fs::write(directory.path().join("conf"), format!("{before}\n{snippet}\n{after}\n")).unwrap();
-        let arguments = arguments.iter().map(|argument| argument.replace("DIR", dir));
-        let log = fs::File::create(directory.path().join("log")).unwrap();
-        let started = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(log).spawn();
-        let child = match started {
-            Ok(child) => child,
-            Err(error) => {
-                let reason = format!("{program} does not start ({error}): apt-get install -y {program}");
-                assert!(std::env::var_os("CI").is_none(), "{reason}");
-                eprintln!("skipped: {reason}");
-                return None;
-            }
-        };
-        let proxy = Self { child, address, _directory: directory };
-        eventually("the proxy listens", async || {
-            tokio::net::TcpStream::connect(address).await.ok().map(drop)
-        })
-        .await;
-        Some(proxy)
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // nginx would leave its workers behind at a kill.
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let _ = self.child.wait();
-    }
-}
 
 /// The code blocks of a language in docs/ingress.md.
 fn snippets(language: &str) -> Vec<String> {
@@ -83,20 +23,20 @@ fn snippets(language: &str) -> Vec<String> {
     blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
-async fn nginx(node: SocketAddr) -> Option<Proxy> {
+async fn nginx(node: SocketAddr) -> Option<Service> {
     let [snippet] = &snippets("nginx")[..] else { panic!("one snippet for nginx") };
     let before = "daemon off;\nmaster_process off;\npid DIR/pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n\
         client_body_temp_path DIR/a;\nproxy_temp_path DIR/b;\nfastcgi_temp_path DIR/c;\nuwsgi_temp_path DIR/d;\n\
         scgi_temp_path DIR/e;";
     let arguments = ["-e", "stderr", "-p", "DIR", "-c", "DIR/conf"];
-    Proxy::start("nginx", &arguments, snippet, (before, "}"), node).await
+    Service::start("nginx", &arguments, &format!("{before}\n{snippet}\n}}\n"), node).await
 }
 
-async fn haproxy(kind: usize, node: SocketAddr) -> Option<Proxy> {
+async fn haproxy(kind: usize, node: SocketAddr) -> Option<Service> {
     let snippets = snippets("haproxy");
     assert_eq!(snippets.len(), 2, "HTTP and TCP");
-    let global = "global\n    maxconn 200\n";
-    Proxy::start("haproxy", &["-db", "-f", "DIR/conf"], &snippets[kind], (global, ""), node).await
+    let configuration = format!("global\n    maxconn 200\n\n{}\n", snippets[kind]);
+    Service::start("haproxy", &["-db", "-f", "DIR/conf"], &configuration, node).await
 }
 
 /// A client from an address of its own that claims to be somebody else.
@@ -124,7 +64,7 @@ async fn logged_address(program: &Program, protocol: &str) -> String {
 }
 
 /// WebSocket both ways, events at once, and the client's own address where the proxy is trusted.
-async fn passes_through(start: impl AsyncFn(SocketAddr) -> Option<Proxy>, by_header: bool) {
+async fn passes_through(start: impl AsyncFn(SocketAddr) -> Option<Service>, by_header: bool) {
     for trusted in [true, false] {
         let networks = if trusted { json!(["127.0.0.1/32"]) } else { json!([]) };
         let hub = json!({"trustedProxies": networks, "allowedOrigins": ["https://*.example.com"]});

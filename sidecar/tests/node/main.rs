@@ -13,8 +13,10 @@ mod drain;
 mod fanout;
 mod ingress;
 mod limits;
+mod prometheus;
 #[path = "../redis/server.rs"]
 #[expect(dead_code, reason = "made for the tests of the Redis broker, which use all of it")]
 mod redis_server;
+mod service;
 mod settings;
 mod support;
