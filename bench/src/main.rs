@@ -217,9 +217,9 @@ impl Plan {
     const QUICK: Self = Self {
         subscribers: 1_000,
         idle: 10_000,
-        step: Duration::from_secs(3),
+        step: Duration::from_secs(2),
         rounds: 2,
-        point: Duration::from_millis(1_500),
+        point: Duration::from_millis(1_200),
         soak: Duration::from_secs(30),
     };
     const FULL: Self = Self {

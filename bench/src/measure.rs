@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     book::{Book, Figure, Measure},
-    load::{Fleet, Outcome, Pace, publish::Publisher},
+    load::{Fleet, Outcome, Pace, publish::Publisher, tally::Tally},
     peer::{Peer, Places},
     process,
     server::{Redis, Server},
@@ -123,7 +123,7 @@ impl Bench<'_> {
         let cpu = server.cpu_nanos()? - cpu;
         self.add(peer, Measure::Setup, count as f64 / took.as_secs_f64(), 0.0);
         self.add(peer, Measure::SetupCpu, cpu as f64 / 1_000.0 / count as f64, 0.0);
-        let grown = settled_bytes(&server)?.saturating_sub(anonymous) as f64;
+        let grown = settled_bytes(&server, &mut fleet)?.saturating_sub(anonymous) as f64;
         self.add_at(peer, Measure::MemoryAt, fleet.len() as u64, grown / 1e6);
         self.add(peer, Measure::IdleBytes, grown / count as f64, 0.0);
         if let (Some(before), Some(now)) = (slab, process::socket_slab_bytes()) {
@@ -138,7 +138,8 @@ impl Bench<'_> {
         self.add(peer, Measure::ActiveBytes, grown / count as f64, 0.0);
         if peer == Peer::Sidecar {
             drop(fleet);
-            let left = settled_bytes(&server)?.saturating_sub(anonymous) as f64;
+            let mut nobody = server.fleet(0)?;
+            let left = settled_bytes(&server, &mut nobody)?.saturating_sub(anonymous) as f64;
             self.add(peer, Measure::LeftBytes, left / count as f64, 0.0);
         }
         Ok(())
@@ -284,14 +285,17 @@ impl Bench<'_> {
     }
 }
 
-/// Memory once an allocator has given back what it wants to: when it has not fallen for 8 s, or after 24 s.
-/// jemalloc gives pages back over 10 s.
-fn settled_bytes(server: &Server) -> Result<u64> {
+/// Memory once an allocator has given back what it wants to: when it has not fallen for 6 s, or after 18 s. jemalloc
+/// gives pages back over 5 s. The clients answer pings meanwhile, or they would be taken for dead.
+fn settled_bytes(server: &Server, clients: &mut Fleet) -> Result<u64> {
     let began = process::now();
-    let (mut least, mut since) = (server.anonymous_bytes()?, began);
-    while process::now() < since + Duration::from_secs(8) && process::now() < began + Duration::from_secs(24)
+    let (mut least, mut since, mut idle) = (server.anonymous_bytes()?, began, Tally::loose());
+    while process::now() < since + Duration::from_secs(6) && process::now() < began + Duration::from_secs(18)
     {
-        std::thread::sleep(Duration::from_secs(1));
+        let second = process::now() + Duration::from_secs(1);
+        while process::now() < second {
+            clients.pump(Some(Duration::from_millis(100)), &mut idle)?;
+        }
         let bytes = server.anonymous_bytes()?;
         // A percent less is noise.
         if bytes < least - least / 100 {

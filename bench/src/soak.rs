@@ -100,7 +100,9 @@ impl Shape {
 
 /// Runs servers of one kind under the load.
 pub(crate) fn run(peer: Peer, places: &Places, shape: Shape) -> Result<Outcome> {
-    let servers = (0..shape.processes).map(|_| Server::start(peer, places)).collect::<Result<Vec<_>>>()?;
+    let cores = process::all_cores();
+    let start = |_| Server::start_on(&cores, peer, places);
+    let servers = (0..shape.processes).map(start).collect::<Result<Vec<_>>>()?;
     let bytes = |servers: &[Server]| servers.iter().map(Server::anonymous_bytes).sum::<Result<u64>>();
     let cpu = |servers: &[Server]| servers.iter().map(Server::cpu_nanos).sum::<Result<u64>>();
     let (bytes_before, began) = (bytes(&servers)?, process::now());
