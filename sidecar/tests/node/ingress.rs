@@ -23,7 +23,7 @@ fn snippets(language: &str) -> Vec<String> {
     blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
-async fn nginx(node: SocketAddr) -> Option<Service> {
+async fn nginx(node: SocketAddr) -> Service {
     let [snippet] = &snippets("nginx")[..] else { panic!("one snippet for nginx") };
     let before = "daemon off;\nmaster_process off;\npid DIR/pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n\
         client_body_temp_path DIR/a;\nproxy_temp_path DIR/b;\nfastcgi_temp_path DIR/c;\nuwsgi_temp_path DIR/d;\n\
@@ -32,7 +32,7 @@ async fn nginx(node: SocketAddr) -> Option<Service> {
     Service::start("nginx", &arguments, &format!("{before}\n{snippet}\n}}\n"), node).await
 }
 
-async fn haproxy(kind: usize, node: SocketAddr) -> Option<Service> {
+async fn haproxy(kind: usize, node: SocketAddr) -> Service {
     let snippets = snippets("haproxy");
     assert_eq!(snippets.len(), 2, "HTTP and TCP");
     let configuration = format!("global\n    maxconn 200\n\n{}\n", snippets[kind]);
@@ -64,12 +64,12 @@ async fn logged_address(program: &Program, protocol: &str) -> String {
 }
 
 /// WebSocket both ways, events at once, and the client's own address where the proxy is trusted.
-async fn passes_through(start: impl AsyncFn(SocketAddr) -> Option<Service>, by_header: bool) {
+async fn passes_through(start: impl AsyncFn(SocketAddr) -> Service, by_header: bool) {
     for trusted in [true, false] {
         let networks = if trusted { json!(["127.0.0.1/32"]) } else { json!([]) };
         let hub = json!({"trustedProxies": networks, "allowedOrigins": ["https://*.example.com"]});
         let program = Program::start(&Setup::open().live("hub", hub)).await;
-        let Some(proxy) = start(program.addresses.client).await else { return };
+        let proxy = start(program.addresses.client).await;
         if !trusted && !by_header {
             // A PROXY header of a stranger is no HTTP: the request is refused.
             let answer = http().get(format!("http://{}/sse/lobby", proxy.address)).send().await;
@@ -109,7 +109,7 @@ async fn haproxy_s_proxy_header_is_believed_where_it_is_trusted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_s_code_passes_through_a_proxy() {
     let program = Program::start(&Setup::open()).await;
-    let Some(proxy) = nginx(program.addresses.client).await else { return };
+    let proxy = nginx(program.addresses.client).await;
     let mut client = connect(proxy.address).await;
     let drain = http().post(format!("http://{}/drain", program.addresses.admin)).send().await.unwrap();
     assert!(drain.status().is_success());

@@ -11,7 +11,7 @@ use crate::{
 
 const NATIVE: &str = "--enable-feature=native-histograms";
 
-async fn prometheus(node: SocketAddr, features: &[&str]) -> Option<Service> {
+async fn prometheus(node: SocketAddr, features: &[&str]) -> Service {
     let configuration = "global: {scrape_interval: 500ms}\n\
         scrape_configs: [{job_name: fanout, static_configs: [{targets: ['127.0.0.1:8000']}]}]\n";
     let arguments =
@@ -45,7 +45,7 @@ async fn a_real_prometheus_takes_both_kinds_of_histograms_and_answers_the_docume
         let mut client = node.connect("/ws/lobby").await;
         let admin = node.app.addresses().admin;
         for (features, part) in [(&[NATIVE][..], "histogram_fraction"), (&[], "_bucket")] {
-            let Some(prometheus) = prometheus(admin, features).await else { return };
+            let prometheus = prometheus(admin, features).await;
             let query = query(part);
             let answer = eventually("the query has an answer", async || {
                 node.publish("lobby", &json!(1)).await;
