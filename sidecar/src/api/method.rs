@@ -278,7 +278,7 @@ pub(super) struct Disconnect;
 /// Whose connections. They are closed with a code that tells the client not to come back by itself.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct DisconnectRequest {
-    /// All connections of this user.
+    /// All connections of this user; with `client`, that one and only if it is this user's.
     #[serde(default)]
     user: Option<String>,
     /// This one connection, by the id that the log gives.
@@ -302,16 +302,13 @@ impl Method for Disconnect {
 
     async fn call(api: &Api, request: DisconnectRequest) -> Result<DisconnectReply, ApiError> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let who = match (given(request.user), given(request.client)) {
-            (Some(user), None) => Who::User(user.into()),
-            (None, Some(client)) => {
-                let (node, connection) = parse_client_id(&client)
-                    .map_err(|error| ApiError::BadRequest(format!("`client`: {error}")))?;
-                Who::Client(node, connection)
-            }
-            (None, None) | (Some(_), Some(_)) => {
-                return Err(ApiError::BadRequest("give one of `user` and `client`".to_owned()));
-            }
+        let user = given(request.user).map(Into::into);
+        let client = given(request.client).map(|client| parse_client_id(&client)).transpose();
+        let client = client.map_err(|error| ApiError::BadRequest(format!("`client`: {error}")))?;
+        let who = match (user, client) {
+            (user, Some((node, connection))) => Who::Client { node, connection, user },
+            (Some(user), None) => Who::User(user),
+            (None, None) => return Err(ApiError::BadRequest("give `user`, `client` or both".to_owned())),
         };
         Ok(DisconnectReply { num_clients: api.peers.disconnect(who, CloseReason::Disconnected).await })
     }

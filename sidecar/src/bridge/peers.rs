@@ -92,11 +92,12 @@ pub struct NodeInfo {
 
 /// Whose connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Who {
     /// All connections of a user.
     User(Arc<str>),
-    /// One connection of one node.
-    Client(NodeId, ConnectionId),
+    /// One connection of one node, if it is the user's where one is named.
+    Client { node: NodeId, connection: ConnectionId, user: Option<Arc<str>> },
 }
 
 /// Where every node listens.
@@ -125,7 +126,7 @@ impl Peers {
     pub async fn disconnect(&self, who: Who, reason: CloseReason) -> usize {
         let target = match &who {
             Who::User(_) => None,
-            Who::Client(node, _) => Some(*node),
+            Who::Client { node, .. } => Some(*node),
         };
         let answers = self.ask(Question::disconnect(who, reason), target).await;
         answers.into_iter().map(|answer| answer.closed).sum()

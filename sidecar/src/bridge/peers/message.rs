@@ -91,8 +91,8 @@ impl Question {
     pub(super) fn disconnect(who: Who, reason: CloseReason) -> Self {
         let (user, connection) = match who {
             Who::User(user) => (Some(user), None),
-            Who::Client(_, ConnectionId { shard, slot, generation }) => {
-                (None, Some((shard, slot, generation)))
+            Who::Client { node: _, connection: ConnectionId { shard, slot, generation }, user } => {
+                (user, Some((shard, slot, generation)))
             }
         };
         Self::Disconnect { user, connection, reason: reason.name().to_owned() }
