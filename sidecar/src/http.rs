@@ -17,6 +17,7 @@ mod proxy_protocol;
 mod remote;
 mod request;
 mod sse;
+mod streams;
 mod upgrade;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
@@ -26,7 +27,7 @@ use axum::{Router, extract::State, middleware::map_response_with_state, response
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use self::gate::Gate;
+use self::gate::{Gate, Place};
 
 use crate::{
     auth::{Auth, TlsIdentity},
@@ -136,8 +137,10 @@ impl ClientPort {
         &self.0.auth
     }
 
-    fn gate(&self) -> &Gate {
-        &self.0.gate
+    /// A place among those on their way. Fewer than the system has descriptors left: then nobody could be answered.
+    fn enter(&self) -> Option<Place> {
+        let most = self.door().rules().hub.limits.handshakes_in_flight.min(self.door().room().max(1));
+        self.0.gate.enter(most)
     }
 
     fn metrics(&self) -> &Metrics {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{BoxError, Router, body::Body};
+use axum::{Router, body::Body};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -33,6 +33,7 @@ use super::{
     claim::Claim,
     gate::{Pace, Place},
     proxy_protocol,
+    streams::Streams,
 };
 use crate::{
     auth::{H2, TlsIdentity},
@@ -75,13 +76,17 @@ pub(super) async fn serve(
             next = next(port, &listener, &mut pace) => next,
         };
         if let Some((socket, peer)) = next {
-            let rules = port.door().rules();
-            // Before the system has none left: then nobody could be answered.
-            let most = rules.hub.limits.handshakes_in_flight.min(port.door().room().max(1));
-            match port.gate().enter(most) {
+            match port.enter() {
                 Some(place) => {
-                    let tls = port.tls();
-                    tasks.spawn(converse(socket, peer, tls, rules, router.clone(), stopping.clone(), place));
+                    let conversation = Conversation {
+                        port: port.clone(),
+                        peer,
+                        rules: port.door().rules(),
+                        router: router.clone(),
+                        stopping: stopping.clone(),
+                        place,
+                    };
+                    tasks.spawn(conversation.hold(socket));
                 }
                 None => {
                     port.metrics().refused("handshakes");
@@ -157,48 +162,97 @@ fn is_of_client(error: &io::Error) -> bool {
 }
 
 /// One connection, until it ends or becomes a WebSocket.
-async fn converse(
-    mut socket: TcpStream,
+struct Conversation {
+    port: ClientPort,
     peer: SocketAddr,
-    tls: Option<Arc<TlsIdentity>>,
     rules: Arc<Rules>,
     router: Router,
     stopping: CancellationToken,
     place: Place,
-) {
-    let hub = &rules.hub;
-    let header_timeout = Duration::from_secs(hub.limits.header_timeout_seconds.into());
-    let proxied = hub.trusted_proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()));
-    let peer = if proxied {
-        match timeout(header_timeout, proxy_protocol::read(&mut socket, peer)).await {
-            Ok(Ok(peer)) => peer,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, client.addr = %peer, "a proxy sent a bad PROXY header");
-                return;
-            }
-            Err(_) => return,
+}
+
+/// Why a connection was cut short.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    #[error("a proxy sent a bad PROXY header: {0}")]
+    Proxy(#[source] io::Error),
+    #[error("the TLS handshake failed: {0}")]
+    Tls(#[source] io::Error),
+    #[error("it did not come in time")]
+    Late,
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{0}")]
+    Socket(#[from] io::Error),
+}
+
+impl Cut {
+    /// Name for metrics, where it is the client that was refused.
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Proxy(_) => Some("proxy"),
+            Self::Tls(_) => Some("tls"),
+            Self::Late => Some("timeout"),
+            // Answered by hyper itself.
+            Self::Http(error) if error.is_parse_too_large() => Some("headers"),
+            Self::Http(error) if error.is_parse() => Some("request"),
+            Self::Http(error) if error.is_timeout() => Some("timeout"),
+            Self::Http(_) | Self::Socket(_) => None,
         }
-    } else {
-        peer
-    };
-    let claim = Claim::default();
-    let claims = tls.is_none().then(|| claim.clone());
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        request.extensions_mut().insert(place.clone());
-        if let Some(claim) = &claims {
-            request.extensions_mut().insert(claim.clone());
-        }
-        router.clone().oneshot(request.map(Body::new))
-    });
-    let served = match tls {
-        None => serve_socket(socket, service, rules, claim, stopping).await,
-        // In a box: it is some kilobytes that a plain connection need not carry.
-        Some(identity) => Box::pin(serve_tls(socket, identity, service, rules, stopping)).await,
-    };
-    if let Err(error) = served {
-        tracing::debug!(error, client.addr = %peer, "a connection was cut short");
     }
+}
+
+impl Conversation {
+    async fn hold(self, socket: TcpStream) {
+        let (metrics, peer) = (self.port.metrics().clone(), self.peer);
+        if let Err(cut) = self.serve(socket).await {
+            if let Some(reason) = cut.reason() {
+                metrics.refused(reason);
+            }
+            tracing::debug!(reason = %cut, client.addr = %peer, "a connection was cut short");
+        }
+    }
+
+    async fn serve(self, mut socket: TcpStream) -> Result<(), Cut> {
+        let Self { port, peer, rules, router, stopping, place } = self;
+        let proxied =
+            rules.hub.trusted_proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()));
+        let peer = if proxied {
+            let header = timeout(patience(&rules), proxy_protocol::read(&mut socket, peer));
+            header.await.map_err(|_| Cut::Late)?.map_err(Cut::Proxy)?
+        } else {
+            peer
+        };
+        let tls = port.tls();
+        let claim = Claim::default();
+        let claims = tls.is_none().then(|| claim.clone());
+        let streams = tls.is_some().then(Streams::default);
+        let counts = streams.clone();
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let extensions = request.extensions_mut();
+            extensions.insert(Peer(peer));
+            extensions.insert(place.clone());
+            if let Some(claim) = &claims {
+                extensions.insert(claim.clone());
+            }
+            if let Some(streams) = &counts {
+                extensions.insert(streams.open());
+            }
+            router.clone().oneshot(request.map(Body::new))
+        });
+        match (tls, streams) {
+            (Some(identity), Some(streams)) => {
+                // In a box: it is some kilobytes that a plain connection need not carry.
+                Box::pin(serve_tls(socket, identity, service, port, rules, streams, stopping)).await
+            }
+            _ => serve_socket(socket, service, rules, claim, stopping).await,
+        }
+    }
+}
+
+/// How long the head of a request is waited for.
+fn patience(rules: &Rules) -> Duration {
+    Duration::from_secs(rules.hub.limits.header_timeout_seconds.into())
 }
 
 /// HTTP/1.1 on a plain socket, until it ends or a handshake has claimed it.
@@ -208,7 +262,7 @@ async fn serve_socket<S>(
     rules: Arc<Rules>,
     claim: Claim,
     stopping: CancellationToken,
-) -> Result<(), BoxError>
+) -> Result<(), Cut>
 where
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
 {
@@ -239,9 +293,11 @@ async fn serve_tls<S>(
     socket: TcpStream,
     identity: Arc<TlsIdentity>,
     service: S,
+    port: ClientPort,
     rules: Arc<Rules>,
+    streams: Streams,
     stopping: CancellationToken,
-) -> Result<(), BoxError>
+) -> Result<(), Cut>
 where
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
     S::Future: Send + 'static,
@@ -249,12 +305,11 @@ where
     let accepted = TlsAcceptor::from(identity.config()).accept(socket);
     // The next handshake may be by another certificate.
     drop(identity);
-    let header_timeout = Duration::from_secs(rules.hub.limits.header_timeout_seconds.into());
-    let mut stream = timeout(header_timeout, accepted).await??;
+    let mut stream = timeout(patience(&rules), accepted).await.map_err(|_| Cut::Late)?.map_err(Cut::Tls)?;
     let (_, session) = stream.get_mut();
     session.set_buffer_limit(Some(TLS_BYTES));
     if session.alpn_protocol() == Some(H2) {
-        serve_http2(stream, service, &rules, stopping).await?;
+        serve_http2(stream, service, &port, &rules, streams, stopping).await?;
     } else {
         serve_http1(stream, service, rules, stopping).await?;
     }
@@ -266,7 +321,7 @@ fn http1(rules: &Rules) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(limits.header_timeout_seconds.into()))
+        .header_read_timeout(patience(rules))
         .max_buf_size((limits.header_bytes as usize).max(LEAST_BUFFER));
     builder
 }
@@ -294,7 +349,14 @@ where
 }
 
 /// HTTP/2: each stream is a request of its own, a WebSocket included (RFC 8441).
-async fn serve_http2<I, S>(io: I, service: S, rules: &Rules, stopping: CancellationToken) -> hyper::Result<()>
+async fn serve_http2<I, S>(
+    io: I,
+    service: S,
+    port: &ClientPort,
+    rules: &Rules,
+    streams: Streams,
+    stopping: CancellationToken,
+) -> hyper::Result<()>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
@@ -313,12 +375,17 @@ where
         .keep_alive_timeout(Duration::from_secs(hub.pong_timeout_seconds.into()))
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
+    let unused = || streams.unused(patience(rules), || port.enter());
     tokio::select! {
-        ended = &mut connection => ended,
-        () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        ended = &mut connection => return ended,
+        () = stopping.cancelled() => {}
+        () = unused() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    // A client that does not answer that has no say in when it ends.
+    tokio::select! {
+        ended = connection => ended,
+        () = unused() => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
     error::RequestError,
     gate::Place,
     request::{self, Asked},
+    streams::Stream,
 };
 use crate::{
     protocol::Protocol,
@@ -28,7 +29,11 @@ use crate::{
 
 /// What the pipe brings.
 #[derive(Debug)]
-struct Events(FarEnd);
+struct Events {
+    far: FarEnd,
+    /// Over HTTP/2, so that its connection is waited for.
+    _stream: Option<Stream>,
+}
 
 pub(super) async fn open(
     State(port): State<ClientPort>,
@@ -52,16 +57,16 @@ async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
     }
     let visitor = Visitor { protocol: Protocol::Sse, deflate: false, identity, channels, remote };
     let reserved = port.door().enter(visitor)?.reserve().await?;
-    let (link, receiver) = port.door().pipe(reserved);
+    let (link, far) = port.door().pipe(reserved);
     port.door().attach(reserved, link, Bytes::new());
     // From now on it counts as a connection.
     if let Some(place) = parts.extensions.get::<Place>() {
         place.release();
     }
-    Ok(stream(Events(receiver)))
+    Ok(answer(Events { far, _stream: parts.extensions.get().cloned() }))
 }
 
-fn stream(events: Events) -> Response {
+fn answer(events: Events) -> Response {
     let mut response = Response::new(Body::new(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -103,6 +108,6 @@ impl hyper::body::Body for Events {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_bytes(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        self.far.poll_bytes(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

@@ -327,7 +327,7 @@ async fn a_handshake_that_its_shard_refuses_gets_a_whole_answer_and_the_end() {
     }
     assert!(head.contains("date: ") && head.contains(" GMT"), "{head}");
     assert_eq!(serde_json::from_str::<Value>(body).unwrap()["error"]["code"], 102);
-    node.settle(|node| node.shards.connections() == 0 && node.port.gate().waiting() == 0).await;
+    node.settle(|node| node.shards.connections() == 0 && node.port.0.gate.waiting() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

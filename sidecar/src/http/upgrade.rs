@@ -23,6 +23,7 @@ use super::{
     error::RequestError,
     gate::Place,
     request::{self, Asked},
+    streams::Stream,
 };
 use crate::{
     protocol::{Protocol, raw, websocket},
@@ -55,7 +56,15 @@ pub(super) async fn accept(
         return pending().await;
     }
     let reserved = ticket.reserve().await?;
-    port.carriers().spawn(hand_over(door, reserved, upgrade));
+    // From now on it counts as a connection.
+    if let Some(place) = parts.extensions.get::<Place>() {
+        place.release();
+    }
+    let stream = parts.extensions.get::<Stream>().cloned();
+    port.carriers().spawn(async move {
+        hand_over(door, reserved, upgrade).await;
+        drop(stream);
+    });
     Ok(switching)
 }
 

@@ -18,7 +18,11 @@ type Http2 = hyper::client::conn::http2::SendRequest<Empty<Bytes>>;
 
 /// A node that speaks TLS, and the certificate it shows.
 async fn node() -> (Node, CertificateDer<'static>) {
-    let node = Node::start().await;
+    node_with(SETTINGS).await
+}
+
+async fn node_with(settings: &str) -> (Node, CertificateDer<'static>) {
+    let node = Node::with(settings).await;
     let (identity, certificate) = identity();
     node.port.set_tls(Some(identity));
     (node, certificate)
@@ -151,6 +155,52 @@ async fn websockets_and_event_streams_share_one_http2_connection() {
     }
     drop((sockets, events));
     node.settle(|node| node.shards.totals().open() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_connection_that_carries_nothing_holds_a_place_and_is_closed() {
+    let (node, certificate) =
+        node_with(&SETTINGS.replace("maxConnections: 8", "limits: {headerTimeoutSeconds: 1}")).await;
+    let waiting = |node: &Node| node.port.0.gate.waiting();
+    // Not even a preface, and one with nothing behind it.
+    let mut silent = connect(&node, &certificate, crate::auth::H2).await.unwrap();
+    let stream = connect(&node, &certificate, crate::auth::H2).await.unwrap();
+    let (_http, idle) = hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(
+        TokioExecutor::new(),
+        TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    let idle = tokio::spawn(idle);
+    node.settle(|node| waiting(node) == 2).await;
+    // An error is an end too: it need not be a polite one.
+    let _ = timeout(PATIENCE, silent.read_to_end(&mut Vec::new())).await.expect("an end in time");
+    let _ = timeout(PATIENCE, idle).await.expect("an end in time");
+    node.settle(|node| waiting(node) == 0).await;
+
+    let mut http = http2(&node, &certificate).await;
+    let url = format!("https://localhost:{}/sse/room", node.address.port());
+    let events = http.send_request(http::Request::get(url).body(Empty::new()).unwrap()).await.unwrap();
+    node.settle(|node| node.shards.totals().open() == 1 && waiting(node) == 0).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(!http.is_closed(), "it carries an event stream");
+    drop(events);
+    node.settle(|node| waiting(node) == 1).await;
+    node.settle(|node| waiting(node) == 0).await;
+    assert!(timeout(PATIENCE, http.ready()).await.expect("an end in time").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_over_tls_and_http2_hold_no_place() {
+    let (node, certificate) = node().await;
+    let stream = connect(&node, &certificate, b"http/1.1").await.unwrap();
+    let request = format!("wss://localhost:{}/ws/room", node.address.port());
+    let (_first, _) = client_async(request, stream).await.unwrap();
+    let mut http = http2(&node, &certificate).await;
+    let url = format!("https://localhost:{}/ws/room", node.address.port());
+    let answer = http.send_request(extended_connect(&url, "websocket")).await.unwrap();
+    let _second = hyper::upgrade::on(answer).await.unwrap();
+    node.settle(|node| node.shards.totals().open() == 2 && node.port.0.gate.waiting() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

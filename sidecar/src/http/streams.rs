@@ -1,0 +1,85 @@
+//! What goes on over one HTTP/2 connection. A connection that carries nothing is no client: it is waited for as long as
+//! for the head of a request, and holds a place among those on their way meanwhile.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+
+use super::gate::Place;
+
+/// Counts the requests of a connection that are under way. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Streams(watch::Sender<u32>);
+
+/// One of them, until the last clone is dropped: an event stream and a WebSocket hold one for as long as they last.
+#[derive(Clone, Debug)]
+pub(super) struct Stream(#[expect(dead_code, reason = "it is there to be dropped")] Arc<Counted>);
+
+#[derive(Debug)]
+struct Counted(watch::Sender<u32>);
+
+impl Streams {
+    pub(super) fn open(&self) -> Stream {
+        self.0.send_modify(|open| *open += 1);
+        Stream(Arc::new(Counted(self.0.clone())))
+    }
+
+    /// Returns once nothing was asked for `patience`, or nothing goes on any more and `enter` has no place to wait in.
+    /// What is asked and answered in between counts as nothing.
+    pub(super) async fn unused(&self, patience: Duration, enter: impl Fn() -> Option<Place>) {
+        let mut open = self.0.subscribe();
+        let mut place = None;
+        // A closed channel is not possible: its sender is here.
+        while matches!(timeout(patience, open.wait_for(|open| *open > 0)).await, Ok(Ok(_))) {
+            drop(place.take());
+            let _ = open.wait_for(|open| *open == 0).await;
+            place = enter();
+            if place.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::{super::gate::Gate, *};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_waited_for_while_it_carries_something_and_a_time_beyond() {
+        let (streams, gate, began) = (Streams::default(), Gate::default(), Instant::now());
+        let carry = async {
+            sleep(PATIENCE / 2).await;
+            let stream = streams.open();
+            sleep(PATIENCE * 3).await;
+            assert_eq!(gate.waiting(), 0, "while it carries something it holds no place");
+            drop(stream);
+            sleep(PATIENCE / 2).await;
+            assert_eq!(gate.waiting(), 1);
+        };
+        tokio::join!(streams.unused(PATIENCE, || gate.enter(1)), carry);
+        assert_eq!((began.elapsed(), gate.waiting()), (PATIENCE * 9 / 2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_carries_nothing_more_ends_at_once_where_all_places_are_taken() {
+        let (streams, gate, began) = (Streams::default(), Gate::default(), Instant::now());
+        let _other = gate.enter(1);
+        let carry = async {
+            let _stream = streams.open();
+            sleep(PATIENCE / 2).await;
+        };
+        tokio::join!(streams.unused(PATIENCE, || gate.enter(1)), carry);
+        assert_eq!(began.elapsed(), PATIENCE / 2);
+    }
+}
