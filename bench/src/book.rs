@@ -51,6 +51,7 @@ pub(crate) enum Measure {
     SoakP99,
     SoakP999,
     SoakLongest,
+    SoakTurn,
     SoakCpu,
     SoakBytes,
     SoakSetup,
@@ -140,6 +141,7 @@ impl Measure {
             Self::SoakP99 => "100,000 connections, p99 publish to receipt",
             Self::SoakP999 => "100,000 connections, p99.9 publish to receipt",
             Self::SoakLongest => "100,000 connections, longest publish to receipt",
+            Self::SoakTurn => "100,000 connections, longest turn of a loop",
             Self::SoakCpu => "100,000 connections, CPU per delivery",
             Self::SoakBytes => "100,000 connections, user-space memory of one",
             Self::SoakSetup => "100,000 connections, set-up",
@@ -164,7 +166,8 @@ impl Measure {
             | Self::SoakP50
             | Self::SoakP99
             | Self::SoakP999
-            | Self::SoakLongest => "ms",
+            | Self::SoakLongest
+            | Self::SoakTurn => "ms",
             Self::Saturated | Self::Ceiling => "deliveries/s",
             Self::MessagesPerFrame => "messages",
             Self::Lost | Self::SoakDeliveries | Self::SoakLost => "deliveries",

@@ -57,6 +57,9 @@ enum Command {
         /// Port on loopback.
         #[arg(long)]
         port: u16,
+        /// Where it tells of itself.
+        #[arg(long)]
+        folder: PathBuf,
     },
 }
 
@@ -117,7 +120,7 @@ impl Part {
 
 fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Bare { port } => bare::serve(port),
+        Command::Bare { port, folder } => bare::serve(port, &folder),
         Command::Page { results, out } => page::write(&results, &out),
         Command::Work(work) => work.run(),
         Command::Run(run) => run.run(),
@@ -197,7 +200,8 @@ fn rows(book: &Book) -> Vec<Row> {
     rows.push(book.row(Measure::SoakLost, Peer::Bare, Some(AtMost(0.0))));
     rows.push(book.row(Measure::SoakClosed, Peer::Bare, Some(AtMost(0.0))));
     rows.push(book.row(Measure::SoakP99, Peer::Bare, None));
-    rows.push(book.row(Measure::SoakLongest, Peer::Bare, Some(RatioAtMost(2.0))));
+    rows.push(book.row(Measure::SoakTurn, Peer::Bare, Some(RatioAtMost(2.0))));
+    rows.push(book.row(Measure::SoakLongest, Peer::Bare, None));
     rows.push(book.row(Measure::SoakCpu, Peer::Bare, None));
     let growth = |peer| Some(book.median(peer, Measure::SoakCpu)? / book.median(peer, Measure::PacedCpu)?);
     let name = "growth of CPU per delivery from 1,000 to 100,000 connections against bare loop".to_owned();

@@ -227,6 +227,7 @@ impl Bench<'_> {
                 (Measure::SoakP99, millis(0.99)),
                 (Measure::SoakP999, millis(0.999)),
                 (Measure::SoakLongest, outcome.latency.max() as f64 / 1_000.0),
+                (Measure::SoakTurn, outcome.longest_turn.as_secs_f64() * 1_000.0),
                 (Measure::SoakCpu, outcome.cpu_nanos as f64 / 1_000.0 / outcome.deliveries.max(1) as f64),
                 (Measure::SoakBytes, outcome.anonymous_bytes as f64 / shape.connections as f64),
                 (Measure::SoakSetup, shape.connections as f64 / outcome.setup.as_secs_f64()),

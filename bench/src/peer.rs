@@ -162,7 +162,7 @@ impl Peer {
         match self {
             Self::Bare => {
                 command = Command::new(std::env::current_exe()?);
-                command.args(["bare", "--port", &port.to_string()]);
+                command.args(["bare", "--port", &port.to_string(), "--folder"]).arg(folder);
             }
             Self::Sidecar | Self::Untimed => {
                 let (boot, live) = (folder.join("boot.yaml"), folder.join("live.yaml"));

@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::{
+    bare,
     load::{Fleet, Target, publish::Publisher},
     peer::{Peer, Places},
     process,
@@ -101,6 +103,26 @@ impl Server {
         process::anonymous_bytes(self.child.id())
     }
 
+    /// The longest turn of its loops since it started; of a sidecar, of the last half minute at least.
+    pub(crate) fn longest_turn(&self) -> Result<Duration> {
+        let read = |name| std::fs::read_to_string(self.folder.path().join(name));
+        if self.peer == Peer::Bare {
+            // It begins to tell after a second.
+            let micros = read(bare::LONGEST_TURN).unwrap_or_default().parse().unwrap_or(0);
+            return Ok(Duration::from_micros(micros));
+        }
+        let boot = read("boot.yaml")?;
+        let admin = boot.split("admin: '").nth(1).and_then(|rest| rest.split('\'').next());
+        let admin = admin.context("a sidecar has an admin port")?;
+        let mut socket = TcpStream::connect(admin)?;
+        socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+        let mut page = String::new();
+        socket.read_to_string(&mut page)?;
+        let turns = page.lines().filter(|line| line.starts_with("fanout_shard_longest_turn_seconds{"));
+        let seconds = turns.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(Duration::from_secs_f64(seconds.fold(0.0, f64::max)))
+    }
+
     /// The last that it said.
     pub(crate) fn log(&self) -> String {
         let text = std::fs::read(self.folder.path().join("log")).unwrap_or_default();
@@ -163,7 +185,7 @@ fn pinned(cores: &str, command: &Command) -> Command {
 
 fn wait_until_it_listens(child: &mut Child, port: u16) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(15);
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
         if let Some(status) = child.try_wait()? {
             bail!("it ended at once: {status}");
         }

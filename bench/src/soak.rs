@@ -49,6 +49,8 @@ pub(crate) struct Outcome {
     pub(crate) anonymous_bytes: u64,
     pub(crate) setup: Duration,
     pub(crate) latency: Histogram<u64>,
+    /// Of the loops that write to clients: what everything else on a loop waits for.
+    pub(crate) longest_turn: Duration,
 }
 
 /// What a load process is told, as arguments.
@@ -122,8 +124,15 @@ pub(crate) fn run(peer: Peer, places: &Places, shape: Shape) -> Result<Outcome> 
         _ => vec![servers[0].publisher()?],
     };
     let cpu_before = cpu(&servers)?;
-    let published = publish(&mut publishers, shape)?;
-    std::thread::sleep(Duration::from_secs(2));
+    let done = AtomicBool::new(false);
+    let (published, longest_turn) = std::thread::scope(|scope| {
+        let turns = scope.spawn(|| longest_turn(&servers, &done));
+        let published = publish(&mut publishers, shape);
+        std::thread::sleep(Duration::from_secs(2));
+        done.store(true, Ordering::Relaxed);
+        let longest = turns.join().expect("it does not panic");
+        anyhow::Ok((published?, longest?))
+    })?;
     let cpu_nanos = cpu(&servers)? - cpu_before;
     let anonymous_bytes = bytes(&servers)?.saturating_sub(bytes_before);
     let (mut told, mut latency) = (Told::default(), tally::histogram());
@@ -143,7 +152,26 @@ pub(crate) fn run(peer: Peer, places: &Places, shape: Shape) -> Result<Outcome> 
         anonymous_bytes,
         setup,
         latency,
+        longest_turn,
     })
+}
+
+/// Asks the servers now and then, for a sidecar tells of the last half minute at least.
+fn longest_turn(servers: &[Server], done: &AtomicBool) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    loop {
+        let last = done.load(Ordering::Relaxed);
+        for server in servers {
+            longest = longest.max(server.longest_turn()?);
+        }
+        if last {
+            return Ok(longest);
+        }
+        let asked = process::now();
+        while process::now() < asked + Duration::from_secs(20) && !done.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 /// Round-robin over the channels; returns how many were made.
