@@ -47,7 +47,7 @@ fmt: ## format the Rust code
 bench: ## measure the sidecar beside a bare write loop and its peers (45 min)
 	@scripts/bench.sh
 
-bench-quick: ## the same rows, shorter (some 12 min)
+bench-quick: ## the same rows, shorter (10 min)
 	@scripts/bench.sh --quick
 
 screenshots: ## take the README's pictures of the playground, by a real browser

@@ -8,20 +8,21 @@ mod inner;
 mod listen;
 mod ready;
 mod settings;
+mod threads;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde_json::json;
 use sidecar_config::{BootSettings, BrokerKind, LiveSettings};
 use tokio::{
-    runtime::{self, Handle},
+    runtime::Handle,
     sync::{Notify, mpsc, watch},
     task::{JoinSet, spawn_blocking},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::listen::Listeners;
+use self::{inner::Bounds, listen::Listeners, threads::Threads};
 use crate::{
     admin::{self, Admin, BrokerRule, Readiness},
     api::{self, Api},
@@ -48,10 +49,11 @@ const WORK_QUEUE: usize = 16_384;
 const API_PORT: &str = "the API port";
 const ADMIN_PORT: &str = "the admin port";
 
-/// Longer than backends keep a connection that they do not use, so that they end it and not we.
-const API_PATIENCE: Duration = Duration::from_secs(75);
-/// A probe comes by a connection of its own; it must not wait long for one that somebody holds for nothing.
-const ADMIN_PATIENCE: Duration = Duration::from_secs(10);
+/// What backends keep open, and longer than they keep a connection that they do not use, so that they end it and not we.
+const API_BOUNDS: Bounds = Bounds { connections: 512, patience: Duration::from_secs(75) };
+/// Probes, scrapers and the operator; a probe comes by a connection of its own and must not wait long for one that
+/// somebody holds for nothing.
+const ADMIN_BOUNDS: Bounds = Bounds { connections: 256, patience: Duration::from_secs(5) };
 
 /// What is still open when the process ends is not waited for any longer.
 const STOP_TIME: Duration = Duration::from_secs(2);
@@ -87,7 +89,7 @@ pub struct App {
     shutdown: CancellationToken,
     tasks: JoinSet<&'static str>,
     http: ClientPort,
-    client: Option<runtime::Runtime>,
+    client: Threads,
 }
 
 /// Why a node did not start.
@@ -216,11 +218,7 @@ impl App {
         tokio::spawn(draining);
 
         // The doors.
-        let client = runtime::Builder::new_multi_thread()
-            .thread_name("client")
-            .enable_all()
-            .build()
-            .map_err(StartError::Threads)?;
+        let client = Threads::start("client")?;
         let api_metrics = api::Metrics::default();
         let channels = hub.clone();
         registry
@@ -230,7 +228,8 @@ impl App {
             .fanout(|registry| settings_metrics.register(registry))
             .fanout(|registry| drain_metrics.register(registry))
             .fanout(|registry| http_metrics.register(registry))
-            .fanout(|registry| api_metrics.register(registry));
+            .fanout(|registry| api_metrics.register(registry))
+            .fanout(|registry| log.register(registry));
         if let Some(allocator) = &allocator {
             registry.allocator(Arc::clone(allocator));
         }
@@ -256,10 +255,10 @@ impl App {
             allocator,
             about: Arc::new(about),
         };
-        tasks.spawn(named(API_PORT, inner::serve(api_port, api::router(api), API_PATIENCE, closing.clone())));
+        tasks.spawn(named(API_PORT, inner::serve(api_port, api::router(api), API_BOUNDS, closing.clone())));
         tasks.spawn(named(
             ADMIN_PORT,
-            inner::serve(admin_port, admin::router(admin), ADMIN_PATIENCE, closing.clone()),
+            inner::serve(admin_port, admin::router(admin), ADMIN_BOUNDS, closing.clone()),
         ));
         tokio::spawn(ready::follow_port(accepting, http.accepting(), drain.clone()));
         tasks.spawn_on(
@@ -277,7 +276,6 @@ impl App {
             "node listens"
         );
         let (bridge, bridge_died) = (bridge.tasks, bridge.died);
-        let client = Some(client);
         Ok(Self {
             addresses,
             shards,
@@ -362,9 +360,7 @@ impl App {
         if timeout(STOP_TIME, http.carried()).await.is_err() {
             tracing::warn!("clients that took nothing are cut off");
         }
-        if let Some(client) = client {
-            client.shutdown_background();
-        }
+        drop(client);
     }
 }
 

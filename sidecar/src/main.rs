@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Run) -> Result<()> {
     let config = Config::load(&args.config, &args.live)?;
-    let log = LogControl::start(args.log_format(), config.live.settings.log_level);
+    let (log, _written) = LogControl::start(args.log_format(), config.live.settings.log_level);
     panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
     let control = runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)

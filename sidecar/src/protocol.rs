@@ -10,7 +10,7 @@ pub mod websocket;
 
 use std::time::Duration;
 
-use self::websocket::{Deflater, Opcode};
+use self::websocket::{Decoder, Deflater, Inflater, MaxBytes, Opcode};
 use crate::domain::{ChannelName, CloseReason, Command, CommandError, Publication, StreamPosition};
 
 /// The client protocols.
@@ -134,12 +134,66 @@ impl Protocol {
         }
     }
 
+    /// Whether one subscription can end while the connection stays.
+    pub fn has_subscriptions(self) -> bool {
+        match self {
+            Self::RawFramed => true,
+            Self::RawBare | Self::Sse => false,
+        }
+    }
+
+    /// Whether a client that has to leave waits a random part of its advice by itself.
+    pub fn has_jitter(self) -> bool {
+        match self {
+            Self::RawBare | Self::RawFramed => true,
+            // An `EventSource` waits exactly as long as it is told.
+            Self::Sse => false,
+        }
+    }
+
+    /// Why the connection of a failed command has to close, where its client cannot be told while it stays.
+    pub fn close_reason(self, error: &CommandError) -> Option<CloseReason> {
+        match self {
+            Self::RawBare => Some(raw::bare::close_reason(error)),
+            Self::RawFramed | Self::Sse => None,
+        }
+    }
+
     /// The most bytes that a client's message may have where payloads may have `max_payload`.
     pub fn max_message(self, max_payload: usize) -> usize {
         match self {
             Self::RawBare => max_payload,
             Self::RawFramed => raw::framed::max_message(max_payload),
             Self::Sse => 0,
+        }
+    }
+
+    /// Reads the frame at the start of `input` and says how many bytes it had; `None` while it is incomplete. `channel`
+    /// is the connection's first, `inflater` there where messages may be compressed; of `max`, the message is a
+    /// publication's payload.
+    ///
+    /// # Errors
+    /// Why the connection has to close.
+    pub fn read(
+        self,
+        decoder: &mut Decoder,
+        input: &mut [u8],
+        channel: Option<&ChannelName>,
+        max: MaxBytes,
+        inflater: Option<&mut Inflater>,
+    ) -> Result<Option<(usize, Incoming)>, CloseReason> {
+        match self {
+            Self::RawBare | Self::RawFramed => raw::read(self, decoder, input, channel, max, inflater),
+            // An event stream has no way in.
+            Self::Sse => Err(CloseReason::ProtocolError),
+        }
+    }
+
+    /// Appends what stands before all else.
+    pub fn put_head(self, out: &mut Vec<u8>) {
+        match self {
+            Self::RawBare | Self::RawFramed => {}
+            Self::Sse => sse::put_head(out),
         }
     }
 

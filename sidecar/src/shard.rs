@@ -2,7 +2,8 @@
 //! [`Door`] to bring a connection, [`Mailbox`] to send mail, and the [`Work`] that comes out; everything else is
 //! private.
 //!
-//! A shard never blocks, locks (but for its mailbox and a pipe), awaits or logs per message. It calls nobody: it
+//! A shard never blocks, locks (but for its mailbox, a pipe, and a look-up in the counts of bounded clients), awaits or
+//! logs per message. It calls nobody: it
 //! hands [`Work`] to a sender that `app` gave it.
 
 mod backlog;
@@ -362,6 +363,27 @@ fn shares(count: usize, held: &[usize]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Policies;
+
+    #[tokio::test]
+    async fn a_shard_whose_thread_panics_is_told_and_the_others_still_end() {
+        let config = Config {
+            shards: 2,
+            node: NodeId(1),
+            max_connections: 10,
+            mailbox_bytes: 1_000,
+            time_deliveries: false,
+        };
+        let settings = sidecar_config::LiveSettings::default();
+        let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
+        let (work, _) = mpsc::channel(1);
+        let shards = Shards::spawn(config, Arc::new(rules), &work).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), shards.died()).await.is_err());
+        shards.members[1].mailbox.send(Mail::Panic);
+        let died = tokio::time::timeout(Duration::from_secs(20), shards.died()).await;
+        assert_eq!(died.expect("told in time"), 1);
+        shards.stop();
+    }
 
     #[test]
     fn a_drain_takes_from_each_shard_by_what_it_holds() {

@@ -1,9 +1,19 @@
 //! Structured logs: one line an event, as text or JSON, on stderr. No payload, token or key ever gets here.
+//!
+//! A thread of its own writes them, for shards log the end of each connection and must not wait for whoever reads the
+//! log. Where that one does not keep up, lines are dropped and counted.
 
 use std::io::{self, IsTerminal};
 
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::counter::ConstCounter,
+    registry::Registry as Metrics,
+};
 use sidecar_config::LogLevel;
 use tracing::{Level, level_filters::LevelFilter};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
@@ -17,21 +27,34 @@ pub enum LogFormat {
     Text,
 }
 
+/// Lines that wait to be written: what a crowd of connections that end together has to say, some MiB.
+const LINES: usize = 16_384;
+
 /// Changes what is logged while the process runs. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct LogControl(Option<reload::Handle<Targets, Registry>>);
+pub struct LogControl(Option<Log>);
+
+#[derive(Clone, Debug)]
+struct Log {
+    filter: reload::Handle<Targets, Registry>,
+    dropped: ErrorCounter,
+}
 
 impl LogControl {
-    /// Begins to log. Called once, by `main`; where somebody else logs already, it changes nothing.
-    pub fn start(format: LogFormat, level: LogLevel) -> Self {
+    /// Begins to log, until the guard is dropped: then what waits is written. Called once, by `main`; where somebody
+    /// else logs already, it changes nothing.
+    pub fn start(format: LogFormat, level: LogLevel) -> (Self, WorkerGuard) {
         let (filter, handle) = reload::Layer::new(targets(level));
-        let layer = fmt::layer().with_writer(io::stderr);
+        let (writer, guard) =
+            NonBlockingBuilder::default().buffered_lines_limit(LINES).thread_name("log").finish(io::stderr());
+        let dropped = writer.error_counter();
+        let layer = fmt::layer().with_writer(writer);
         let layer = match format {
             LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
             LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).with_filter(filter).boxed(),
         };
         let started = tracing_subscriber::registry().with(layer).try_init().is_ok();
-        Self(started.then_some(handle))
+        (Self(started.then_some(Log { filter: handle, dropped })), guard)
     }
 
     /// A control of nothing, where another part of the program logs.
@@ -41,9 +64,9 @@ impl LogControl {
 
     /// Logs this level and what is more severe from now on.
     pub fn set(&self, level: LogLevel) {
-        if let Some(handle) = &self.0 {
+        if let Some(Log { filter, .. }) = &self.0 {
             // Fails only when the subscriber is gone, at the end of the process.
-            let _ = handle.reload(targets(level));
+            let _ = filter.reload(targets(level));
         }
     }
 
@@ -51,7 +74,21 @@ impl LogControl {
     pub fn level(&self) -> Option<LogLevel> {
         let ours =
             |targets: &Targets| targets.iter().find(|(target, _)| *target == OURS).map(|(_, level)| level);
-        self.0.as_ref().and_then(|handle| handle.with_current(ours).ok().flatten()).map(from_filter)
+        self.0.as_ref().and_then(|log| log.filter.with_current(ours).ok().flatten()).map(from_filter)
+    }
+
+    /// Registers what it counts below `registry`'s prefix.
+    pub fn register(&self, registry: &mut Metrics) {
+        registry.register_collector(Box::new(self.clone()));
+    }
+}
+
+impl Collector for LogControl {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let lines = self.0.as_ref().map_or(0, |log| log.dropped.dropped_lines());
+        let metric = ConstCounter::new(lines as u64);
+        let help = "Lines of the log that were dropped because whoever reads it did not keep up";
+        metric.encode(encoder.encode_descriptor("log_lines_dropped", help, None, metric.metric_type())?)
     }
 }
 

@@ -82,10 +82,11 @@ impl Desk {
                     Join::Live => self.subscribed(shard, channel, Ok(())),
                 },
                 Task::Unsubscribe { channel } => self.grace.extend(self.hub.leave(&channel, shard)),
-                Task::Publish { connection, channel, payload, id, user } => {
+                Task::Publish { connection, channel, payload, id, user, held } => {
                     let user = user.map(|user| user.to_string());
                     let draft = Draft { id: id.clone(), user, ..Draft::new(channel, payload) };
                     self.publish(shard, connection, id, draft);
+                    drop(held);
                 }
             }
         }

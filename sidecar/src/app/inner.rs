@@ -13,24 +13,31 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-/// Connections of one port at a time: what backends keep open. Further ones wait in the system's queue.
-const CONNECTIONS: usize = 1_024;
 /// Bytes of a request that wait to be understood, its head included.
 const BUFFER: usize = 64 * 1_024;
 
-/// Serves a router until `shutdown`, then answers what it has taken. `patience`: for the head of a request, the pause
-/// since the one before included.
+/// What callers of a port may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Connections at a time; further ones wait in the system's queue.
+    pub(super) connections: usize,
+    /// For the head of a request, the pause since the one before included.
+    pub(super) patience: Duration,
+}
+
+/// Serves a router until `shutdown`, then answers what it has taken.
 pub(super) async fn serve(
     listener: std::net::TcpListener,
     router: Router,
-    patience: Duration,
+    bounds: Bounds,
     shutdown: CancellationToken,
 ) {
+    let Bounds { connections, patience } = bounds;
     let mut listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "failed to serve a port"),
     };
-    let (places, tasks) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
+    let (places, tasks) = (Arc::new(Semaphore::new(connections)), TaskTracker::new());
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await.expect("never closed");

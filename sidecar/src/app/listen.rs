@@ -9,13 +9,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sidecar_config::Listen;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::StartError;
+use super::{ADMIN_BOUNDS, API_BOUNDS, StartError};
 
 /// Connections that wait to be accepted: a crowd that comes back at once. The system caps it at its own limit.
 const BACKLOG: i32 = 4_096;
 
-/// Files that are no client's: listeners, polls, wakers, Redis, logs, and connections to api and admin.
-const OTHER_FILES: u64 = 256;
+/// Files that are no client's: connections to api and admin, and listeners, polls, wakers, Redis and settings.
+const OTHER_FILES: u64 = (API_BOUNDS.connections + ADMIN_BOUNDS.connections) as u64 + 128;
 
 /// Where a node listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -275,7 +275,8 @@ async fn a_user_is_disconnected_everywhere_and_a_client_where_it_is() {
     let peers = &nodes[0].bridge.peers;
     assert_eq!(peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await, 22);
     let connection = ConnectionId { shard: 1, slot: 0, generation: 0 };
-    let closed = |node| peers.disconnect(Who::Client(node, connection), CloseReason::Disconnected);
+    let closed =
+        |node| peers.disconnect(Who::Client { node, connection, user: None }, CloseReason::Disconnected);
     assert_eq!(closed(nodes[1].id).await, 10, "one shard of the other node");
     assert_eq!(closed(nodes[0].id).await, 1);
     assert_eq!(closed(NodeId(5)).await, 0, "no such node");

@@ -54,6 +54,36 @@ pub enum CommandError {
 }
 
 impl CommandError {
+    /// Names of all kinds, for metrics.
+    pub const KINDS: [&'static str; 10] = [
+        "unavailable",
+        "overloaded",
+        "unknown_channel",
+        "permission_denied",
+        "already_subscribed",
+        "not_subscribed",
+        "too_many_channels",
+        "too_many_requests",
+        "no_history",
+        "bad_request",
+    ];
+
+    /// Its place in [`Self::KINDS`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::Unavailable => 0,
+            Self::Overloaded => 1,
+            Self::UnknownChannel => 2,
+            Self::PermissionDenied => 3,
+            Self::AlreadySubscribed => 4,
+            Self::NotSubscribed => 5,
+            Self::TooManyChannels { .. } => 6,
+            Self::TooManyRequests { .. } => 7,
+            Self::NoHistory => 8,
+            Self::BadRequest(_) => 9,
+        }
+    }
+
     /// The number that protocols send.
     pub fn code(&self) -> u16 {
         match self {

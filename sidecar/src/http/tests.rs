@@ -154,7 +154,7 @@ async fn loop_back(
                 assert!(interest.lock().unwrap().remove(&(shard, channel)), "given back once");
                 continue;
             }
-            Task::Publish { connection, channel, payload, id, user: _ } => {
+            Task::Publish { connection, channel, payload, id, .. } => {
                 let publication = Arc::new(Publication::bare(channel.clone(), payload));
                 for (shard, mailbox) in (0..).zip(&mailboxes) {
                     if interest.lock().unwrap().contains(&(shard, channel.clone())) {

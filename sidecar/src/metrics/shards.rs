@@ -51,6 +51,7 @@ impl Page<'_> {
             connections,
             accepted,
             closed,
+            failed,
             messages_in,
             bytes_in,
             messages_out,
@@ -85,6 +86,7 @@ impl Page<'_> {
         self.counters("client_connections_accepted", help, "protocol", &protocols(accepted))?;
         let closed: Vec<_> = closed.into_iter().map(|(reason, count)| (reason.name(), count)).collect();
         self.counters("client_disconnects", "Connections that ended", "reason", &closed)?;
+        self.counters("client_command_errors", "Commands of clients that failed", "error", &failed)?;
         let actions = [
             ("disconnect", slow_disconnected),
             ("drop_oldest", slow_dropped),
@@ -94,7 +96,7 @@ impl Page<'_> {
         ];
         let help = "Connections closed (disconnect, write_timeout) and messages skipped (drop_oldest, drop_newest, conflate) because a client read too slowly";
         self.counters("client_slow_consumer", help, "action", &actions)?;
-        let help = "Connections closed because a client's bytes made the protocol's code panic";
+        let help = "Connections closed because code that served them alone panicked";
         self.counter("client_panics", help, panics)?;
         self.counter(
             "compression_input_size",

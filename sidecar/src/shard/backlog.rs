@@ -38,8 +38,9 @@ impl Backlog {
         Lag { bytes: self.unsent().len() as u64, messages: self.frames.len() as u64 }
     }
 
-    /// Adds newer frames, keeps the newest of each key, and of these as many as fit the bounds (one at least).
-    pub(crate) fn merge<'a>(&mut self, newer: impl Iterator<Item = (Key, &'a [u8])>, max: Lag) {
+    /// Adds newer frames, keeps the newest of each key, and of these as many as fit the bounds (one at least). Whether
+    /// all fitted.
+    pub(crate) fn merge<'a>(&mut self, newer: impl Iterator<Item = (Key, &'a [u8])>, max: Lag) -> bool {
         let old = std::mem::take(self);
         let mut at = old.sent;
         let kept = old.frames.iter().map(|(key, length)| {
@@ -51,13 +52,14 @@ impl Backlog {
         for (key, frame) in newer {
             all.push((key, frame));
         }
-        let (mut seen, mut chosen, mut bytes) = (HashSet::new(), Vec::new(), 0);
+        let (mut seen, mut chosen, mut bytes, mut all_fit) = (HashSet::new(), Vec::new(), 0, true);
         for (key, frame) in all.into_iter().rev() {
             if !seen.insert(key) {
                 continue;
             }
             bytes += frame.len() as u64;
             if !chosen.is_empty() && (bytes > max.bytes || chosen.len() as u64 >= max.messages) {
+                all_fit = false;
                 break;
             }
             chosen.push((key, frame));
@@ -66,6 +68,7 @@ impl Backlog {
             self.bytes.extend_from_slice(frame);
             self.frames.push_back((key, frame.len() as u32));
         }
+        all_fit
     }
 
     /// Moves on by what was sent.
@@ -94,7 +97,8 @@ mod tests {
 
     fn backlog(frames: &[(Key, &str)], max: Lag) -> Backlog {
         let mut backlog = Backlog::default();
-        backlog.merge(frames.iter().map(|(key, frame)| (*key, frame.as_bytes())), max);
+        let all_fit = backlog.merge(frames.iter().map(|(key, frame)| (*key, frame.as_bytes())), max);
+        assert_eq!(all_fit, max == ALL);
         backlog
     }
 
@@ -102,7 +106,7 @@ mod tests {
     fn the_newest_of_each_key_is_kept_in_the_order_of_the_newest() {
         let mut backlog = backlog(&[(1, "a1 "), (2, "b1 "), (1, "a2 "), (3, "c1 ")], ALL);
         assert_eq!(backlog.unsent(), b"b1 a2 c1 ");
-        backlog.merge([(2, &b"b2 "[..])].into_iter(), ALL);
+        assert!(backlog.merge([(2, &b"b2 "[..])].into_iter(), ALL));
         assert_eq!(backlog.unsent(), b"a2 c1 b2 ");
         assert_eq!(backlog.lag(), Lag { bytes: 9, messages: 3 });
     }

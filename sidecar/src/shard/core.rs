@@ -6,6 +6,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     io::IoSlice,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -13,7 +14,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use sidecar_config::Compression;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{
     Arrived, Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Transport, Visitor, Work,
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, Publication, client_id},
     protocol::{
-        Advice, Protocol, Reply, WireForm, raw, sse,
+        Advice, Protocol, Reply, WireForm,
         websocket::{Deflater, Inflater},
     },
     session::{Circumstances, Session},
@@ -38,6 +39,8 @@ use crate::{
 const RESERVATION_MS: u64 = 10_000;
 /// For a client to answer a close frame.
 const CLOSE_MS: u64 = 5_000;
+/// Payload bytes of publications that wait for the control runtime: what a mailbox holds the other way.
+pub(super) const WORK_BYTES: usize = 16 * 1_024 * 1_024;
 /// Where what all logs hold passes this, mail waits until what is there was offered to everybody once.
 const MAX_LOG_BYTES: usize = 256 * 1_024 * 1_024;
 
@@ -59,6 +62,8 @@ pub(crate) struct Core {
     pub(super) node: NodeId,
     pub(super) rules: Arc<Rules>,
     pub(super) work: mpsc::Sender<Work>,
+    /// Bytes that may still wait for the control runtime.
+    pub(super) work_bytes: Arc<Semaphore>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) latencies: Latencies,
     pub(super) seats: Arc<Seats>,
@@ -85,6 +90,7 @@ pub(crate) struct Core {
     pub(super) random: SmallRng,
     /// Hashes what publications are about; keyed, for publishers choose it.
     pub(super) keys: RandomState,
+    /// Of all logs, and of what conflating subscriptions keep beside them.
     pub(super) log_bytes: usize,
     /// Deliveries of this stride.
     pub(super) flushed: Vec<Flushed>,
@@ -105,6 +111,7 @@ impl Core {
             node,
             rules,
             work,
+            work_bytes: Arc::new(Semaphore::new(WORK_BYTES)),
             metrics,
             latencies,
             seats,
@@ -204,7 +211,9 @@ impl Core {
             match reserving.transport {
                 Transport::Later(reply) => drop(reply.send(Err(refusal))),
                 Transport::Here(Arrived { link, handshake, .. }) => {
-                    let _ = link.write(&[IoSlice::new(&handshake.refused(refusal))]);
+                    if let Some(answer) = self.guard(slot, || handshake.refused(refusal)) {
+                        let _ = link.write(&[IoSlice::new(&answer)]);
+                    }
                     link.finish();
                 }
             }
@@ -221,7 +230,9 @@ impl Core {
     pub(crate) fn welcome(&mut self, slot: u32, arrived: Arrived) {
         let Arrived { link, leftover, handshake } = arrived;
         self.send_with(slot, |out| out.extend_from_slice(&handshake.accepted()));
-        self.attach(slot, link, &leftover);
+        if self.slots.is_taken(slot) {
+            self.attach(slot, link, &leftover);
+        }
     }
 
     /// Brings a reserved connection's transport, non-blocking and, if a socket, registered.
@@ -230,6 +241,9 @@ impl Core {
         self.slots[slot].link = Some(link);
         self.metrics.opened(protocol);
         self.greet(slot, protocol);
+        if !self.slots.is_taken(slot) {
+            return;
+        }
         // Spread over half an interval, so that clients that came together are not pinged together.
         let interval = self.ping_interval_ms();
         let first = self.random.random_range(interval / 2..=interval);
@@ -250,9 +264,7 @@ impl Core {
 
     /// The first bytes: for each subscription of the request that it is live.
     fn greet(&mut self, slot: u32, protocol: Protocol) {
-        if protocol == Protocol::Sse {
-            self.send_with(slot, sse::put_head);
-        }
+        self.send_with(slot, |out| protocol.put_head(out));
         for at in 0..self.slots[slot].subscriptions() {
             let name = self.index.channel_of(self.slots[slot].subscription(at).lane).name.clone();
             self.reply(slot, &Reply::Subscribed { channel: &name, id: None });
@@ -427,6 +439,11 @@ impl Core {
         *sent = Count { bytes: add(sent.bytes, cursor), messages: add(sent.messages, messages) };
     }
 
+    pub(super) fn held(&mut self, bytes: usize) {
+        self.log_bytes += bytes;
+        self.metrics.log_bytes.add(bytes as u64);
+    }
+
     pub(super) fn freed(&mut self, bytes: usize) {
         self.log_bytes -= bytes;
         self.metrics.log_bytes.sub(bytes as u64);
@@ -530,10 +547,10 @@ impl Core {
         channel: Option<&ChannelName>,
         id: Option<&str>,
     ) {
-        if self.slots[slot].protocol.has_replies() {
-            self.reply(slot, &Reply::Error { error, channel, id });
-        } else {
-            self.close(slot, raw::bare::close_reason(error), None);
+        self.metrics.failed[error.kind()].add(1);
+        match self.slots[slot].protocol.close_reason(error) {
+            Some(reason) => self.close(slot, reason, None),
+            None => self.reply(slot, &Reply::Error { error, channel, id }),
         }
     }
 
@@ -588,8 +605,7 @@ impl Core {
         if !std::mem::replace(&mut lane.dirty, true) {
             self.dirty_lanes.push_back(lane_key);
         }
-        self.log_bytes += added;
-        self.metrics.log_bytes.add(added as u64);
+        self.held(added);
     }
 
     /// Publications were lost. Who has a message for it is told in order with the publications. A bare client can
@@ -635,7 +651,9 @@ impl Core {
             return;
         }
         if self.slots[slot].is_promised() {
-            // Its handshake may have been answered: it is closed in its own protocol, once it is there.
+            // Its handshake may have been answered: it is closed in its own protocol, once it is there. Nothing waits
+            // for it until then.
+            self.leave_all(slot);
             self.slots[slot].cold().leaving = Some((reason, advice));
             return;
         }
@@ -788,10 +806,9 @@ impl Core {
         }
     }
 
-    /// An `EventSource` waits exactly as long as it is told: its random part is chosen here, or all would come back
-    /// together.
+    /// Chooses the random part for a client that does not do so by itself, or all would come back together.
     fn spread(&mut self, slot: u32, advice: Advice) -> Advice {
-        if self.slots[slot].protocol != Protocol::Sse {
+        if self.slots[slot].protocol.has_jitter() {
             return advice;
         }
         let part = self.random.random_range(Duration::ZERO..=advice.jitter);
@@ -852,12 +869,15 @@ impl Core {
     /// Ends the subscriptions that the settings no longer allow: one by one where the client can be told so.
     fn review(&mut self, slot: u32) {
         for at in (0..self.slots[slot].subscriptions()).rev() {
+            if !self.slots.is_taken(slot) {
+                return;
+            }
             let name = self.index.channel_of(self.slots[slot].subscription(at).lane).name.clone();
             let identity = &self.slots[slot].passport.as_ref().expect("a taken slot").session.identity;
             if self.rules.policies.subscribe(identity, &name).is_ok() {
                 continue;
             }
-            if self.slots[slot].protocol != Protocol::RawFramed || self.slots[slot].link.is_none() {
+            if !self.slots[slot].protocol.has_subscriptions() || self.slots[slot].link.is_none() {
                 self.close(slot, CloseReason::PermissionDenied, None);
                 return;
             }
@@ -866,6 +886,20 @@ impl Core {
             self.reply(slot, &Reply::Error { error, channel: Some(&name), id: None });
             self.reply(slot, &Reply::Unsubscribed { channel: &name, id: None });
         }
+    }
+
+    // === panics ===
+
+    /// Runs what serves one connection alone and touches nothing else. `None` where it panicked: then that connection
+    /// has to end, and nobody else is concerned.
+    pub(super) fn guard<T>(&self, slot: u32, serve: impl FnOnce() -> T) -> Option<T> {
+        let served = catch_unwind(AssertUnwindSafe(serve));
+        if served.is_err() {
+            self.metrics.panics.add(1);
+            let protocol = self.slots[slot].protocol.name();
+            tracing::error!(protocol, "serving a client panicked, its connection is closed");
+        }
+        served.ok()
     }
 
     // === time ===
@@ -879,9 +913,11 @@ impl Core {
     }
 
     /// Sets the one deadline of a connection; the end of its token, its age or its patience comes first if it is
-    /// nearer.
+    /// nearer. Its patience does not while a pong is waited for: a delivery meanwhile would leave a deadline that came
+    /// too early for the pong.
     fn arm(&mut self, slot: u32, at_ms: u64) {
-        let ends = [self.expires_ms(slot), self.age_ends_ms(slot), self.idle_ends_ms(slot)];
+        let idle = self.idle_ends_ms(slot).filter(|_| !self.slots[slot].flags.has(Flags::PINGED));
+        let ends = [self.expires_ms(slot), self.age_ends_ms(slot), idle];
         let at_ms = ends.into_iter().flatten().fold(at_ms, u64::min);
         let (tick, generation) = (self.wheel.tick_at(at_ms), self.slots[slot].generation);
         self.slots[slot].timer = tick;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Guest, Link, Visitor, metrics::Latencies};
 use crate::domain::{ChannelName, CloseReason, CommandError, ConnectionId, Payload, Policies, Publication};
@@ -49,6 +49,9 @@ pub enum Mail {
     Channels { reply: oneshot::Sender<Vec<(ChannelName, u32)>> },
     /// Finish what can be written at once, then end the thread.
     Stop,
+    /// Panic.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The settings that a shard follows.
@@ -140,6 +143,8 @@ pub enum Task {
         payload: Payload,
         id: Option<String>,
         user: Option<Arc<str>>,
+        /// Its bytes, of those that a shard may have waiting; dropped once the broker has them.
+        held: OwnedSemaphorePermit,
     },
 }
 

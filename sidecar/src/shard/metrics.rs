@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    domain::CloseReason,
+    domain::{CloseReason, CommandError},
     latency::{Cell, Histogram, Snapshot},
     protocol::Protocol,
 };
@@ -16,6 +16,7 @@ pub(crate) struct ShardMetrics {
     pub(crate) connections: [Cell; Protocol::ALL.len()],
     pub(crate) accepted: [Cell; Protocol::ALL.len()],
     pub(crate) closed: [Cell; CloseReason::ALL.len()],
+    pub(crate) failed: [Cell; CommandError::KINDS.len()],
     pub(crate) messages_in: Cell,
     pub(crate) bytes_in: Cell,
     pub(crate) messages_out: Cell,
@@ -61,6 +62,8 @@ pub struct Totals {
     pub accepted: Vec<(Protocol, u64)>,
     /// Connections that ended.
     pub closed: Vec<(CloseReason, u64)>,
+    /// Commands that failed, by kind of error.
+    pub failed: Vec<(&'static str, u64)>,
     /// Messages that clients sent.
     pub messages_in: u64,
     /// Bytes that clients sent, framing included.
@@ -83,7 +86,7 @@ pub struct Totals {
     pub slow_conflated: u64,
     /// Connections closed because they took nothing for too long.
     pub write_timeouts: u64,
-    /// Connections that were closed because the protocol's code panicked.
+    /// Connections that were closed because code that served them alone panicked.
     pub panics: u64,
     /// Payload bytes of publications that were compressed, once for all who receive them so.
     pub deflate_in: u64,
@@ -150,6 +153,7 @@ impl Totals {
             connections: Protocol::ALL.map(|protocol| (protocol, 0)).to_vec(),
             accepted: Protocol::ALL.map(|protocol| (protocol, 0)).to_vec(),
             closed: CloseReason::ALL.map(|reason| (reason, 0)).to_vec(),
+            failed: CommandError::KINDS.map(|kind| (kind, 0)).to_vec(),
             ..Self::default()
         };
         shards.for_each(|shard| totals.add(shard));
@@ -167,6 +171,7 @@ impl Totals {
             connections,
             accepted,
             closed,
+            failed,
             messages_in,
             bytes_in,
             messages_out,
@@ -189,6 +194,7 @@ impl Totals {
         add_each(&mut self.connections, connections);
         add_each(&mut self.accepted, accepted);
         add_each(&mut self.closed, closed);
+        add_each(&mut self.failed, failed);
         for (sum, cell) in [
             (&mut self.messages_in, messages_in),
             (&mut self.bytes_in, bytes_in),

@@ -161,6 +161,8 @@ impl Reactor {
             Mail::Settings { rules, latencies } => core.set_rules(rules, latencies),
             Mail::Channels { reply } => drop(reply.send(core.channel_counts())),
             Mail::Stop => unreachable!("seen before"),
+            #[cfg(test)]
+            Mail::Panic => panic!("a test provokes it"),
         }
         while let Some((slot, arrived)) = self.core.next_arrived() {
             if self.watch(slot, &arrived.link) {

@@ -1,14 +1,19 @@
 //! Bytes from a client → messages → commands → steps.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use bytes::{Buf, BytesMut};
 
-use super::{Task, Work, connection::Flags, core::Core, link::Progress};
+use std::sync::Arc;
+
+use super::{
+    Task, Work,
+    connection::Flags,
+    core::{Core, WORK_BYTES},
+    link::Progress,
+};
 use crate::{
     domain::{ChannelName, CloseReason, Command, CommandError, Payload},
     protocol::{
-        Incoming, Message, Reply, raw,
+        Incoming, Message, Reply,
         websocket::{Decoder, Inflater, MaxBytes, frame},
     },
     session::Step,
@@ -24,6 +29,9 @@ const LIFE: usize = 1_024;
 /// What a client has to send for the protocol's code to panic, in tests.
 #[cfg(test)]
 pub(super) const PANIC: &[u8] = b"now panic";
+/// What has to be in a command's channel or at the end of an answer for the code behind the protocol's to panic.
+#[cfg(test)]
+pub(super) const PANIC_LATER: &[u8] = b"panic-later";
 
 impl Core {
     /// Reads once. What does not come in one read waits until others had their turn. `ended` says that the end of the
@@ -176,7 +184,7 @@ impl Core {
         session.flow.take(frames, bytes, max_message, &hub.limits, self.now.ms)
     }
 
-    /// The next frame. A panic in the protocol's code ends this connection alone: it saw nothing else.
+    /// The next frame.
     fn next(
         &self,
         slot: u32,
@@ -197,13 +205,9 @@ impl Core {
         let read = || {
             #[cfg(test)]
             assert!(!bytes.ends_with(PANIC), "a test provokes it");
-            raw::read(protocol, decoder, bytes, channel, max, inflater)
+            protocol.read(decoder, bytes, channel, max, inflater)
         };
-        catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
-            self.metrics.panics.add(1);
-            tracing::error!(protocol = protocol.name(), "a client's bytes made the protocol's code panic");
-            Err(CloseReason::Internal)
-        })
+        self.guard(slot, read).unwrap_or(Err(CloseReason::Internal))
     }
 
     /// The stream cannot be read any further. Says so, and throws away what comes until the client ends it: to end
@@ -260,8 +264,15 @@ impl Core {
             subscribed: self.has_channel(slot, channel).is_some(),
             now_ms: self.now.ms,
         };
-        let passport = self.slots[slot].passport.as_mut().expect("a taken slot");
-        match passport.session.on(command, &now) {
+        let mut passport = self.slots[slot].passport.take().expect("a taken slot");
+        let step = self.guard(slot, || {
+            #[cfg(test)]
+            assert!(!command.channel().as_str().as_bytes().ends_with(PANIC_LATER), "a test provokes it");
+            passport.session.on(command, &now)
+        });
+        self.slots[slot].passport = Some(passport);
+        let Some(step) = step else { return self.violated(slot, CloseReason::Internal) };
+        match step {
             Step::Publish { channel, payload, id } => self.publish(slot, channel, payload, id),
             Step::Subscribe { channel, id } => {
                 if let Err(error) = self.subscribe(slot, &channel, id.clone()) {
@@ -278,13 +289,16 @@ impl Core {
     }
 
     fn publish(&mut self, slot: u32, channel: ChannelName, payload: Payload, id: Option<String>) {
-        let Ok(room) = self.work.try_reserve() else {
+        // A constant a message bounds empty payloads too; one that is larger than all that may wait waits alone.
+        let bytes = (payload.bytes().len() + 128).min(WORK_BYTES);
+        let held = Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32);
+        let (Ok(room), Ok(held)) = (self.work.try_reserve(), held) else {
             self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());
             return;
         };
         let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
         let (connection, user) = (self.id(slot), passport.session.identity.user.clone());
-        let task = Task::Publish { connection, channel, payload, id, user };
+        let task = Task::Publish { connection, channel, payload, id, user, held };
         room.send(Work { shard: self.shard, task });
         let cold = self.slots[slot].cold();
         cold.in_flight += 1;

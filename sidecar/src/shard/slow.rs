@@ -94,10 +94,15 @@ impl Core {
             backlog => {
                 let mut backlog = backlog.unwrap_or_default();
                 let before = backlog.lag();
-                backlog.merge(log.frames(from), max);
+                let is_whole = backlog.merge(log.frames(from), max);
                 let kept = backlog.lag();
                 let head = log.head();
                 self.slots[slot].put_backlog(lane, backlog);
+                self.held(kept.bytes as usize);
+                self.freed(before.bytes as usize);
+                if !is_whole {
+                    self.tell_later(slot, lane);
+                }
                 (head, kept, before)
             }
         };
@@ -147,6 +152,7 @@ impl Core {
             self.slots[slot].set_stop(lane, None);
         }
         if let Some(backlog) = self.slots[slot].take_backlog(lane) {
+            self.freed(backlog.lag().bytes as usize);
             self.count_skipped(slot, backlog.lag());
         }
     }
@@ -172,7 +178,9 @@ impl Core {
             return;
         }
         let mut backlog = self.slots[slot].take_backlog(lane).expect("it was sent from");
+        let before = backlog.lag();
         let Taken { messages, rest } = backlog.take(sent);
+        self.freed((before.bytes - backlog.lag().bytes) as usize);
         self.metrics.messages_out.add(messages);
         let slot = &mut self.slots[slot];
         slot.put_backlog(lane, backlog);

@@ -261,8 +261,19 @@ impl Core {
 
     /// Puts what `write` writes into the outbox, to be sent with the next visit.
     pub(super) fn send_with(&mut self, slot: u32, write: impl FnOnce(&mut Vec<u8>)) {
-        self.scratch.clear();
-        write(&mut self.scratch);
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        let written = self.guard(slot, || {
+            write(&mut bytes);
+            #[cfg(test)]
+            assert!(!bytes.ends_with(super::read::PANIC_LATER), "a test provokes it");
+        });
+        self.scratch = bytes;
+        if written.is_none() {
+            // Nothing can be said that would not come from the same code.
+            self.end(slot, CloseReason::Internal);
+            return;
+        }
         if self.scratch.is_empty() {
             return;
         }

@@ -1,7 +1,10 @@
 use std::{collections::VecDeque, sync::Mutex as StdMutex, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::sleep,
+};
 
 use super::*;
 use crate::{
@@ -112,6 +115,7 @@ fn publish(name: &str, id: &str, payload: &'static str) -> Task {
         payload: Payload::Text(Bytes::from_static(payload.as_bytes())),
         id: Some(id.into()),
         user: None,
+        held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     }
 }
 

@@ -9,6 +9,7 @@
 mod churn;
 mod frames;
 mod handshake;
+mod memory;
 mod stuck;
 mod support;
 mod tls;

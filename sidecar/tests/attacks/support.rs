@@ -84,10 +84,14 @@ impl Sidecar {
 
     /// Bytes that the process holds of its own, as MiB.
     pub(crate) fn memory(&self) -> u64 {
+        self.memory_kib() * 1_024 / MIB
+    }
+
+    /// The same as KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
-        kib * 1_024 / MIB
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// What the process has used of all cores.

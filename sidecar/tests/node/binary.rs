@@ -27,9 +27,13 @@ pub(crate) fn sidecar() -> Command {
 
 impl Program {
     pub(crate) async fn start(setup: &Setup) -> Self {
+        Self::start_by(&mut sidecar(), setup).await
+    }
+
+    /// By another command, which is given the program's arguments.
+    pub(crate) async fn start_by(command: &mut Command, setup: &Setup) -> Self {
         let (directory, boot, live, _) = setup.write();
         let log = fs::File::create(directory.path().join("log")).unwrap();
-        let mut command = sidecar();
         command
             .args(["run", "--log-format", "json", "--node-name", "here", "--config"])
             .arg(&boot)

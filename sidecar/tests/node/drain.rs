@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::support::{SOON, Setup, http, soon, with_sidecar};
+use crate::support::{SOON, Setup, eventually, http, soon, with_sidecar};
 
 fn pace(per_second: u32, timeout: u32) -> Value {
     json!({"maxDisconnectsPerSecond": per_second, "timeoutSeconds": timeout, "reconnectJitterSeconds": 7})
@@ -144,4 +144,13 @@ async fn what_was_published_before_a_client_leaves_is_confirmed_before_it_leaves
         assert_eq!(witness.text().await, r#""the next""#, "nothing was published that was not confirmed");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_dropped_without_a_stop_ends_too() {
+    // As when a shard died: what its runtimes do is not waited for, and may not be within another runtime.
+    let node = Setup::open().start().await;
+    let address = node.client_address();
+    drop(node);
+    eventually("nobody listens", async || TcpStream::connect(address).await.err()).await;
 }

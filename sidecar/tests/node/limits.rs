@@ -1,10 +1,15 @@
 //! What one connection and one node may do at most.
 
+use std::process::Command;
+
 use reqwest::StatusCode;
 use serde_json::json;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     binary::Program,
@@ -63,12 +68,64 @@ async fn channels_names_and_headers_are_bounded() {
         assert_eq!(client.json().await["error"]["code"], 106);
         client.send_json(&json!({"publish": {"channel": "room-34567890", "data": 1, "id": "1"}})).await;
         assert_eq!(client.json().await["error"]["code"], 107);
+        for error in ["too_many_channels", "bad_request"] {
+            node.until_metric(&format!("fanout_client_command_errors_total{{error=\"{error}\"}}"), 1.0).await;
+        }
         let long = [("x-padding", "x".repeat(3_000))];
         let long: Vec<_> = long.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let (status, _) = node.try_connect("/ws/lobby", &long).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        let longer = [("x-padding", "x".repeat(30_000))];
+        let longer: Vec<_> = longer.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (status, _) = node.try_connect("/ws/lobby", &longer).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        // The second one by hyper, which does not get as far as to ask us.
+        node.until_metric("fanout_client_refused_total{reason=\"headers\"}", 2.0).await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_accepted_at_the_pace_of_the_settings_and_half_requests_are_cut_off() {
+    let limits = json!({"limits": {"acceptsPerSecond": 5, "headerTimeoutSeconds": 1}});
+    with_sidecar(Setup::open().live("hub", limits), async |node| {
+        let began = std::time::Instant::now();
+        let mut clients = Vec::new();
+        for _ in 0..12 {
+            clients.push(node.connect("/ws/lobby").await);
+        }
+        // Five at once, then one each fifth of a second.
+        assert!(began.elapsed().as_millis() >= 1_200, "{:?}", began.elapsed());
+        assert!(node.metric("fanout_client_accept_waits_total").unwrap() >= 6.0);
+        let mut half = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        half.write_all(b"GET /ws/lobby HTTP/1.1\r\nhost: ").await.unwrap();
+        assert_eq!(soon(half.read_to_end(&mut Vec::new())).await.unwrap(), 0);
+        node.until_metric("fanout_client_refused_total{reason=\"timeout\"}", 1.0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_low_limit_of_open_files_lowers_how_many_a_node_holds_and_is_told() {
+    let program = Program::start_by(
+        Command::new("sh")
+            .args(["-c", r#"ulimit -n 900 && exec "$0" "$@""#])
+            .arg(env!("CARGO_BIN_EXE_fanout-sidecar")),
+        &Setup::open(),
+    )
+    .await;
+    let metrics = format!("http://{}/metrics", program.addresses.admin);
+    let page = soon(soon(http().get(&metrics).send()).await.unwrap().text()).await.unwrap();
+    assert!(page.lines().any(|line| line == "fanout_node_capacity 4"), "{page}");
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(program.connect("/ws/lobby").await);
+    }
+    let refused = crate::support::connect(program.addresses.client, "/ws/lobby", &[]).await;
+    assert_eq!(refused.map(drop).unwrap_err().0, StatusCode::SERVICE_UNAVAILABLE);
+    let told = program.log();
+    let told = told.lines().find(|line| line.contains("lowers hub.maxConnections")).expect("it is told");
+    assert!(told.contains("\"open_files\":900") && told.contains("\"most\":4"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

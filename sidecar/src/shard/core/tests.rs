@@ -717,6 +717,97 @@ fn a_panic_in_the_protocols_code_closes_that_connection_alone_and_is_counted() {
     assert_eq!(bench.frames(&mut other), ["x"]);
 }
 
+#[test]
+fn a_panic_behind_the_protocol_ends_that_connection_alone_too() {
+    let mut bench = Bench::new();
+    let mut asking = bench.connect(Protocol::RawFramed, &["a"]);
+    let pinging = bench.connect(Protocol::RawBare, &["a"]);
+    let mut other = bench.connect(Protocol::RawBare, &["a"]);
+    bench.frames(&mut asking);
+    bench.hear(&asking, Opcode::Text, br#"{"publish":{"channel":"panic-later","data":1}}"#);
+    assert_eq!(bench.frames(&mut asking), ["close 3004"], "its session");
+    bench.hear(&pinging, Opcode::Ping, crate::shard::read::PANIC_LATER);
+    assert!(bench.is_over(&pinging), "its answer");
+    assert_eq!(bench.core.metrics.panics.get(), 2);
+    bench.publish("a", "x");
+    assert_eq!(bench.frames(&mut other), ["x"]);
+}
+
+#[test]
+fn publications_that_wait_for_the_control_runtime_are_bounded_in_bytes() {
+    let mut bench = Bench::new();
+    let mut settings = rules(SETTINGS);
+    let hub = &mut Arc::get_mut(&mut settings).unwrap().hub;
+    (hub.max_message_bytes, hub.limits.bytes_per_second) = (WORK_BYTES as u32, u32::MAX);
+    bench.set_rules(settings);
+    let mut client = bench.connect(Protocol::RawFramed, &["a"]);
+    bench.frames(&mut client);
+    let half = json_of(1, WORK_BYTES / 2);
+    let publish = format!(r#"{{"publish":{{"channel":"a","data":{half},"id":"1"}}}}"#);
+    bench.hear(&client, Opcode::Text, publish.as_bytes());
+    bench.hear(&client, Opcode::Text, publish.as_bytes());
+    assert!(bench.frames(&mut client)[0].contains(r#""code":111"#), "the second is one too many");
+    assert_eq!(bench.answer_work(&Ok(())).len(), 1);
+    bench.hear(&client, Opcode::Text, publish.as_bytes());
+    assert_eq!(bench.answer_work(&Ok(())).len(), 1, "there is room again");
+}
+
+#[test]
+fn a_promised_connection_that_lags_too_far_holds_nothing_and_is_counted_once() {
+    let mut bench = Bench::new();
+    let mut answer = bench.ask(Protocol::RawFramed, Identity::default(), &["small:a"]);
+    bench.answer_work(&Ok(()));
+    let reserved = answer.try_recv().unwrap().unwrap();
+    for _ in 0..100 {
+        bench.publish("small:a", &"x".repeat(1_000));
+        bench.turn();
+    }
+    assert_eq!((bench.log_bytes(), bench.core.metrics.slow_disconnected.get()), (0, 1));
+    let mut client = bench.attach(reserved);
+    assert_eq!(bench.frames(&mut client).last().map(String::as_str), Some("close 3008"));
+}
+
+#[test]
+fn pings_of_clients_that_came_together_are_spread() {
+    let mut bench = Bench::new();
+    let mut clients: Vec<Client> = (0..200).map(|_| bench.connect(Protocol::RawBare, &["a"])).collect();
+    let mut pinged = [0; 60];
+    for second in &mut pinged {
+        bench.pass(1_000);
+        for client in &mut clients {
+            for frame in bench.frames(client) {
+                assert_eq!(frame, "ping");
+                *second += 1;
+                bench.hear(client, Opcode::Pong, b"");
+            }
+        }
+    }
+    // Over ten seconds, each time.
+    assert!(*pinged.iter().max().unwrap() < 50, "{pinged:?}");
+    assert!(pinged.iter().sum::<u32>() >= 400, "{pinged:?}");
+}
+
+#[test]
+fn a_client_has_the_whole_time_for_its_pong_whatever_its_idle_time() {
+    for idle in 6..40 {
+        let mut bench = with_limits(&format!("idleTimeoutSeconds: {idle}"));
+        let mut silent = bench.connect(Protocol::RawBare, &["a"]);
+        let mut pinged = None;
+        let waited = (0..400).find_map(|tenth| {
+            bench.pass(100);
+            if tenth % 40 == 0 {
+                bench.publish("a", "x");
+            }
+            let frames = bench.frames(&mut silent);
+            if frames.iter().any(|frame| frame == "ping") {
+                pinged = Some(tenth);
+            }
+            frames.iter().any(|frame| frame == "close 3012").then(|| tenth - pinged.expect("a ping before"))
+        });
+        assert!((49..=55).contains(&waited.expect("closed")), "{waited:?} tenths with {idle} s");
+    }
+}
+
 // === slow consumers ===
 
 #[test]
@@ -902,6 +993,34 @@ fn conflate_keeps_the_newest_message_of_each_key() {
     assert_eq!((bench.log_bytes(), bench.core.slots[slow.slot].flags.has(Flags::BEHIND)), (0, false));
     bench.publish_about("latest:a", "key 1", "400 ");
     assert_eq!(numbers(&bench.frames(&mut slow)), [400]);
+}
+
+#[test]
+fn what_a_conflating_client_is_kept_is_counted_and_what_does_not_fit_is_told() {
+    let mut bench = Bench::new();
+    let mut slow = bench.connect(Protocol::RawFramed, &["latest:a"]);
+    bench.frames(&mut slow);
+    for i in 0..400 {
+        bench.publish_about("latest:a", &format!("key {}", i % 40), &json_of(i, 1_000));
+        bench.turn();
+    }
+    let kept = bench.core.slots[slow.slot].backlog(bench.core.slots[slow.slot].first.lane).unwrap().lag();
+    assert!(kept.messages <= 10 && kept.bytes <= 20_000, "{kept:?}");
+    assert!(bench.log_bytes() >= kept.bytes, "{} bytes counted", bench.log_bytes());
+    let frames = bench.frames(&mut slow);
+    assert!(frames.iter().any(|frame| frame.contains("slowConsumer")), "{frames:?}");
+    assert!(frames.last().unwrap().contains("399"), "{frames:?}");
+    assert_eq!(bench.log_bytes(), 0);
+    for i in 0..400 {
+        bench.publish_about("latest:a", &format!("key {}", i % 40), &json_of(i, 1_000));
+        bench.turn();
+    }
+    bench.core.force();
+    assert_eq!(bench.log_bytes(), 0, "a client that ends lets go of it");
+}
+
+fn json_of(number: usize, bytes: usize) -> String {
+    serde_json::json!({"number": number, "padding": "x".repeat(bytes)}).to_string()
 }
 
 #[test]

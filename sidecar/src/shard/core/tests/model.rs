@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use super::*;
 
 /// One channel for each policy; the bounds of all but `few` are under two pipes full.
-const CHANNELS: [&str; 5] = ["small:a", "few:a", "oldest:a", "newest:a", "latest:a"];
+const CHANNELS: [&str; 6] = ["small:a", "few:a", "oldest:a", "newest:a", "latest:a", KEYED];
+/// Whose publications have keys.
+const KEYED: &str = "latest:keyed";
+const KEYS: usize = 3;
 const CLIENTS: usize = 4;
 
 #[derive(Clone, Debug)]
@@ -69,7 +72,10 @@ impl Model {
                 let number = self.published[channel];
                 self.published[channel] += 1;
                 let text = json!({"channel": CHANNELS[channel], "number": number, "padding": "x".repeat(bytes), "bytes": bytes});
-                bench.publish(CHANNELS[channel], &text.to_string());
+                match CHANNELS[channel] {
+                    KEYED => bench.publish_about(KEYED, &(number % KEYS).to_string(), &text.to_string()),
+                    channel => bench.publish(channel, &text.to_string()),
+                }
             }
             Op::Turn => bench.turn(),
             Op::Read { client } => {
@@ -173,6 +179,9 @@ impl Reader {
                     interval.from < *published && last == Some(*published - 1),
                     "{channel}: {last:?} is the last"
                 );
+                if CHANNELS[channel] == KEYED {
+                    self.check_keys(&got, channel, interval.from, *published);
+                }
             }
         }
     }
@@ -188,9 +197,21 @@ impl Reader {
             return;
         }
         match CHANNELS[channel] {
+            KEYED => {}
             "small:a" | "few:a" => panic!("{number} where {expected} is next, and nothing may be skipped"),
             "latest:a" => {}
             _ => assert!(is_told || !self.framed, "{expected} to {number} were skipped without a word"),
+        }
+    }
+
+    /// Of each key the newest has come, unless the client was told that something is missing.
+    fn check_keys(&self, got: &[Got], channel: usize, from: usize, published: usize) {
+        let is_told = got.iter().any(|got| matches!(got, Got::Gap { channel: of } if *of == channel));
+        for newest in
+            (from.max(published.saturating_sub(KEYS))..published).filter(|_| self.framed && !is_told)
+        {
+            let came = |got: &Got| matches!(got, Got::Message { channel: of, number } if (*of, *number) == (channel, newest));
+            assert!(got.iter().any(came), "{newest}, the newest of its key, is missing");
         }
     }
 
