@@ -6,7 +6,8 @@
 //!
 //! What holds for every plan (tested as properties): where observed and desired agree it is empty; never are more
 //! nodes being drained than allowed; a node is removed only after it was out of its Services long enough; played
-//! step by step, it ends; a revision whose pods do not become ready leaves the older pods alone.
+//! step by step, it ends; a revision whose pods do not become ready leaves the older pods alone, whatever happens to
+//! these meanwhile.
 
 mod change;
 mod rollout;

@@ -1,6 +1,6 @@
 //! The plan against a small model of Kubernetes: what holds for every cluster and every order of events.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use fanout_operator::{
     api::Reason,
@@ -21,13 +21,15 @@ struct World {
     made: u64,
     /// Revisions whose pods never become ready.
     bad: Vec<String>,
+    /// Pods that are not ready for now.
+    down: BTreeSet<String>,
     /// Seconds that an ending pod takes.
     drain: i64,
 }
 
 impl World {
     fn new(observed: Observed) -> Self {
-        Self { observed, now: second(1_000_000), made: 0, bad: Vec::new(), drain: 3 }
+        Self { observed, now: second(1_000_000), made: 0, bad: Vec::new(), down: BTreeSet::new(), drain: 3 }
     }
 
     /// A cluster that runs `revision` and is left alone.
@@ -75,6 +77,25 @@ impl World {
                 continue;
             };
             assert!(!pod.ready || self.now.duration_since(retired) >= signed(SETTLE), "removed too early");
+        }
+    }
+
+    /// One of the old pods turns unready, turns ready again, or is deleted by somebody.
+    fn blip(&mut self, what: u8, which: &proptest::sample::Index) {
+        let old = |pod: &&mut ObservedPod| pod.set == "a" && pod.ends_by.is_none();
+        let mut pods: Vec<_> = self.observed.pods.iter_mut().filter(old).collect();
+        if pods.is_empty() {
+            return;
+        }
+        let at = which.index(pods.len());
+        let pod = &mut pods[at];
+        match what {
+            0 => {
+                pod.ready = false;
+                self.down.insert(pod.name.clone());
+            }
+            1 => drop(self.down.remove(&pod.name)),
+            _ => pod.ends_by = Some(self.now + SignedDuration::from_secs(self.drain)),
         }
     }
 
@@ -143,8 +164,9 @@ impl World {
         for pod in &mut self.observed.pods {
             let up = now.duration_since(pod.created) >= SignedDuration::from_millis(500);
             let is_bad = bad.contains(&pod.set);
-            pod.ready |= up && !is_bad;
-            pod.stuck = up && is_bad;
+            let is_down = self.down.contains(&pod.name);
+            pod.ready = (pod.ready || (up && !is_bad)) && !is_down;
+            pod.stuck = up && (is_bad || is_down);
         }
         self.observed != before
     }
@@ -300,6 +322,39 @@ proptest! {
     }
 
     #[test]
+    fn a_bad_revision_takes_no_old_pod_that_turns_unready_or_is_made_anew(
+        replicas in 1_u32..6,
+        surge in 1_u32..3,
+        max_unavailable in 0_u32..3,
+        blips in proptest::collection::vec((0_u8..3, any::<proptest::sample::Index>(), 0_i64..3_000), 1..25),
+    ) {
+        let strategy = Strategy { replace: Replace::Rolling, max_surge: surge, max_unavailable };
+        let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
+        world.bad.push("bad".to_owned());
+        let next = Desired { strategy, ..desired("bad", replicas) };
+        for (what, which, then) in blips {
+            world.blip(what, &which);
+            let begun = world.now;
+            while world.now.duration_since(begun) <= SignedDuration::from_millis(then) {
+                let actions = plan(&world.observed, &next, world.now);
+                for action in &actions {
+                    let touches_old = match &action.step {
+                        Step::CreateSet { .. } => false,
+                        Step::ResizeSet { set, .. } | Step::Remove { set, .. } | Step::DeleteSet { set } => set == "a",
+                        Step::Retire { pod } | Step::Release { pod } | Step::Restore { pod } => pod.starts_with("a-"),
+                    };
+                    prop_assert!(!touches_old, "{action:?}");
+                    world.perform(&action.step);
+                }
+                world.pass(100);
+            }
+        }
+        world.down.clear();
+        world.play(&next);
+        prop_assert_eq!(world.serving(), replicas as usize);
+    }
+
+    #[test]
     fn a_change_midway_still_ends(replicas in 1_u32..6, then in 0_u32..6, steps in 0_usize..60, strategy in strategies()) {
         let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
         let next = Desired { strategy, ..desired("b", replicas) };
@@ -409,6 +464,64 @@ fn a_scale_up_during_a_stuck_rollout_is_served_by_the_revision_that_works() {
     world.play(&desired("bad", 5));
     assert_eq!(world.serving(), 4, "the surge is used up by the pod that does not start");
     assert!(world.observed.pods.iter().filter(|pod| pod.ready).all(|pod| pod.set == "a"));
+}
+
+#[test]
+fn a_scale_down_during_a_stuck_rollout_takes_old_pods_that_are_too_many_and_no_more() {
+    let mut world = World::settled(&desired("a", 4));
+    world.bad.push("bad".to_owned());
+    world.play(&desired("bad", 4));
+    let broken = world.observed.pods.iter().position(|pod| pod.set == "a").expect("there is one");
+    let broken = world.observed.pods[broken].name.clone();
+    world.pod_mut(&broken).ready = false;
+    world.down.insert(broken.clone());
+    let actions = world.play(&desired("bad", 3));
+    let retired = Action { step: Step::Retire { pod: broken }, reason: Reason::ScaleDown };
+    assert!(actions.contains(&retired), "the one that is not ready goes: {actions:?}");
+    assert_eq!(world.serving(), 3);
+    world.play(&desired("bad", 2));
+    assert_eq!(world.serving(), 2);
+}
+
+#[test]
+fn without_a_surge_one_old_pod_makes_room_for_the_first_new_one_and_the_others_wait() {
+    let strategy = Strategy { replace: Replace::Rolling, max_surge: 0, max_unavailable: 2 };
+    let mut world = World::settled(&Desired { strategy, ..desired("a", 4) });
+    world.bad.push("bad".to_owned());
+    let next = Desired { strategy, ..desired("bad", 4) };
+    world.play(&next);
+    assert_eq!(world.serving(), 3);
+    let blip = world.observed.pods.iter().find(|pod| pod.set == "a").expect("there is one").name.clone();
+    world.pod_mut(&blip).ready = false;
+    assert_eq!(plan(&world.observed, &next, world.now), []);
+}
+
+#[test]
+fn an_old_pod_that_is_not_ready_goes_first_once_the_new_revision_works() {
+    let mut world = World::settled(&desired("a", 3));
+    let broken = world.observed.pods[1].name.clone();
+    world.observed.pods[1].ready = false;
+    world.down.insert(broken.clone());
+    let next = desired("b", 3);
+    let first = plan(&world.observed, &next, world.now);
+    assert!(matches!(first[..], [Action { step: Step::CreateSet { .. }, .. }]), "{first:?}");
+    let retired = world.play(&next).into_iter().find(|action| matches!(action.step, Step::Retire { .. }));
+    assert_eq!(retired.map(|action| action.step), Some(Step::Retire { pod: broken }));
+}
+
+#[test]
+fn a_revision_that_stops_working_midway_gives_back_the_old_pod_that_was_to_go() {
+    let mut world = World::settled(&desired("a", 3));
+    let next = desired("b", 3);
+    let leaves = |world: &World| world.observed.pods.iter().find(|pod| pod.retired.is_some()).cloned();
+    while leaves(&world).is_none() {
+        plan(&world.observed, &next, world.now).iter().for_each(|action| world.perform(&action.step));
+        world.pass(100);
+    }
+    let pod = leaves(&world).expect("one leaves").name;
+    world.observed.pods.iter_mut().filter(|pod| pod.set == "b").for_each(|pod| pod.ready = false);
+    let actions = plan(&world.observed, &next, world.now);
+    assert_eq!(actions, [Action { step: Step::Restore { pod }, reason: Reason::NodeRestored }]);
 }
 
 #[test]

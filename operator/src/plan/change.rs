@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Action, Desired, MARK_SETTLES, OVERDUE, Observed, ObservedPod, Step, passed,
-    rollout::Fleet,
+    rollout::{Fleet, Squad},
     signed,
     victim::{self, Candidate},
 };
@@ -81,14 +81,11 @@ fn grow_old(fleet: &Fleet<'_>) -> Option<Action> {
 
 /// A set that should shrink first gives up the pods that it has not made yet: that disturbs nobody.
 fn give_up_missing(fleet: &Fleet<'_>) -> Vec<Action> {
-    let shrinking = fleet.squads.iter().filter_map(|squad| {
-        let surplus = fleet.quota(squad).min(squad.missing());
-        (surplus > 0).then(|| {
-            let step = Step::ResizeSet { set: squad.set.name.clone(), to: squad.set.replicas - surplus };
-            action(step, leaving_reason(!squad.current))
-        })
-    });
-    shrinking.collect()
+    let give_up = |(squad, surplus): (&Squad<'_>, u32)| {
+        let step = Step::ResizeSet { set: squad.set.name.clone(), to: squad.set.replicas - surplus };
+        action(step, fleet.leaving_reason(!squad.current))
+    };
+    fleet.unmade().into_iter().map(give_up).collect()
 }
 
 /// Pods that are on their way out take their next step, where its time has come.
@@ -116,7 +113,7 @@ fn advance(
         if matches!(step, Some(Step::Remove { .. })) {
             shrunk.push(&pod.set);
         }
-        actions.extend(step.map(|step| action(step, leaving_reason(outdated))));
+        actions.extend(step.map(|step| action(step, fleet.leaving_reason(outdated))));
     }
     actions
 }
@@ -136,7 +133,8 @@ fn remove(fleet: &Fleet<'_>, candidates: &[Candidate<'_>], pod: &ObservedPod) ->
     })
 }
 
-/// New pods to go: as many as may drain at once, and never so many that too few serve.
+/// New pods to go: as many as may drain at once, and never so many that too few serve. A pod that is not ready takes
+/// nothing from those that serve; whether it may go at all is what made it a candidate.
 fn retire(fleet: &Fleet<'_>, candidates: &[Candidate<'_>], desired: &Desired) -> Vec<Action> {
     let mut budget = desired.strategy.max_draining().saturating_sub(fleet.draining());
     let mut spare = fleet.available().saturating_sub(fleet.min_available());
@@ -149,7 +147,7 @@ fn retire(fleet: &Fleet<'_>, candidates: &[Candidate<'_>], desired: &Desired) ->
         }
         budget -= 1;
         spare -= costs;
-        actions.push(action(Step::Retire { pod: pod.name.clone() }, leaving_reason(outdated)));
+        actions.push(action(Step::Retire { pod: pod.name.clone() }, fleet.leaving_reason(outdated)));
     }
     actions
 }
@@ -161,10 +159,6 @@ fn forget(fleet: &Fleet<'_>, observed: &Observed, desired: &Desired) -> Vec<Acti
     kept.by_ref().take(desired.history_limit).for_each(drop);
     kept.map(|squad| action(Step::DeleteSet { set: squad.set.name.clone() }, Reason::RevisionForgotten))
         .collect()
-}
-
-fn leaving_reason(outdated: bool) -> Reason {
-    if outdated { Reason::Rollout } else { Reason::ScaleDown }
 }
 
 fn action(step: Step, reason: Reason) -> Action {

@@ -7,6 +7,7 @@ use super::{
     Desired, Observed, ObservedPod, ObservedSet, Replace,
     victim::{self, Candidate},
 };
+use crate::api::Reason;
 
 /// One set and its pods.
 #[derive(Debug)]
@@ -118,7 +119,54 @@ impl<'a> Fleet<'a> {
         self.current().is_some_and(|squad| squad.staying.iter().any(|pod| pod.stuck && !pod.ready))
     }
 
-    /// Pods that a set should give up, those that do not exist yet included.
+    /// Whether the current revision has shown that it works: a pod of it is ready, and none needs help.
+    fn is_proven(&self) -> bool {
+        let works = |squad: &Squad<'_>| squad.staying.iter().any(|pod| pod.ready);
+        self.current().is_some_and(works) && !self.is_stuck()
+    }
+
+    /// Old pods that may go now. Before the current revision has shown that it works, an old pod may hold clients
+    /// and be the only one that serves next, ready or not at this moment: none goes for the sake of the revision.
+    /// But a scale-down is done meanwhile; and where no surge is left for a first new pod, one old pod makes room.
+    fn old_that_may_go(&self) -> u32 {
+        if self.is_proven() {
+            return u32::MAX;
+        }
+        let untried = self.current().is_none_or(|squad| squad.set.replicas == 0);
+        self.surplus().max(u32::from(untried && self.room() == 0))
+    }
+
+    /// Old pods beyond what the user asks for in all.
+    fn surplus(&self) -> u32 {
+        let old: u32 = self.old().iter().map(|squad| squad.set.replicas).sum();
+        old.saturating_sub(self.desired.replicas)
+    }
+
+    /// Why a pod goes.
+    pub(super) fn leaving_reason(&self, outdated: bool) -> Reason {
+        if outdated && (self.is_proven() || self.surplus() == 0) {
+            Reason::Rollout
+        } else {
+            Reason::ScaleDown
+        }
+    }
+
+    /// Pods that each set gives up before they exist.
+    pub(super) fn unmade(&self) -> Vec<(&Squad<'a>, u32)> {
+        let mut old_left = self.old_that_may_go();
+        let surplus = self.squads.iter().map(|squad| {
+            let surplus = self.quota(squad).min(squad.missing());
+            if squad.current {
+                return (squad, surplus);
+            }
+            let surplus = surplus.min(old_left);
+            old_left -= surplus;
+            (squad, surplus)
+        });
+        surplus.filter(|(_, surplus)| *surplus > 0).collect()
+    }
+
+    /// Pods that a set should give up in the end, those that do not exist yet included.
     pub(super) fn quota(&self, squad: &Squad<'_>) -> u32 {
         if squad.current {
             return squad.set.replicas.saturating_sub(self.target());
@@ -139,8 +187,7 @@ impl<'a> Fleet<'a> {
 
     /// With OnDelete, after a scale-down: old pods beyond what the user asks for in all, oldest sets first.
     fn surplus_of_old(&self, squad: &Squad<'_>) -> u32 {
-        let mut surplus =
-            self.old().iter().map(|old| old.set.replicas).sum::<u32>().saturating_sub(self.desired.replicas);
+        let mut surplus = self.surplus();
         for old in self.old() {
             let share = surplus.min(old.set.replicas);
             if old.set.name == squad.set.name {
@@ -151,7 +198,7 @@ impl<'a> Fleet<'a> {
         0
     }
 
-    /// Every pod that should go, whom we would give up first in front.
+    /// Every pod that should go and may, whom we would give up first in front.
     pub(super) fn candidates(&self) -> Vec<Candidate<'a>> {
         let mut all: Vec<_> = self
             .squads
@@ -162,6 +209,14 @@ impl<'a> Fleet<'a> {
             })
             .collect();
         all.sort_by(|a, b| victim::preference(a).cmp(&victim::preference(b)));
+        let unmade = self.unmade().into_iter().filter(|(squad, _)| !squad.current);
+        let unmade: u32 = unmade.map(|(_, surplus)| surplus).sum();
+        let mut old_left = self.old_that_may_go().saturating_sub(unmade);
+        all.retain(|candidate| {
+            let goes = !candidate.outdated || old_left > 0;
+            old_left = old_left.saturating_sub(u32::from(candidate.outdated));
+            goes
+        });
         all
     }
 }
