@@ -15,11 +15,17 @@ mod victim;
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    apimachinery::pkg::util::intstr::IntOrString,
+    jiff::{SignedDuration, Timestamp},
+};
 
 pub use change::{next_look, plan};
 
-use crate::api::Reason;
+use crate::api::{
+    Reason,
+    v1alpha1::{UpdateStrategy, UpdateStrategyType},
+};
 
 /// Time between marking a pod as the next to go and shrinking its ReplicaSet: the ReplicaSet controller must have
 /// seen the mark, or it removes another pod.
@@ -171,6 +177,22 @@ pub enum Step {
 // === impl Strategy ===
 
 impl Strategy {
+    /// What `updateStrategy` says for so many replicas.
+    pub fn of(update: &UpdateStrategy, replicas: u32) -> Self {
+        let UpdateStrategy { type_, max_surge, max_unavailable } = update;
+        let max_surge = part_of(max_surge, replicas, u32::div_ceil);
+        let max_unavailable = part_of(max_unavailable, replicas, |part, whole| part / whole);
+        Self {
+            replace: match type_ {
+                UpdateStrategyType::RollingUpdate => Replace::Rolling,
+                UpdateStrategyType::OnDelete => Replace::OnDelete,
+            },
+            max_surge,
+            // A small percentage of few is none; then nothing could ever be replaced, so it counts as one.
+            max_unavailable: max_unavailable.max(u32::from(max_surge == 0)),
+        }
+    }
+
     /// Nodes that may be draining at one time. One at least, or nothing could ever be replaced or removed.
     pub fn max_draining(self) -> u32 {
         self.max_surge.max(self.max_unavailable).max(1)
@@ -192,6 +214,17 @@ impl ObservedPod {
 
     fn is_overdue(&self, now: Timestamp) -> bool {
         self.ends_by.is_some_and(|end| passed(end, OVERDUE, now))
+    }
+}
+
+/// A number, or a percentage of `replicas`. The schema refuses anything else, which counts as none here.
+fn part_of(amount: &IntOrString, replicas: u32, divide: fn(u32, u32) -> u32) -> u32 {
+    match amount {
+        IntOrString::Int(number) => u32::try_from(*number).unwrap_or(0),
+        IntOrString::String(text) => {
+            let percent = text.strip_suffix('%').and_then(|percent| percent.parse::<u32>().ok());
+            percent.map_or(0, |percent| divide(replicas.saturating_mul(percent), 100))
+        }
     }
 }
 

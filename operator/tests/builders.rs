@@ -308,6 +308,21 @@ fn documents_leave_out_what_an_older_node_might_not_know() {
 }
 
 #[test]
+fn nodes_that_drain_at_once_share_what_the_cluster_may_disconnect() {
+    let of_node = |surge: Value, replicas: u32| {
+        let strategy = json!({"maxSurge": surge, "maxUnavailable": 1});
+        let cluster = cluster(json!({
+            "replicas": replicas, "updateStrategy": strategy, "drain": {"maxDisconnectsPerSecond": 100},
+        }));
+        render_node(&cluster, &in_pod(&cluster)).1.drain.max_disconnects_per_second
+    };
+    assert_eq!(of_node(json!(1), 3), 100);
+    assert_eq!(of_node(json!(4), 3), 25);
+    assert_eq!(of_node(json!("50%"), 20), 10);
+    assert_eq!(of_node(json!(1_000), 3), 1, "a node that drains ends");
+}
+
+#[test]
 fn a_secret_that_is_missing_or_lacks_a_key_is_told_with_its_field_and_the_fix() {
     let cluster = everything();
     let mut found = found(&cluster);

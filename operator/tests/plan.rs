@@ -3,13 +3,16 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use fanout_operator::{
-    api::Reason,
+    api::{Reason, v1alpha1::UpdateStrategy},
     plan::{
         Action, Desired, MARK_SETTLES, Observed, ObservedPod, ObservedSet, Replace, Step, Strategy,
         next_look, plan,
     },
 };
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    apimachinery::pkg::util::intstr::IntOrString,
+    jiff::{SignedDuration, Timestamp},
+};
 use proptest::{prelude::*, strategy::Strategy as _};
 
 const SETTLE: Duration = Duration::from_secs(1);
@@ -368,6 +371,16 @@ proptest! {
         prop_assert_eq!(world.serving(), then as usize);
         prop_assert!(world.observed.pods.iter().all(|pod| pod.set == "c"));
     }
+}
+
+#[test]
+fn a_strategy_of_percentages_that_come_to_nothing_still_replaces_one() {
+    let text = |percent: &str| IntOrString::String(percent.to_owned());
+    let update =
+        UpdateStrategy { max_surge: text("0%"), max_unavailable: text("10%"), ..UpdateStrategy::default() };
+    let of = |replicas| Strategy::of(&update, replicas);
+    assert_eq!((of(3).max_surge, of(3).max_unavailable), (0, 1));
+    assert_eq!((of(30).max_surge, of(30).max_unavailable), (0, 3));
 }
 
 #[test]

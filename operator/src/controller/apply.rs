@@ -10,7 +10,7 @@ mod write;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use k8s_openapi::{apimachinery::pkg::util::intstr::IntOrString, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Serialize;
 use serde_json::Value;
@@ -26,9 +26,9 @@ use super::{
     validate::Problem,
 };
 use crate::{
-    api::{FanoutCluster, v1alpha1::UpdateStrategyType},
+    api::FanoutCluster,
     events::Events,
-    plan::{self, Action, Desired, Observed, Replace, Strategy},
+    plan::{self, Action, Desired, Observed, Strategy},
     resources::labels,
 };
 
@@ -242,31 +242,12 @@ fn revision_name(found: &Found, revision: &RevisionSpec) -> String {
 /// What the spec asks the plan for.
 pub fn desired(cluster: &FanoutCluster, revision: String) -> Desired {
     let replicas = u32::try_from(cluster.spec.replicas).unwrap_or(0);
-    let update = &cluster.spec.update_strategy;
     Desired {
         revision,
         replicas,
-        strategy: Strategy {
-            replace: match update.type_ {
-                UpdateStrategyType::RollingUpdate => Replace::Rolling,
-                UpdateStrategyType::OnDelete => Replace::OnDelete,
-            },
-            max_surge: part_of(&update.max_surge, replicas, u32::div_ceil),
-            max_unavailable: part_of(&update.max_unavailable, replicas, |part, whole| part / whole),
-        },
+        strategy: Strategy::of(&cluster.spec.update_strategy, replicas),
         settle: SETTLE,
         history_limit: REVISION_HISTORY_LIMIT,
-    }
-}
-
-/// A number, or a percentage of `replicas`. The schema refuses anything else, which counts as none here.
-fn part_of(amount: &IntOrString, replicas: u32, divide: fn(u32, u32) -> u32) -> u32 {
-    match amount {
-        IntOrString::Int(number) => u32::try_from(*number).unwrap_or(0),
-        IntOrString::String(text) => {
-            let percent = text.strip_suffix('%').and_then(|percent| percent.parse::<u32>().ok());
-            percent.map_or(0, |percent| divide(replicas.saturating_mul(percent), 100))
-        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
         FanoutCluster, schema,
         v1alpha1::{ApiKeysRef, Auth, Drain, Hub, Jwt, JwtKeySpec, Ports, SecretKeyRef},
     },
+    plan::Strategy,
     redis::RedisTarget,
 };
 
@@ -71,7 +72,7 @@ pub fn render_node(cluster: &FanoutCluster, place: &NodePlace) -> (BootSettings,
         hub: hub(&cluster.spec.hub, secrets),
         auth: auth(cluster, secrets),
         namespaces: cluster.spec.namespaces.clone(),
-        drain: drain(&cluster.spec.drain),
+        drain: drain(cluster),
     };
     (boot, live)
 }
@@ -181,17 +182,21 @@ fn tokens(jwt: &Jwt, root: &Path) -> JwtSettings {
     JwtSettings { issuer: issuer.clone(), audience: audience.clone(), keys: keys.iter().map(key).collect() }
 }
 
-fn drain(drain: &Drain) -> DrainSettings {
+fn drain(cluster: &FanoutCluster) -> DrainSettings {
     let Drain {
         max_disconnects_per_second,
         timeout_seconds,
         termination_grace_period_seconds: _,
         reconnect_jitter_seconds,
-    } = drain;
+    } = cluster.spec.drain;
+    let replicas = u32::try_from(cluster.spec.replicas).unwrap_or(0);
+    let at_once = Strategy::of(&cluster.spec.update_strategy, replicas).max_draining();
     DrainSettings {
-        max_disconnects_per_second: *max_disconnects_per_second,
-        timeout_seconds: *timeout_seconds,
-        reconnect_jitter_seconds: *reconnect_jitter_seconds,
+        // The budget is the cluster's. Nodes do not know of each other's drains, so each gets the part that is left to
+        // it when as many drain as the plan ever lets.
+        max_disconnects_per_second: (max_disconnects_per_second / at_once).max(1),
+        timeout_seconds,
+        reconnect_jitter_seconds,
     }
 }
 

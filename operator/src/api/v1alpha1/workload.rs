@@ -66,7 +66,9 @@ pub enum UpdateStrategyType {
         .field_path(".timeoutSeconds")
 )]
 pub struct Drain {
-    /// Connections that the whole cluster closes each second; more where the deadline asks for it.
+    /// Connections that the whole cluster closes each second. Each node gets an equal part for as many nodes as
+    /// `updateStrategy` lets drain at once. More are closed where the deadline asks for it, and where others than the
+    /// operator delete or evict several nodes at a time.
     #[serde(default = "default_max_disconnects")]
     #[schemars(range(min = 1, max = 1_000_000), extend("x-fanout-change" = "hot"))]
     pub max_disconnects_per_second: u32,
