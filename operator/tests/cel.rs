@@ -414,6 +414,19 @@ fn rejects_a_channel_pattern_with_white_space_or_braces() {
 }
 
 #[test]
+fn accepts_namespaces_that_only_look_like_the_reserved_one() {
+    for name in ["fanout2", "Fanout", "my.fanout", "default"] {
+        accepts(&cluster(json!({"namespaces": [{"name": name}]})));
+    }
+}
+
+#[test]
+fn rejects_the_namespace_of_the_nodes_themselves() {
+    let spec = json!({"namespaces": [{"name": "default"}, {"name": sidecar_config::RESERVED_NAMESPACE}]});
+    rejects(&cluster(spec), "kept for the nodes themselves: give yours another name");
+}
+
+#[test]
 fn namespaces_are_a_map_by_name_so_that_the_api_server_refuses_a_second_of_one_name() {
     let crd = crd();
     let fields = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];

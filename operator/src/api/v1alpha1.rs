@@ -108,7 +108,11 @@ pub struct FanoutClusterSpec {
     /// `default`; a channel whose namespace is not listed is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), extend("x-fanout-change" = "hot"))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(
+        validation = Rule::new("self.all(n, n.name != 'fanout')")
+            .message("the namespace 'fanout' is kept for the nodes themselves: give yours another name"),
+        merge_strategy = ListMerge::Map(vec!["name".into()])
+    )]
     pub namespaces: Vec<Namespace>,
     /// What carries publications between nodes: exactly one of `managed`, `external` and `memory`.
     #[serde(default)]
