@@ -3,7 +3,7 @@
 //!
 //! `FANOUT_GENERATE=1 cargo test -p fanout-operator --test builders` writes the files anew; the diff is the review.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use fanout_operator::{
     api::{FanoutCluster, FanoutClusterSpec},
@@ -14,9 +14,10 @@ use fanout_operator::{
         },
         validate::{Dereferenced, SecretShape, referenced_secrets, validate},
     },
-    redis::RedisTarget,
+    redis::{RedisTarget, managed},
     resources::config_map::{LIVE, live_hash},
 };
+use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
 use sidecar_config::{BootSettings, LiveSettings};
 
@@ -320,6 +321,46 @@ fn nodes_that_drain_at_once_share_what_the_cluster_may_disconnect() {
     assert_eq!(of_node(json!(4), 3), 25);
     assert_eq!(of_node(json!("50%"), 20), 10);
     assert_eq!(of_node(json!(1_000), 3), 1, "a node that drains ends");
+}
+
+fn kept(data: Value, labels: &Value) -> Secret {
+    let object = json!({"metadata": {"name": "chat-redis", "resourceVersion": "7", "labels": labels}});
+    let mut secret: Secret = serde_json::from_value(object).expect("a Secret");
+    let values: BTreeMap<String, String> = serde_json::from_value(data).expect("values");
+    secret.data = Some(values.into_iter().map(|(key, text)| (key, ByteString(text.into_bytes()))).collect());
+    secret
+}
+
+#[test]
+fn a_generated_secret_gets_back_what_it_lost_and_keeps_what_it_has() {
+    let secret = built(&cluster(json!({}))).managed_redis.expect("it is managed").password;
+    let labels = json!(secret.shell.metadata.labels);
+    let whole = json!({"password": "old", "redis.conf": "requirepass old\n", "theirs": "x"});
+    assert_eq!(secret.repair(&kept(whole.clone(), &labels), "new"), None);
+
+    let lost = |data: Value| secret.repair(&kept(data, &labels), "new").expect("it lacks something");
+    let at = json!({"resourceVersion": "7", "labels": {}});
+    let anew = json!({"metadata": at, "stringData": {"password": "new", "redis.conf": "requirepass new\n"}});
+    assert_eq!(lost(json!({"redis.conf": "requirepass old\n"})), anew, "the server and its clients agree");
+    assert_eq!(lost(json!({"password": "", "redis.conf": "requirepass old\n"})), anew);
+    let derived = json!({"metadata": at, "stringData": {"redis.conf": "requirepass mine\n"}});
+    assert_eq!(lost(json!({"password": "mine", "redis.conf": "requirepass old\n"})), derived);
+
+    let unlabelled =
+        secret.repair(&kept(whole, &json!({"theirs": "x"})), "new").expect("it lacks its labels");
+    assert_eq!(unlabelled, json!({"metadata": {"resourceVersion": "7", "labels": labels}, "stringData": {}}));
+}
+
+#[test]
+fn the_pod_of_the_managed_redis_is_another_for_another_password_alone() {
+    let redis = built(&cluster(json!({}))).managed_redis.expect("it is managed");
+    let sealed = |data: Value| {
+        let digest = redis.password.digest(&kept(data, &json!({})));
+        json!(managed::sealed(redis.stateful_set.clone(), &digest))["spec"]["template"].take()
+    };
+    let one = sealed(json!({"password": "a", "redis.conf": "requirepass a\n"}));
+    assert_eq!(one, sealed(json!({"password": "a", "redis.conf": "requirepass a\n", "theirs": "x"})));
+    assert_ne!(one, sealed(json!({"password": "b", "redis.conf": "requirepass b\n"})));
 }
 
 #[test]

@@ -75,10 +75,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Only metadata is watched; a Secret is read when a FanoutCluster names it. None is ever changed or deleted.
+# Only metadata is watched; a Secret is read when a FanoutCluster names or owns it. Changed are those alone that the
+# operator made, where a key or a label of them is gone; none is ever deleted.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, list, watch, create]
+  verbs: [get, list, watch, create, patch]
 # Labels and deletion cost alone; pods go by their ReplicaSet.
 - apiGroups: [""]
   resources: [pods]

@@ -29,6 +29,7 @@ use crate::{
     api::FanoutCluster,
     events::Events,
     plan::{self, Action, Desired, Observed, Strategy},
+    redis::managed,
     resources::labels,
 };
 
@@ -124,15 +125,14 @@ impl Applier {
         services.iter().for_each(|service| wanted.add(service));
         network_policies.iter().for_each(|policy| wanted.add(policy));
         pdb.iter().for_each(|pdb| wanted.add(pdb));
-        let mut secrets = vec![api_key];
+        // Secrets first: pods wait for them, and find them there.
+        self.secret(cluster, &api_key).await?;
         if let Some(ManagedRedisResources { stateful_set, service, password, claim }) = managed_redis {
+            let digest = self.secret(cluster, &password).await?;
             claim.iter().for_each(|claim| wanted.add(claim));
             wanted.add(&service);
-            wanted.add(&stateful_set);
-            secrets.push(password);
+            wanted.add(&managed::sealed(stateful_set, &digest));
         }
-        // Secrets first: pods wait for them, and find them there.
-        self.secrets(cluster, &secrets).await?;
         for child in &wanted.children {
             self.writer.ensure(cluster, found, child.clone(), &self.events).await?;
         }
@@ -141,12 +141,9 @@ impl Applier {
         Ok(revision)
     }
 
-    async fn secrets(&self, cluster: &FanoutCluster, secrets: &[GeneratedSecret]) -> Result<(), Error> {
-        for secret in secrets {
-            let live = self.mirrors.secret(cluster.namespace(), secret.name());
-            self.writer.ensure_secret(cluster, secret, live.as_deref()).await?;
-        }
-        Ok(())
+    async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Error> {
+        let live = self.mirrors.secret(cluster.namespace(), secret.name());
+        self.writer.ensure_secret(cluster, secret, live.as_deref(), &self.events).await
     }
 
     /// Each revision that exists stays as it was written.
@@ -178,7 +175,7 @@ impl Applier {
                 "ConfigMap" if revisions.contains(&name) || current == Some(&name) => true,
                 kind => wanted.contains(kind, &name),
             };
-            if !kept && write::is_owned_by(child, cluster) {
+            if !kept && write::is_owned_by(child.as_ref(), cluster) {
                 self.writer.delete(resource, child).await?;
             }
         }

@@ -3,13 +3,17 @@
 //! `apply` writes what is in [`Resources`]; `plan` decides when a revision's ReplicaSet grows or shrinks, so no
 //! number of replicas is in here. `kubectl fanout dev` takes [`NodePlace`] and [`render_node`] alone.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use serde_json::Value;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::validate::Validated;
 use crate::{
@@ -40,7 +44,7 @@ pub struct Resources {
     pub live_config_map: ConfigMap,
     /// `<name>` for clients, `<name>-api` for backends, `<name>-nodes` headless.
     pub services: [Service; 3],
-    /// Key of the server API; made once, never overwritten.
+    /// Key of the server API; a value that is there is never overwritten.
     pub api_key: GeneratedSecret,
     /// The managed Redis, where the spec asks for one.
     pub managed_redis: Option<ManagedRedisResources>,
@@ -70,24 +74,25 @@ pub struct RevisionSpec {
 /// The managed Redis and what belongs to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ManagedRedisResources {
-    /// One replica.
+    /// One replica; `apply` adds the digest of the password.
     pub stateful_set: StatefulSet,
     /// Its address.
     pub service: Service,
-    /// Its password; made once, never overwritten.
+    /// Its password; a value that is there is never overwritten.
     pub password: GeneratedSecret,
     /// Its volume; it has no owner, so it outlives the FanoutCluster.
     pub claim: Option<PersistentVolumeClaim>,
 }
 
-/// A Secret with a random value. Created where it does not exist; after that only its metadata is kept.
+/// A Secret with a random value. A value that is there is never overwritten, whoever wrote it; one that is gone is
+/// made anew, and what follows from the value follows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratedSecret {
     /// The Secret without values.
     pub shell: Secret,
     /// The key that holds the random value.
     pub key: &'static str,
-    /// Further keys, and their text, in which `{}` stands for the random value.
+    /// Further keys, and their text, in which `{}` stands for the value.
     pub also: &'static [(&'static str, &'static str)],
 }
 
@@ -126,11 +131,51 @@ impl GeneratedSecret {
 
     /// The Secret to create, with `random` as its value.
     pub fn with_value(&self, random: &str) -> Secret {
-        let Self { shell, key, also } = self;
-        let rest = also.iter().map(|(key, text)| ((*key).to_owned(), text.replace("{}", random)));
-        let values = std::iter::once(((*key).to_owned(), random.to_owned())).chain(rest).collect();
-        Secret { string_data: Some(values), ..shell.clone() }
+        let values = self.values(random).map(|(key, text)| (key.to_owned(), text)).collect();
+        Secret { string_data: Some(values), ..self.shell.clone() }
     }
+
+    /// What a Secret that exists lacks, as a merge patch of exactly the version that was read; `random` stands in for
+    /// a value that is gone. `None`: nothing.
+    pub fn repair(&self, live: &Secret, random: &str) -> Option<Value> {
+        let kept = held(live, self.key).filter(|value| !value.is_empty());
+        let value = kept.map_or(random.into(), String::from_utf8_lossy);
+        let due = self.values(&value).filter(|(key, text)| match kept {
+            Some(_) if *key == self.key => false,
+            _ => held(live, key) != Some(text.as_bytes()),
+        });
+        let due: BTreeMap<_, _> = due.collect();
+        let labels = self.shell.metadata.labels.iter().flatten();
+        let lost: BTreeMap<_, _> =
+            labels.filter(|(name, label)| live.labels().get(*name) != Some(*label)).collect();
+        (!due.is_empty() || !lost.is_empty()).then(|| {
+            json!({
+                "metadata": {"resourceVersion": live.metadata.resource_version, "labels": lost},
+                "stringData": due,
+            })
+        })
+    }
+
+    /// Digest of the values of a Secret, our keys alone. It tells nothing of a random value.
+    pub fn digest(&self, live: &Secret) -> String {
+        let mut digest = Sha256::new();
+        for (key, _) in self.values("") {
+            let value = held(live, key).unwrap_or_default();
+            digest.update(value.len().to_be_bytes());
+            digest.update(value);
+        }
+        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn values(&self, value: &str) -> impl Iterator<Item = (&'static str, String)> {
+        let Self { shell: _, key, also } = self;
+        let rest = also.iter().map(move |(key, text)| (*key, text.replace("{}", value)));
+        std::iter::once((*key, value.to_owned())).chain(rest)
+    }
+}
+
+fn held<'a>(live: &'a Secret, key: &str) -> Option<&'a [u8]> {
+    live.data.as_ref()?.get(key).map(|value| value.0.as_slice())
 }
 
 impl Default for OperatorConfig {

@@ -280,6 +280,8 @@ fn users_of(clusters: &Store<Guarded>, secret: &PartialObjectMeta<Secret>) -> Ve
         let DeserializeGuard(Ok(cluster)) = guarded else { return false };
         cluster.metadata.namespace == secret.namespace()
             && (secret.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name())
+                // One that lost the label is still its owner's.
+                || secret.owner_references().iter().any(|owner| Some(&owner.uid) == cluster.metadata.uid.as_ref())
                 || referenced_secrets(cluster).contains(&name))
     };
     clusters.state_filter(uses).iter().map(|cluster| ObjectRef::from_obj(cluster.as_ref())).collect()

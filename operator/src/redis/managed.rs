@@ -71,6 +71,14 @@ pub fn resources(cluster: &FanoutCluster, operator: &OperatorConfig) -> Option<M
     })
 }
 
+/// The StatefulSet for a Secret whose values have this digest. The server and its probes read the password once, when
+/// the pod starts: with another one the pod is replaced, and nodes follow by the file of their mounted Secret.
+pub fn sealed(mut stateful_set: StatefulSet, digest: &str) -> StatefulSet {
+    let pod = stateful_set.spec.template.metadata.get_or_insert_default();
+    pod.annotations.get_or_insert_default().insert(labels::PASSWORD.to_owned(), digest.to_owned());
+    stateful_set
+}
+
 fn password(cluster: &FanoutCluster) -> GeneratedSecret {
     let shell = Secret {
         metadata: metadata(cluster, Component::Redis, name(cluster)),
@@ -125,6 +133,10 @@ fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &Oper
         spec: StatefulSetSpec {
             replicas: Some(1),
             service_name: Some(name(cluster)),
+            // The default, OrderedReady, never replaces a pod that is not ready, so that a wrong image or request
+            // would outlast its correction. No version that left this field out was released; it cannot be changed
+            // later, which is why a StatefulSet made with another value would have to be made anew.
+            pod_management_policy: Some("Parallel".to_owned()),
             selector: labels::selector(labels::redis(cluster)),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),

@@ -21,6 +21,8 @@ pub const REDIS: &str = "fanout.dev/redis";
 pub const REVISION_SPEC: &str = "fanout.dev/revision-spec";
 /// Annotation of a ReplicaSet, for people: version of the operator that rendered its template.
 pub const RENDERED_BY: &str = "fanout.dev/rendered-by";
+/// Annotation of the pod of a managed Redis: digest of the Secret that it was started with.
+pub const PASSWORD: &str = "fanout.dev/password-digest";
 /// Value of `app.kubernetes.io/managed-by`, and field manager of the children.
 pub const MANAGER: &str = "fanout-operator";
 

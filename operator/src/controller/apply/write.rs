@@ -42,7 +42,7 @@ use crate::{
 pub const FIELD_MANAGER: &str = "fanout-operator";
 
 /// Hash of what the operator last wanted of an object.
-const APPLIED: &str = "fanout.dev/applied";
+pub(super) const APPLIED: &str = "fanout.dev/applied";
 
 /// Bytes of a generated key or password.
 const RANDOM_BYTES: usize = 32;
@@ -54,6 +54,7 @@ pub(super) struct Writer {
     claim: Claim,
     metrics: Metrics,
     memory: Arc<Mutex<HashMap<Key, Written>>>,
+    sealed: Arc<Mutex<HashMap<Key, Sealed>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,8 +73,16 @@ struct Written {
     fingerprint: String,
 }
 
+/// A generated Secret that has all it should have, at the version that was read or written last.
+#[derive(Clone, Debug)]
+struct Sealed {
+    uid: Option<String>,
+    version: u64,
+    digest: String,
+}
+
 /// Whether a child carries our cluster as its owner.
-pub(super) fn is_owned_by(child: &DynamicObject, cluster: &FanoutCluster) -> bool {
+pub(super) fn is_owned_by(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
     child.owner_references().iter().any(|owner| Some(&owner.uid) == cluster.metadata.uid.as_ref())
 }
 
@@ -86,6 +95,7 @@ impl Writer {
             claim: shared.claim.clone(),
             metrics: shared.metrics.clone(),
             memory: Arc::default(),
+            sealed: Arc::default(),
         }
     }
 
@@ -161,29 +171,59 @@ impl Writer {
         settled
     }
 
-    /// Makes a Secret with a random value where there is none. A value is never overwritten.
+    /// Makes a generated Secret what it should be, and gives the digest of its values. Its values are not watched:
+    /// they are read once for each version that the watch shows.
     pub(super) async fn ensure_secret(
         &self,
         cluster: &FanoutCluster,
         secret: &GeneratedSecret,
         live: Option<&PartialObjectMeta<Secret>>,
-    ) -> Result<(), Error> {
-        if let Some(live) = live {
-            let ours = live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
-            return if ours { Ok(()) } else { Err(not_ours("Secret", secret.name())) };
+        events: &Events,
+    ) -> Result<String, Error> {
+        let name = secret.name();
+        let key = Key::new(cluster, "Secret", name);
+        let known = self.sealed().get(&key).cloned();
+        if let Some(known) = known.as_ref().filter(|known| live.is_some_and(|live| known.covers(live))) {
+            return Ok(known.digest.clone());
         }
-        self.may_write("Secret")?;
         let api: Api<Secret> = Api::namespaced(self.client.clone(), cluster.namespace());
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        match api.create(&params, &secret.with_value(&random_hex())).await {
-            Ok(_) => {
-                info!(name = secret.name(), "made a secret");
-                Ok(())
-            }
-            // The mirror had not seen it yet.
-            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-            Err(error) => Err(Error::api("create", "Secret", secret.name())(error)),
+        let read = api.get_opt(name).await.map_err(Error::api("read", "Secret", name))?;
+        let (made, mended) = match read {
+            None => (self.create_secret(&api, secret).await?, known.is_some()),
+            Some(read) if !is_our_secret(&read, cluster) => return Err(not_ours("Secret", name)),
+            Some(read) => match secret.repair(&read, &random_hex()) {
+                Some(patch) => (self.repair_secret(&api, name, patch).await?, true),
+                None => (read, false),
+            },
+        };
+        let sealed = Sealed::new(&made, secret.digest(&made));
+        let digest = sealed.digest.clone();
+        self.sealed().insert(key, sealed);
+        if mended {
+            let note = format!(
+                "Secret {name} was deleted or edited, and has all it should have again; a value that was lost is a new one"
+            );
+            events.publish(cluster, Severity::Normal, Reason::ChildApplied, &note, None).await;
         }
+        Ok(digest)
+    }
+
+    async fn create_secret(&self, api: &Api<Secret>, secret: &GeneratedSecret) -> Result<Secret, Error> {
+        self.may_write("Secret")?;
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let made = api.create(&params, &secret.with_value(&random_hex())).await;
+        let made = made.map_err(Error::api("create", "Secret", secret.name()))?;
+        info!(name = secret.name(), "made a secret");
+        Ok(made)
+    }
+
+    async fn repair_secret(&self, api: &Api<Secret>, name: &str, patch: Value) -> Result<Secret, Error> {
+        self.may_write("Secret")?;
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let made = api.patch(name, &params, &Patch::Merge(patch)).await;
+        let made = made.map_err(Error::api("mend", "Secret", name))?;
+        info!(name, "mended a secret");
+        Ok(made)
     }
 
     /// Deletes exactly the object that was seen.
@@ -255,6 +295,11 @@ impl Writer {
         Ok(())
     }
 
+    fn sealed(&self) -> MutexGuard<'_, HashMap<Key, Sealed>> {
+        // As in `lock`.
+        self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Written>> {
         // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -265,6 +310,12 @@ impl Writer {
 fn is_ours(live: &DynamicObject, cluster: &FanoutCluster, kind: &str) -> bool {
     let labelled = || live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
     is_owned_by(live, cluster) || (kind == "PersistentVolumeClaim" && labelled())
+}
+
+/// The same of a generated Secret: one that lost its owner or its label is ours by the other.
+fn is_our_secret(live: &Secret, cluster: &FanoutCluster) -> bool {
+    let labelled = live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
+    is_owned_by(live, cluster) || labelled
 }
 
 fn not_ours(kind: &str, name: &str) -> Error {
@@ -326,5 +377,18 @@ impl Written {
             wanted,
             fingerprint: compare::fingerprint(made),
         }
+    }
+}
+
+// === impl Sealed ===
+
+impl Sealed {
+    fn new(made: &Secret, digest: String) -> Self {
+        Self { uid: made.metadata.uid.clone(), version: version(made), digest }
+    }
+
+    /// Whether the watch shows what is known already, or what was there before our own last write.
+    fn covers(&self, live: &PartialObjectMeta<Secret>) -> bool {
+        self.uid == live.metadata.uid && version(live) <= self.version
     }
 }
