@@ -4,6 +4,9 @@ use kube::api::DynamicObject;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+/// Fields that hold quantities, or objects of them.
+const QUANTITIES: [&str; 5] = ["requests", "limits", "overhead", "sizeLimit", "divisor"];
+
 /// Whether `live` is as `desired` says. The API server adds defaults, and others may add fields of their own; neither
 /// counts. Lists count as wholes.
 pub(super) fn holds(desired: &Value, live: &DynamicObject) -> bool {
@@ -12,19 +15,69 @@ pub(super) fn holds(desired: &Value, live: &DynamicObject) -> bool {
     for said_by_the_list in ["apiVersion", "kind"] {
         live[said_by_the_list] = desired[said_by_the_list].clone();
     }
-    is_within(desired, &live)
+    is_within(desired, &live, false)
 }
 
-fn is_within(desired: &Value, live: &Value) -> bool {
+/// `amounts`: what is compared is below a field that holds quantities, which the API server rewrites.
+fn is_within(desired: &Value, live: &Value, amounts: bool) -> bool {
     match (desired, live) {
         (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(name, value)| {
-            live.get(name).map_or_else(|| is_empty(value), |live| is_within(value, live))
+            let amounts = amounts || QUANTITIES.contains(&name.as_str());
+            live.get(name).map_or_else(|| is_empty(value), |live| is_within(value, live, amounts))
         }),
         (Value::Array(desired), Value::Array(live)) => {
             desired.len() == live.len()
-                && desired.iter().zip(live).all(|(desired, live)| is_within(desired, live))
+                && desired.iter().zip(live).all(|(desired, live)| is_within(desired, live, amounts))
         }
-        (desired, live) => desired == live,
+        (desired, live) => desired == live || (amounts && is_same_amount(desired, live)),
+    }
+}
+
+/// Whether two quantities are the same amount: `1024Mi` is stored as `1Gi`, `0.5` as `500m`.
+fn is_same_amount(desired: &Value, live: &Value) -> bool {
+    amount(desired).is_some_and(|desired| Some(desired) == amount(live))
+}
+
+/// A quantity in billionths, the finest that Kubernetes keeps; `None` for what is none, or too large for this.
+fn amount(quantity: &Value) -> Option<i128> {
+    let text = match quantity {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    let end = text.find(|c: char| !c.is_ascii_digit() && !"+-.".contains(c)).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let (factor, tenths) = unit(suffix)?;
+    let tenths = tenths + 9 - i32::try_from(fraction.len()).ok()?;
+    let scale = 10_i128.checked_pow(tenths.unsigned_abs())?;
+    let scaled = digits.checked_mul(factor)?;
+    if tenths >= 0 { scaled.checked_mul(scale) } else { (scaled % scale == 0).then_some(scaled / scale) }
+}
+
+/// What a suffix multiplies by: a power of two, and a power of ten.
+fn unit(suffix: &str) -> Option<(i128, i32)> {
+    const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    const DECIMAL: [(&str, i32); 10] = [
+        ("n", -9),
+        ("u", -6),
+        ("m", -3),
+        ("", 0),
+        ("k", 3),
+        ("M", 6),
+        ("G", 9),
+        ("T", 12),
+        ("P", 15),
+        ("E", 18),
+    ];
+    let binary = BINARY.iter().zip(1..).find(|(name, _)| **name == suffix);
+    let decimal = DECIMAL.iter().find(|(name, _)| *name == suffix);
+    let exponent = || suffix.strip_prefix(['e', 'E'])?.parse().ok();
+    match (binary, decimal) {
+        (Some((_, power)), _) => Some((1 << (10 * power), 0)),
+        (None, Some((_, power))) => Some((1, *power)),
+        (None, None) => exponent().map(|power| (1, power)),
     }
 }
 
@@ -91,6 +144,29 @@ mod tests {
         ] {
             assert!(!holds(&desired, &object(json!({"metadata": {"name": "a"}, "spec": spec}))), "{spec}");
         }
+    }
+
+    #[test]
+    fn a_quantity_is_compared_by_its_amount_and_a_label_by_its_text() {
+        for (desired, live) in [
+            (json!("1024Mi"), "1Gi"),
+            (json!("0.5"), "500m"),
+            (json!(0.5), "500m"),
+            (json!(2), "2"),
+            (json!("1.5Gi"), "1536Mi"),
+            (json!("1e3"), "1k"),
+            (json!("1E"), "1000P"),
+            (json!("0.1"), "100m"),
+        ] {
+            let with = |amount: &Value| json!({"metadata": {"name": "a"}, "spec": {"containers": [{"resources": {"limits": {"memory": amount}}}]}});
+            assert!(holds(&with(&desired), &object(with(&json!(live)))), "{desired} {live}");
+        }
+        let with = |amount: &str| json!({"metadata": {"name": "a"}, "spec": {"resources": {"limits": {"memory": amount}}}});
+        for live in ["1Mi", "1G", "1025Mi", "much"] {
+            assert!(!holds(&with("1Gi"), &object(with(live))), "{live}");
+        }
+        let labelled = |label: &str| json!({"metadata": {"name": "a", "labels": {"x": label}}});
+        assert!(!holds(&labelled("1024Mi"), &object(labelled("1Gi"))));
     }
 
     #[test]
