@@ -148,11 +148,10 @@ impl Applier {
 
     /// Each revision that exists stays as it was written.
     async fn revisions(&self, cluster: &FanoutCluster, found: &Found) -> Result<(), Error> {
-        for set in found.of_kind("ReplicaSet") {
-            let Some(stored) = act::Stored::of(set) else { continue };
-            let [replica_set, boot] = stored.as_it_should_be(set);
-            self.writer.ensure(cluster, found, boot, &self.events).await?;
-            self.writer.ensure(cluster, found, replica_set, &self.events).await?;
+        for set in found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster)) {
+            for child in act::Stored::of(set, found).as_it_should_be(set) {
+                self.writer.ensure(cluster, found, child, &self.events).await?;
+            }
         }
         Ok(())
     }

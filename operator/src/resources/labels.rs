@@ -7,6 +7,8 @@ use kube::Resource;
 
 use crate::api::FanoutCluster;
 
+/// What the names of our labels and annotations begin with.
+pub const PREFIX: &str = "fanout.dev/";
 /// Name of the FanoutCluster; on every child, and on the pods of nodes.
 pub const CLUSTER: &str = "fanout.dev/cluster";
 /// Name of the revision; on ReplicaSets and pods.

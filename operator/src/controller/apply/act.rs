@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::write::Writer;
+use super::write::{APPLIED, Writer};
 use crate::{
     api::{FanoutCluster, Reason},
     controller::{
@@ -45,13 +45,26 @@ impl Stored {
         Self { replica_set: revision.replica_set.clone(), boot_config_map: boot }
     }
 
-    /// What a ReplicaSet says of itself. One that says nothing readable is left as it is.
-    pub(super) fn of(set: &DynamicObject) -> Option<Self> {
-        let text = set.annotations().get(RENDERED)?;
-        let stored = serde_json::from_str(text);
-        stored
-            .inspect_err(|error| warn!(name = set.name_any(), %error, "the stored revision cannot be read"))
-            .ok()
+    /// What a ReplicaSet says of itself. Where that is gone or cannot be read, the revision is what is there: its pods
+    /// were made of it, and so are the next.
+    pub(super) fn of(set: &DynamicObject, found: &Found) -> Self {
+        let said = set.annotations().get(RENDERED).map(|text| serde_json::from_str(text));
+        match said {
+            Some(Ok(stored)) => stored,
+            Some(Err(error)) => {
+                warn!(name = set.name_any(), %error, "the stored revision cannot be read and is taken from what is there");
+                Self::adopt(set, found)
+            }
+            None => Self::adopt(set, found),
+        }
+    }
+
+    fn adopt(set: &DynamicObject, found: &Found) -> Self {
+        let boot = found.child("ConfigMap", &set.name_any());
+        Self {
+            replica_set: bare(set, "ReplicaSet"),
+            boot_config_map: boot.map_or(Value::Null, |boot| bare(boot, "ConfigMap")),
+        }
     }
 
     /// The ReplicaSet with its number, or without any where nobody may change it.
@@ -64,9 +77,37 @@ impl Stored {
     }
 
     /// ReplicaSet and boot document as they should be, with the number that the ReplicaSet has.
-    pub(super) fn as_it_should_be(&self, set: &DynamicObject) -> [Value; 2] {
-        [self.replica_set(&set.data["spec"]["replicas"]), self.boot_config_map.clone()]
+    pub(super) fn as_it_should_be(&self, set: &DynamicObject) -> impl Iterator<Item = Value> {
+        let boot = Some(self.boot_config_map.clone()).filter(|boot| !boot.is_null());
+        // The boot document first: pods wait for it, and find it there.
+        boot.into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
     }
+}
+
+/// An object without what the API server counts and what others wrote about it.
+fn bare(object: &DynamicObject, kind: &str) -> Value {
+    let resource = mirror::resource_of(kind);
+    let mut value = serde_json::to_value(object).expect("a Kubernetes object is JSON");
+    let metadata = &value["metadata"];
+    let mut kept = json!({
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "labels": metadata["labels"],
+        "ownerReferences": metadata["ownerReferences"],
+    });
+    let ours = |name: &str| name.starts_with(labels::PREFIX) && name != RENDERED && name != APPLIED;
+    let annotations = object.annotations().iter().filter(|(name, _)| ours(name));
+    kept["annotations"] = annotations.map(|(name, text)| (name.clone(), text.clone())).collect();
+    value["metadata"] = kept;
+    value["apiVersion"] = resource.api_version.into();
+    value["kind"] = kind.into();
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+    }
+    if let Some(spec) = value["spec"].as_object_mut() {
+        spec.remove("replicas");
+    }
+    value
 }
 
 // === impl Writer ===
@@ -121,8 +162,7 @@ impl Writer {
 
     async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
-        let Some(stored) = Stored::of(live) else { return Ok(()) };
-        let mut set = stored.replica_set(&json!(to));
+        let mut set = Stored::of(live, found).replica_set(&json!(to));
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
         self.put(cluster, set, Some(live)).await
     }
