@@ -84,16 +84,6 @@ pub enum Reason {
     ScaleDown,
     /// A node is removed because a newer revision replaces it.
     Rollout,
-    /// A node is removed because its Kubernetes node is being emptied.
-    NodeDrain,
-    /// A node begins to hand its clients over.
-    DrainStarted,
-    /// A node has no clients left.
-    Drained,
-    /// A node's time was up before its clients had left.
-    DrainDeadline,
-    /// A node's sidecar did not answer; its preStop drains instead.
-    DrainUnreachable,
     /// A revision was made.
     RevisionCreated,
     /// A child was made or brought back.

@@ -15,7 +15,10 @@ pub const CLUSTER: &str = "fanout.dev/cluster";
 pub const REVISION: &str = "fanout.dev/revision";
 /// `"true"` on a pod whose Services send it clients. ReplicaSets do not select it.
 pub const SERVING: &str = "fanout.dev/serving";
-/// State of a node that is taken out: `drained` leaves the disruption budget.
+/// State of a node that is taken out. `drained` leaves the disruption budget, and is set as the node is marked to go:
+/// its drain is its preStop, so its clients leave after its deletion, and a pod that is deleted counts in no budget any
+/// more. Between mark and deletion alone can the label tell the budget anything, and there it lets an eviction take the
+/// node that goes anyway. What the node really does is in `status.nodes`.
 pub const STATE: &str = "fanout.dev/state";
 /// Name of the FanoutCluster; on the pod of its managed Redis, which must not count as a node.
 pub const REDIS: &str = "fanout.dev/redis";

@@ -25,7 +25,7 @@ pub fn pdb(cluster: &FanoutCluster) -> Option<PodDisruptionBudget> {
     })
 }
 
-/// A drained node leaves the budget, so that it can be evicted while the others are held.
+/// A node that was marked to go leaves the budget, so that it can be evicted while the others are held.
 fn undrained(cluster: &FanoutCluster) -> LabelSelector {
     LabelSelector {
         match_labels: Some(labels::nodes(cluster)),

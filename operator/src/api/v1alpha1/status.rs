@@ -89,10 +89,10 @@ pub enum NodeState {
     Cordoned,
     /// Its clients are leaving.
     Draining,
-    /// Its clients have left.
+    /// Its clients have left, and its pod ends.
     Drained,
     /// It runs, but does not answer the operator.
     Unreachable,
-    /// Its pod is ending.
+    /// Its pod is ending, and it does not say whether it has clients.
     Terminating,
 }

@@ -4,7 +4,7 @@ use kube::ResourceExt;
 
 use crate::{
     api::v1alpha1::{NodeState, NodeStatus},
-    controller::dereference::{Found, Node, RELEASED_AT, RETIRED_AT, is_ready, phase},
+    controller::dereference::{Found, Node, RETIRED_AT, is_ready, phase},
     resources::labels,
 };
 
@@ -35,18 +35,21 @@ fn status(node: &Node) -> NodeStatus {
 
 fn state(node: &Node) -> NodeState {
     let Node { pod, report } = node;
-    let says = |annotation: &str| pod.annotations().contains_key(annotation);
-    let unreachable = report.as_ref().is_some_and(|report| !report.answered);
-    let draining = report.as_ref().is_some_and(|report| report.draining);
+    let answered = report.as_ref().filter(|report| report.answered);
     if pod.metadata.deletion_timestamp.is_some() {
-        return if draining { NodeState::Draining } else { NodeState::Terminating };
+        // Its clients leave from now on: the drain is the pod's preStop. Later it answers no more.
+        return match answered.map(|report| report.connections) {
+            None => NodeState::Terminating,
+            Some(0) => NodeState::Drained,
+            Some(_) => NodeState::Draining,
+        };
     }
     match phase(pod) {
-        "Running" if says(RELEASED_AT) => NodeState::Drained,
-        "Running" if says(RETIRED_AT) => NodeState::Cordoned,
-        "Running" if draining => NodeState::Draining,
+        "Running" if answered.is_some_and(|report| report.draining) => NodeState::Draining,
+        // Marked as the next to go or not: it keeps its clients until it is told to end.
+        "Running" if pod.annotations().contains_key(RETIRED_AT) => NodeState::Cordoned,
         "Running" if !is_ready(pod) => NodeState::Starting,
-        "Running" if unreachable => NodeState::Unreachable,
+        "Running" if report.is_some() && answered.is_none() => NodeState::Unreachable,
         "Running" => NodeState::Serving,
         _ => NodeState::Pending,
     }
@@ -54,4 +57,49 @@ fn state(node: &Node) -> NodeState {
 
 fn whole(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{controller::dereference::RELEASED_AT, scrape::Report};
+
+    fn node(metadata: &serde_json::Value, report: Option<Report>) -> Node {
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let pod = json!({"metadata": metadata, "status": {"phase": "Running", "conditions": ready}});
+        Node { pod: Arc::new(serde_json::from_value(pod).expect("a pod")), report }
+    }
+
+    fn with(connections: u64) -> Option<Report> {
+        Some(Report { answered: true, connections, ..Report::default() })
+    }
+
+    #[test]
+    fn a_node_that_was_marked_to_go_keeps_its_clients_until_it_is_told_to_end() {
+        let marked =
+            json!({"annotations": {RETIRED_AT: "2026-01-01T00:00:00Z", RELEASED_AT: "2026-01-01T00:00:01Z"}});
+        assert_eq!(state(&node(&marked, with(7))), NodeState::Cordoned);
+        assert_eq!(state(&node(&marked, None)), NodeState::Cordoned);
+    }
+
+    #[test]
+    fn a_node_that_ends_is_drained_only_once_it_says_that_it_has_no_clients() {
+        let ends = json!({"deletionTimestamp": "2026-01-01T00:05:00Z"});
+        assert_eq!(state(&node(&ends, with(7))), NodeState::Draining);
+        assert_eq!(state(&node(&ends, with(0))), NodeState::Drained);
+        assert_eq!(state(&node(&ends, Some(Report::default()))), NodeState::Terminating);
+        assert_eq!(state(&node(&ends, None)), NodeState::Terminating);
+    }
+
+    #[test]
+    fn a_node_that_drains_by_itself_says_so() {
+        let draining = Some(Report { answered: true, draining: true, connections: 3, ..Report::default() });
+        assert_eq!(state(&node(&json!({}), draining)), NodeState::Draining);
+        assert_eq!(state(&node(&json!({}), with(3))), NodeState::Serving);
+        assert_eq!(state(&node(&json!({}), Some(Report::default()))), NodeState::Unreachable);
+    }
 }
