@@ -25,6 +25,11 @@ use self::api_server::ApiServer;
 const CLUSTERS: &str = "/apis/fanout.dev/v1alpha1/namespaces/test/fanoutclusters";
 const SERVICE: &str = "/api/v1/namespaces/test/services/chat";
 const SECRET: &str = "/api/v1/namespaces/test/secrets/chat-api-key";
+const PASSWORD: &str = "/api/v1/namespaces/test/secrets/chat-redis";
+const REDIS: &str = "/apis/apps/v1/namespaces/test/statefulsets/chat-redis";
+const SETS: &str = "/apis/apps/v1/namespaces/test/replicasets";
+const PODS: &str = "/api/v1/namespaces/test/pods";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/test/events";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/test/leases/operator";
 
 /// An operator that leads.
@@ -93,6 +98,27 @@ fn with_cluster() -> ApiServer {
     server
 }
 
+fn with_managed_redis() -> ApiServer {
+    let server = ApiServer::default();
+    let mut managed = cluster("chat");
+    managed["spec"]["redis"] = json!({"managed": {}});
+    server.put(&format!("{CLUSTERS}/chat"), managed);
+    server
+}
+
+/// Events of a reason, each as note and, behind it, the pod that it is about.
+fn told(server: &ApiServer, reason: &str) -> Vec<String> {
+    let events = server.below(EVENTS).into_iter().filter(|event| event["reason"] == reason);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    events.map(|event| format!("{} [{}]", text(&event["note"]), text(&event["related"]["name"]))).collect()
+}
+
+async fn nothing_is_written_for_an_hour(server: &ApiServer) {
+    server.take_writes();
+    seconds(3_600).await;
+    assert_eq!(server.take_writes(), [""; 0]);
+}
+
 async fn seconds(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;
 }
@@ -119,7 +145,7 @@ async fn a_cluster_gets_its_children_and_then_nothing_is_written() {
 
 #[tokio::test(start_paused = true)]
 async fn an_operator_that_starts_anew_writes_nothing() {
-    let server = with_cluster();
+    let server = with_managed_redis();
     let first = Operator::start(&server).await;
     seconds(5).await;
     first.stop().await;
@@ -166,6 +192,184 @@ async fn a_generated_secret_is_never_overwritten() {
     seconds(60).await;
     assert_eq!(server.get(SECRET).unwrap()["data"]["api-key"], "bWluZQ==");
     operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_gone_from_a_generated_secret_is_made_anew_and_told() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let before = server.get(SECRET).unwrap();
+    server.edit(SECRET, &json!({"data": {"api-key": null, "theirs": "eA=="}}));
+    seconds(1).await;
+    let after = server.get(SECRET).unwrap();
+    assert!(after["data"]["api-key"].as_str().unwrap().len() > 60, "{after}");
+    assert_ne!(after["data"]["api-key"], before["data"]["api-key"]);
+    assert_eq!(after["data"]["theirs"], "eA==");
+    assert!(told(&server, "ChildApplied")[0].contains("chat-api-key"), "{:?}", told(&server, "ChildApplied"));
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_generated_secret_that_lost_its_label_is_still_its_owners_and_gets_it_back() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let before = server.get(SECRET).unwrap();
+    server.edit(SECRET, &json!({"metadata": {"labels": {"fanout.dev/cluster": null}}}));
+    seconds(1).await;
+    let after = server.get(SECRET).unwrap();
+    assert_eq!(after["metadata"]["labels"], before["metadata"]["labels"]);
+    assert_eq!(after["data"], before["data"]);
+    assert_ne!(condition(&server, "chat", "Degraded")["status"], "True");
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_of_somebody_else_is_not_taken_over() {
+    let server = with_cluster();
+    let theirs =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chat-api-key"}, "data": {}});
+    server.put(SECRET, theirs);
+    let before = server.get(SECRET);
+    let operator = Operator::start(&server).await;
+    seconds(60).await;
+    assert_eq!(server.get(SECRET), before);
+    assert_eq!(condition(&server, "chat", "Degraded")["reason"], "NotOurs");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_password_replaces_the_pod_of_the_managed_redis_and_nothing_else_does() {
+    let server = with_managed_redis();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let template = || server.get(REDIS).unwrap()["spec"]["template"].take();
+    let first = template();
+    let digest = &first["metadata"]["annotations"]["fanout.dev/password-digest"];
+    assert!(digest.as_str().is_some_and(|digest| digest.len() == 16), "{first}");
+    nothing_is_written_for_an_hour(&server).await;
+
+    server.edit(PASSWORD, &json!({"metadata": {"annotations": {"theirs": "x"}}, "data": {"theirs": "eA=="}}));
+    nothing_is_written_for_an_hour(&server).await;
+
+    server.delete(PASSWORD);
+    seconds(1).await;
+    assert!(server.get(PASSWORD).is_some());
+    let second = template();
+    assert_ne!(second, first);
+    nothing_is_written_for_an_hour(&server).await;
+
+    server.edit(PASSWORD, &json!({"data": {"password": "bWluZQ=="}}));
+    seconds(1).await;
+    let secret = server.get(PASSWORD).unwrap();
+    assert_eq!(secret["data"]["password"], "bWluZQ==", "a value that is there is never overwritten");
+    assert_eq!(secret["data"]["redis.conf"], "cmVxdWlyZXBhc3MgbWluZQo=", "the server follows it");
+    assert_ne!(template(), second);
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+
+    let again = Operator::start(&server).await;
+    seconds(5).await;
+    nothing_is_written_for_an_hour(&server).await;
+    again.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_lost_its_stored_form_gets_it_back_and_is_repaired_as_before() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let set = || server.below(SETS).remove(0);
+    let path = format!("{SETS}/{}", set()["metadata"]["name"].as_str().unwrap());
+    server.edit(&path, &json!({"metadata": {"annotations": {"fanout.dev/rendered": null}}}));
+    seconds(1).await;
+    assert!(set()["metadata"]["annotations"]["fanout.dev/rendered"].is_string());
+    nothing_is_written_for_an_hour(&server).await;
+    server.edit(&path, &json!({"spec": {"template": {"spec": {"serviceAccountName": "other"}}}}));
+    seconds(1).await;
+    assert_eq!(set()["spec"]["template"]["spec"]["serviceAccountName"], "chat");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_goes_is_told_by_an_event_with_its_name_and_why() {
+    let server = with_cluster();
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"replicas": 2}}));
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let set = server.below(SETS).remove(0);
+    let template = &set["spec"]["template"]["metadata"];
+    for name in ["chat-one", "chat-two"] {
+        let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set["metadata"]["name"], "uid": "x"}]);
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": template["labels"], "ownerReferences": owner},
+            "status": {"phase": "Running", "conditions": ready},
+        });
+        server.put(&format!("{PODS}/{name}"), pod);
+    }
+    seconds(5).await;
+    assert_eq!(told(&server, "ScaleDown"), [""; 0]);
+    server
+        .edit(&format!("{CLUSTERS}/chat"), &json!({"metadata": {"generation": 2}, "spec": {"replicas": 1}}));
+    seconds(5).await;
+    let going: Vec<_> = server
+        .below(PODS)
+        .into_iter()
+        .filter(|pod| pod["metadata"]["labels"]["fanout.dev/serving"] == "false")
+        .collect();
+    let [pod] = &going[..] else { panic!("{going:#?}") };
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    let note = format!(
+        "node {name} with an unknown number of connections leaves: fewer nodes are asked for [{name}]"
+    );
+    assert_eq!(told(&server, "ScaleDown"), [note]);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_missing_secret_has_an_event_of_its_own_and_none_is_repeated() {
+    let server = ApiServer::default();
+    let mut needy = cluster("chat");
+    let key = json!({"algorithm": "HS256", "secretKeyRef": {"name": "tokens", "key": "hs"}});
+    needy["spec"]["auth"] = json!({"apiKeysSecretRef": {"name": "keys"}, "jwt": {"keys": [key]}});
+    server.put(&format!("{CLUSTERS}/chat"), needy);
+    let secret = |name: &str, key: &str| {
+        let values = json!({key: "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="});
+        server.put(
+            &format!("/api/v1/namespaces/test/secrets/{name}"),
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": values}),
+        );
+    };
+    let named = || {
+        let notes = told(&server, "SecretMissing");
+        ["keys", "tokens"]
+            .map(|name| notes.iter().filter(|note| note.contains(&format!("test/{name},"))).count())
+    };
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    assert_eq!(named(), [1, 1]);
+    secret("keys", "a");
+    seconds(5).await;
+    nothing_is_written_for_an_hour(&server).await;
+    assert_eq!(named(), [1, 1], "what lasts is not told again");
+    secret("tokens", "other");
+    seconds(5).await;
+    let lacking = told(&server, "SecretKeyMissing");
+    assert!(lacking.len() == 1 && lacking[0].contains("`hs`"), "{lacking:?}");
+    operator.stop().await;
+
+    let again = Operator::start(&server).await;
+    seconds(5).await;
+    assert_eq!(told(&server, "SecretKeyMissing").len(), 1, "the operator before this one told it");
+    secret("tokens", "hs");
+    seconds(5).await;
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    again.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

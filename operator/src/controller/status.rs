@@ -1,7 +1,8 @@
 //! Fifth step: tells the truth. [`compute`] is pure; `Reporter` writes it where it differs from what is there, at
-//! most once a second for a cluster, and sends an Event where something begins to stand in the way.
+//! most once a second for a cluster, and sends an Event for each thing that begins to stand in the way.
 
 mod conditions;
+mod news;
 mod nodes;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
@@ -19,6 +20,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::Instant;
 
+use self::news::Told;
 use super::{
     Error, Shared,
     apply::Applied,
@@ -26,7 +28,7 @@ use super::{
     validate::Problem,
 };
 use crate::{
-    api::{ConditionType, FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
+    api::{FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
     events::{Events, Severity},
     lease::Claim,
     metrics::Metrics,
@@ -50,6 +52,7 @@ pub(super) struct Reporter {
     events: Events,
     metrics: Metrics,
     memory: Arc<Mutex<HashMap<String, Written>>>,
+    told: Arc<Mutex<HashMap<String, Told>>>,
 }
 
 /// The last status that was written.
@@ -140,6 +143,7 @@ impl Reporter {
             events: shared.events.clone(),
             metrics: shared.metrics.clone(),
             memory: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -150,6 +154,7 @@ impl Reporter {
         found: &Found,
         applied: &Applied,
     ) -> Result<Option<Duration>, Error> {
+        self.tell_problems(cluster, &conditions::problems(cluster, found, applied)).await;
         let status = compute(cluster, found, applied);
         let uid = cluster.metadata.uid.clone().unwrap_or_default();
         let written = self.lock().get(&uid).cloned();
@@ -159,7 +164,6 @@ impl Reporter {
         if let Some(wait) = written.and_then(|written| PACE.checked_sub(written.at.elapsed())) {
             return Ok(Some(wait));
         }
-        self.tell_problems(cluster, found, applied, &status).await;
         let version = self.write(&cluster.metadata, json!(status)).await?;
         self.lock().insert(uid, Written { status, version, at: Instant::now() });
         Ok(None)
@@ -197,23 +201,19 @@ impl Reporter {
         Ok(())
     }
 
-    /// One Event where something begins to stand in the way, or something else does.
-    async fn tell_problems(
-        &self,
-        cluster: &FanoutCluster,
-        found: &Found,
-        applied: &Applied,
-        status: &FanoutClusterStatus,
-    ) {
-        let before = cluster.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let reason_of = |conditions: &[Condition]| {
-            let degraded = conditions::find(conditions, ConditionType::Degraded);
-            degraded.filter(|degraded| degraded.status == "True").map(|degraded| degraded.reason.clone())
+    /// An Event for each thing that begins to stand in the way.
+    async fn tell_problems(&self, cluster: &FanoutCluster, problems: &[Problem]) {
+        let uid = cluster.metadata.uid.clone().unwrap_or_default();
+        let news = {
+            let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = all.remove(&uid).unwrap_or_else(|| Told::before(cluster, problems));
+            let (news, told) = told.news(problems);
+            all.insert(uid, told);
+            news
         };
-        let problems = conditions::problems(cluster, found, applied);
-        let Some(first) = problems.first() else { return };
-        if reason_of(before) != reason_of(&status.conditions) {
-            self.events.publish(cluster, Severity::Warning, first.reason, &first.message, None).await;
+        for Problem { reason, object, key: _, message } in news {
+            let pod = object.strip_prefix("Pod/");
+            self.events.publish(cluster, Severity::Warning, *reason, message, pod).await;
         }
     }
 

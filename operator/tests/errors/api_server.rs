@@ -9,6 +9,7 @@ use std::{
 use futures::{StreamExt, channel::mpsc, stream};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use k8s_openapi::ByteString;
 use kube::client::Body;
 use serde_json::{Value, json};
 
@@ -60,6 +61,17 @@ impl ApiServer {
     /// An object, if there is one.
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.lock().objects.get(path).cloned()
+    }
+
+    /// Every object below a path.
+    pub(crate) fn below(&self, path: &str) -> Vec<Value> {
+        let below = format!("{path}/");
+        self.lock()
+            .objects
+            .iter()
+            .filter(|(known, _)| known.starts_with(&below))
+            .map(|(_, o)| o.clone())
+            .collect()
     }
 
     /// Merges into an object, as somebody other than the operator.
@@ -180,14 +192,7 @@ impl State {
     }
 
     fn create(&mut self, collection: &str, mut sent: Value) -> Response<Frames> {
-        if let Some(plain) = sent["stringData"].take().as_object() {
-            sent["data"] = json!(
-                plain
-                    .iter()
-                    .map(|(key, _)| (key.clone(), json!("c2VjcmV0")))
-                    .collect::<serde_json::Map<_, _>>()
-            );
-        }
+        encode(&mut sent);
         let path = format!("{collection}/{}", sent["metadata"]["name"].as_str().unwrap_or_default());
         if self.objects.contains_key(&path) {
             return failure(409);
@@ -223,7 +228,9 @@ impl State {
             return terminating();
         }
         let mut made = known.clone().unwrap_or_else(|| json!({}));
-        merge(&mut made, sent);
+        let mut sent = sent.clone();
+        encode(&mut sent);
+        merge(&mut made, &sent);
         if known.as_ref() == Some(&made) {
             return success(&made);
         }
@@ -259,6 +266,16 @@ impl State {
         self.watches.retain(|(watched, selector, sender)| {
             watched != of || !selects(selector, object) || sender.unbounded_send(event.clone()).is_ok()
         });
+    }
+}
+
+/// `stringData` is written and never read: it becomes `data`.
+fn encode(sent: &mut Value) {
+    let Some(Value::Object(plain)) = sent.as_object_mut().and_then(|sent| sent.remove("stringData")) else {
+        return;
+    };
+    for (key, text) in plain {
+        sent["data"][key] = json!(ByteString(text.as_str().unwrap_or_default().into()));
     }
 }
 

@@ -119,9 +119,10 @@ impl Writer {
         cluster: &FanoutCluster,
         found: &Found,
         revision: &RevisionSpec,
-        Action { step, reason }: &Action,
+        action: &Action,
         events: &Events,
     ) -> Result<(), Error> {
+        let Action { step, reason } = action;
         info!(cluster = cluster.name(), namespace = cluster.namespace(), ?step, %reason, "acting");
         match step {
             Step::CreateSet { revision: _, replicas } => {
@@ -130,7 +131,7 @@ impl Writer {
             Step::ResizeSet { set, to } | Step::Remove { set, to, pod: _ } => {
                 self.resize(cluster, found, set, *to).await?;
             }
-            Step::Retire { pod } => self.retire(cluster, found, pod, *reason, events).await?,
+            Step::Retire { pod } => self.mark_by_name(found, pod, retired(found.at)).await?,
             Step::Restore { pod } => self.mark_by_name(found, pod, restored()).await?,
             Step::Release { pod } => self.mark_by_name(found, pod, released(found.at)).await?,
             Step::DeleteSet { set } => {
@@ -140,6 +141,9 @@ impl Writer {
             }
         }
         self.acted(*reason);
+        if let Some((pod, note)) = farewell(action, found) {
+            events.publish(cluster, Severity::Normal, *reason, &note, Some(pod)).await;
+        }
         Ok(())
     }
 
@@ -167,35 +171,38 @@ impl Writer {
         self.put(cluster, set, Some(live)).await
     }
 
-    async fn retire(
-        &self,
-        cluster: &FanoutCluster,
-        found: &Found,
-        pod: &str,
-        reason: Reason,
-        events: &Events,
-    ) -> Result<(), Error> {
-        let Some(node) = node(found, pod) else { return Ok(()) };
-        self.mark(&node.pod, retired(found.at)).await?;
-        let clients = match node.report.as_ref().filter(|report| report.answered) {
-            Some(report) => format!("{} connections", report.connections),
-            None => "an unknown number of connections".to_owned(),
-        };
-        let why = match reason {
-            Reason::Rollout => "a newer revision replaces it",
-            _ => "fewer nodes are asked for",
-        };
-        let note = format!("node {pod} with {clients} leaves: {why}");
-        events.publish(cluster, Severity::Normal, reason, &note, Some(pod)).await;
-        Ok(())
-    }
-
     async fn mark_by_name(&self, found: &Found, pod: &str, metadata: Value) -> Result<(), Error> {
         match node(found, pod) {
             Some(node) => self.mark(&node.pod, metadata).await,
             None => Ok(()),
         }
     }
+}
+
+/// What is told of a step that takes a pod away: once for each pod, when it is decided.
+fn farewell<'a>(action: &'a Action, found: &Found) -> Option<(&'a str, String)> {
+    let (pod, node) = match &action.step {
+        Step::Retire { pod } => (pod, node(found, pod)?),
+        // One that is not ready may go in the place of the one that was marked, and was never told of.
+        Step::Remove { set: _, to: _, pod } => {
+            let node = node(found, pod)?;
+            (pod, Some(node).filter(|node| !node.pod.annotations().contains_key(RETIRED_AT))?)
+        }
+        Step::CreateSet { .. }
+        | Step::ResizeSet { .. }
+        | Step::Restore { .. }
+        | Step::Release { .. }
+        | Step::DeleteSet { .. } => return None,
+    };
+    let clients = match node.report.as_ref().filter(|report| report.answered) {
+        Some(report) => format!("{} connections", report.connections),
+        None => "an unknown number of connections".to_owned(),
+    };
+    let why = match action.reason {
+        Reason::Rollout => "a newer revision replaces it",
+        _ => "fewer nodes are asked for",
+    };
+    Some((pod, format!("node {pod} with {clients} leaves: {why}")))
 }
 
 fn node<'a>(found: &'a Found, name: &str) -> Option<&'a Node> {
@@ -208,6 +215,7 @@ fn retired(now: Timestamp) -> Value {
 
 fn released(now: Timestamp) -> Value {
     json!({
+        // For the disruption budget; see there why it is this early.
         "labels": {labels::STATE: "drained"},
         "annotations": {RELEASED_AT: text(now), DELETION_COST: FIRST_TO_GO},
     })
@@ -222,4 +230,92 @@ fn restored() -> Value {
 
 fn text(time: Timestamp) -> String {
     time.round(Unit::Millisecond).unwrap_or(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+    use crate::{controller::validate::Dereferenced, scrape::Report};
+
+    /// A pod that was retired, one that was not, and the ReplicaSet `chat-a`.
+    fn found() -> Found {
+        let pod = |name: &str, annotations: Value| {
+            let pod: Pod =
+                serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations}}))
+                    .expect("a pod");
+            let report = Some(Report { answered: true, connections: 7, ..Report::default() });
+            Node { pod: Arc::new(pod), report }
+        };
+        let boot = json!({"metadata": {"name": "chat-a", "uid": "u"}, "immutable": true, "data": {"boot.yaml": "x"}});
+        let boot = serde_json::from_value(boot).expect("a ConfigMap");
+        Found {
+            named: Dereferenced::default(),
+            children: vec![
+                (mirror::resource_of("ConfigMap"), Arc::new(boot)),
+                (mirror::resource_of("ReplicaSet"), Arc::new(set(&json!({})))),
+            ],
+            nodes: vec![pod("old", json!({RETIRED_AT: "2026-01-01T00:00:00Z"})), pod("new", json!({}))],
+            redis: Vec::new(),
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn set(annotations: &Value) -> DynamicObject {
+        let set = json!({
+            "metadata": {"name": "chat-a", "namespace": "web", "uid": "u", "resourceVersion": "7",
+                "labels": {"fanout.dev/revision": "a"}, "annotations": annotations},
+            "spec": {"replicas": 3, "template": {"spec": {"restartPolicy": "Always"}}},
+            "status": {"replicas": 3},
+        });
+        serde_json::from_value(set).expect("a ReplicaSet")
+    }
+
+    fn told(step: Step, reason: Reason) -> Option<(String, String)> {
+        let action = Action { step, reason };
+        farewell(&action, &found()).map(|(pod, note)| (pod.to_owned(), note))
+    }
+
+    #[test]
+    fn each_pod_that_goes_is_told_once_with_its_name_and_why() {
+        let retire = |pod: &str| Step::Retire { pod: pod.to_owned() };
+        let remove = |pod: &str| Step::Remove { set: "chat-a".to_owned(), to: 2, pod: pod.to_owned() };
+        let (pod, note) = told(retire("new"), Reason::ScaleDown).expect("an Event");
+        assert_eq!(
+            (pod.as_str(), note.as_str()),
+            ("new", "node new with 7 connections leaves: fewer nodes are asked for")
+        );
+        let (_, note) = told(retire("new"), Reason::Rollout).expect("an Event");
+        assert!(note.ends_with("a newer revision replaces it"), "{note}");
+        assert_eq!(told(remove("old"), Reason::ScaleDown), None, "it was told when it was retired");
+        let (pod, _) = told(remove("new"), Reason::ScaleDown).expect("it was never retired");
+        assert_eq!(pod, "new");
+        assert_eq!(told(Step::Release { pod: "old".to_owned() }, Reason::ScaleDown), None);
+    }
+
+    #[test]
+    fn a_revision_whose_stored_form_is_gone_is_what_is_there() {
+        let others = json!({"theirs": "x", "fanout.dev/revision-spec": "{}", "fanout.dev/applied": "abc"});
+        for annotations in [others, json!({RENDERED: "not JSON", "fanout.dev/revision-spec": "{}"})] {
+            let lost = set(&annotations);
+            let [boot, restored] = Stored::of(&lost, &found())
+                .as_it_should_be(&lost)
+                .collect::<Vec<_>>()
+                .try_into()
+                .expect("two");
+            assert_eq!(boot["data"], json!({"boot.yaml": "x"}));
+            assert_eq!((&boot["apiVersion"], &boot["kind"]), (&json!("v1"), &json!("ConfigMap")));
+            assert_eq!(restored["spec"]["replicas"], 3);
+            assert_eq!(restored["metadata"]["resourceVersion"], Value::Null);
+            assert_eq!(restored["status"], Value::Null);
+            let annotations = restored["metadata"]["annotations"].as_object().expect("it has annotations");
+            assert_eq!(annotations.keys().collect::<Vec<_>>(), [RENDERED, "fanout.dev/revision-spec"]);
+            // And what it says of itself from now on is the same.
+            let again: DynamicObject = serde_json::from_value(restored.clone()).expect("a ReplicaSet");
+            assert_eq!(Stored::of(&again, &found()).as_it_should_be(&again).last(), Some(restored));
+        }
+    }
 }
