@@ -130,6 +130,39 @@ impl<'a> Fanout<'a> {
             .await
     }
 
+    /// Waits until a condition has a status and a message with all of `words`, and gives it.
+    ///
+    /// # Errors
+    /// When that takes longer than `deadline`.
+    pub async fn says(
+        &self,
+        kind: &str,
+        status: &str,
+        words: &[&str],
+        deadline: Duration,
+    ) -> Result<Condition> {
+        let what = format!("{}'s condition {kind} to be {status} and to say {words:?}", self.name);
+        self.namespace
+            .until(&what, deadline, async || {
+                let object = self.object().await?;
+                let told = condition(&object, kind).context("there is no such condition")?;
+                let says = told.status == status && words.iter().all(|word| told.message.contains(word));
+                ensure!(says, "it is {told:?}");
+                Ok(Some(told))
+            })
+            .await
+    }
+
+    /// What the Events of a reason on it say, a line each.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn events(&self, reason: &str) -> Result<String> {
+        let which = format!("--field-selector=involvedObject.name={},reason={reason}", self.name);
+        let lines = r#"jsonpath={range .items[*]}{.message}{"\n"}{end}"#;
+        self.namespace.kubectl(&["get", "events", &which, "-o", lines]).await
+    }
+
     /// Where clients connect at one node: by its pod's address.
     ///
     /// # Errors

@@ -1,14 +1,19 @@
 //! The broker: another one than the managed, and one that dies.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use fanout_e2e::{
     Fanout, exchange,
     pods::{IMAGE, all_ready, container, pod, pod_spec},
     warm_up, with_operator,
 };
-use fanout_lab::Namespace;
+use fanout_lab::{Namespace, Pod, pods};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
+
+/// A new pod on a busy machine, and what the operator waits before it calls a Redis away.
+const DEADLINE: Duration = Duration::from_secs(90);
 
 #[tokio::test]
 async fn an_external_redis_with_a_password_and_tls_joins_the_nodes() {
@@ -29,8 +34,13 @@ async fn a_wrong_password_is_told_and_mending_the_secret_heals_without_a_restart
     with_operator("password", async |namespace| {
         start_redis(namespace, "wrong").await?;
         let fanout = Fanout::apply(namespace, "chat", json!({"redis": external()})).await?;
-        let told = fanout.condition("RedisReachable", "False").await?;
-        ensure!(!told.message.is_empty(), "no message: {told:?}");
+        // The object, the key, and what to do.
+        let words = ["check ", "key password of Secret/redis-credentials"];
+        fanout.says("RedisReachable", "False", &words, DEADLINE).await?;
+        let told = fanout.says("Degraded", "True", &words, DEADLINE).await?;
+        ensure!(told.reason == "RedisUnreachable", "told {told:?}");
+        let events = fanout.events("RedisUnreachable").await?;
+        ensure!(words.iter().all(|word| events.contains(word)), "no Event says {words:?}:\n{events}");
         let before = uids(&fanout).await?;
         namespace.apply(&credentials("correct").to_string()).await?;
         fanout.condition("RedisReachable", "True").await?;
@@ -58,6 +68,60 @@ async fn a_missing_secret_is_named_and_making_it_heals() {
         ensure!(events.contains("redis-credentials"), "no Event names the Secret:\n{events}");
         namespace.apply(&credentials("correct").to_string()).await?;
         fanout.ready(2).await.map(drop)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wrong_image_of_the_managed_redis_is_named_and_correcting_it_heals() {
+    with_operator("redis-image", async |namespace| {
+        let image = "docker.io/library/redis:no-such-tag";
+        let fanout =
+            Fanout::apply(namespace, "chat", json!({"redis": {"managed": {"image": image}}})).await?;
+        fanout.says("Degraded", "True", &[image], DEADLINE).await?;
+        let events = fanout.events("ImagePullFailed").await?;
+        ensure!(events.contains(image), "no Event names the image:\n{events}");
+        let before = uids(&fanout).await?;
+        fanout.patch(json!({"spec": {"redis": {"managed": {"image": null}}}})).await?;
+        let nodes = fanout.ready(2).await?;
+        fanout.condition("RedisReachable", "True").await?;
+        fanout.condition("Degraded", "False").await?;
+        ensure!(uids(&fanout).await? == before, "nodes were replaced");
+        let mut clients = fanout.clients(&nodes).await?;
+        warm_up(&mut clients).await?;
+        exchange(&mut clients).await?;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_password_of_the_managed_redis_is_made_anew_and_server_and_nodes_follow() {
+    with_operator("redis-password", async |namespace| {
+        let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
+        let nodes = fanout.ready(2).await?;
+        let mut clients = fanout.clients(&nodes).await?;
+        warm_up(&mut clients).await?;
+        let before = pods(namespace, "fanout.dev/redis=chat").await?;
+        namespace.kubectl(&["delete", "secret", "chat-redis"]).await?;
+        namespace
+            .until("another pod of the Redis to be ready", DEADLINE, async || {
+                let now = pods(namespace, "fanout.dev/redis=chat").await?;
+                let other = |pod: &Pod| pod.ready && before.iter().all(|former| former.uid != pod.uid);
+                Ok(now.iter().any(other).then_some(()))
+            })
+            .await?;
+        // The kubelet brings the new file to the nodes within two minutes.
+        let deadline = Duration::from_secs(180);
+        namespace
+            .until("messages to flow again", deadline, async || warm_up(&mut clients).await.map(Some))
+            .await?;
+        exchange(&mut clients).await?;
+        fanout.condition("RedisReachable", "True").await?;
+        let after = fanout.ready(2).await?;
+        ensure!(after.iter().all(|pod| nodes.iter().any(|node| node.uid == pod.uid)), "nodes were replaced");
+        ensure!(after.iter().all(|pod| pod.restarts == 0), "containers were restarted");
+        Ok(())
     })
     .await;
 }

@@ -31,6 +31,33 @@ async fn a_deleted_or_edited_child_is_back_at_once() {
 }
 
 #[tokio::test]
+async fn what_somebody_took_from_a_generated_secret_or_a_replica_set_is_put_back_at_once() {
+    with_operator("mend", async |namespace| {
+        let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
+        let nodes = fanout.ready(2).await?;
+        let secret = "secret/chat-api-key";
+        namespace.kubectl(&["label", secret, "fanout.dev/cluster-"]).await?;
+        let label = "/metadata/labels/fanout.dev~1cluster";
+        until(namespace, secret, |object| object.pointer(label) == Some(&json!("chat"))).await?;
+        let gone = json!({"data": {"api-key": null}}).to_string();
+        namespace.kubectl(&["patch", secret, "--type=merge", "-p", &gone]).await?;
+        until(namespace, secret, |object| object.pointer("/data/api-key").is_some_and(Value::is_string))
+            .await?;
+
+        let set = namespace.kubectl(&["get", "rs", "-l", "fanout.dev/cluster=chat", "-o", "name"]).await?;
+        namespace.kubectl(&["annotate", set.trim(), "fanout.dev/rendered-"]).await?;
+        let rendered = "/metadata/annotations/fanout.dev~1rendered";
+        until(namespace, set.trim(), |object| object.pointer(rendered).is_some()).await?;
+        fanout.scale(3).await?;
+        let grown = fanout.ready(3).await?;
+        ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+        fanout.condition("Degraded", "False").await?;
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_idle_cluster_with_clients_causes_no_write() {
     with_operator("idle", async |namespace| {
         let Some(audit) = audit_log(namespace.cluster()) else { return Ok(()) };

@@ -23,6 +23,10 @@ async fn kubectl_scale_adds_nodes_and_takes_them_out_without_a_lost_message_for_
         let (mut stayed, gone): (Vec<_>, Vec<_>) =
             five.iter().zip(clients).partition(|(pod, _)| left.iter().any(|node| node.uid == pod.uid));
         ensure!(stayed.len() == 2, "{} clients stayed, not one a node", stayed.len());
+        let events = fanout.events("ScaleDown").await?;
+        for (pod, _) in &gone {
+            ensure!(events.contains(&pod.name), "no Event names {}, which was removed:\n{events}", pod.name);
+        }
         for (pod, mut client) in gone {
             asked_to_reconnect(&mut client).await.map_err(|error| error.context(pod.name.clone()))?;
         }
