@@ -510,6 +510,25 @@ fn without_a_surge_one_old_pod_makes_room_for_the_first_new_one_and_the_others_w
 }
 
 #[test]
+fn a_surge_that_is_lowered_because_new_pods_find_no_room_lets_an_old_pod_make_some() {
+    let with = |max_surge, revision| {
+        let strategy = Strategy { replace: Replace::Rolling, max_surge, max_unavailable: 1 };
+        Desired { strategy, ..desired(revision, 3) }
+    };
+    let mut world = World::settled(&with(1, "a"));
+    world.bad.push("big".to_owned());
+    world.play(&with(1, "big"));
+    assert_eq!(world.serving(), 3);
+    world.play(&with(0, "big"));
+    assert_eq!(world.serving(), 2);
+    let asked: Vec<_> = world.observed.sets.iter().map(|set| (set.name.as_str(), set.replicas)).collect();
+    assert_eq!(asked, [("a", 2), ("big", 1)]);
+    world.bad.clear();
+    world.play(&with(0, "big"));
+    assert!(world.observed.pods.iter().all(|pod| pod.set == "big" && pod.ready));
+}
+
+#[test]
 fn an_old_pod_that_is_not_ready_goes_first_once_the_new_revision_works() {
     let mut world = World::settled(&desired("a", 3));
     let broken = world.observed.pods[1].name.clone();

@@ -90,9 +90,14 @@ impl<'a> Fleet<'a> {
         self.squads.iter().map(|squad| squad.set.replicas).sum()
     }
 
+    /// Pods that may exist at one time.
+    fn limit(&self) -> u32 {
+        self.desired.replicas + self.desired.strategy.max_surge
+    }
+
     /// Pods that may be added before the surge is used up.
     pub(super) fn room(&self) -> u32 {
-        (self.desired.replicas + self.desired.strategy.max_surge).saturating_sub(self.asked_for())
+        self.limit().saturating_sub(self.asked_for())
     }
 
     /// Pods that are missing from what the user asked for.
@@ -169,12 +174,23 @@ impl<'a> Fleet<'a> {
     /// Pods that a set should give up in the end, those that do not exist yet included.
     pub(super) fn quota(&self, squad: &Squad<'_>) -> u32 {
         if squad.current {
-            return squad.set.replicas.saturating_sub(self.target());
+            return squad.set.replicas.saturating_sub(self.target()).max(self.beyond_surge(squad));
         }
         match self.desired.strategy.replace {
             Replace::Rolling => squad.set.replicas,
             Replace::OnDelete => self.replaced_by_hand(squad).min(squad.set.replicas),
         }
+    }
+
+    /// New pods that are not ready, where a person lowered the surge while they wait, perhaps for room: they give it up
+    /// first, so that an old pod may then make some.
+    fn beyond_surge(&self, current: &Squad<'_>) -> u32 {
+        if self.is_proven() {
+            return 0;
+        }
+        let waiting = current.staying.iter().filter(|pod| !pod.ready).count();
+        let beyond = self.asked_for().saturating_sub(self.limit()).saturating_sub(self.surplus());
+        beyond.min(count(waiting))
     }
 
     /// With OnDelete: pods that the old set made after the current revision was there. A person has deleted their
