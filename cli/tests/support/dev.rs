@@ -4,10 +4,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::Path,
     process::Stdio,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,15 +18,15 @@ use tokio::{
 pub(crate) struct Dev {
     process: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    port: u16,
+    ports: Ports,
 }
 
 impl Dev {
     /// Starts it on ports that are free.
     pub(crate) fn start(file: &Path) -> Self {
-        let port = free_range();
+        let ports = Ports::take();
         let mut process = Command::new(env!("CARGO_BIN_EXE_kubectl-fanout"))
-            .args(["dev", "--playground-port", "0", "--port", &port.to_string(), "-f"])
+            .args(["dev", "--playground-port", "0", "--port", &ports.first.to_string(), "-f"])
             .arg(file)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -44,7 +41,7 @@ impl Dev {
                 seen.lock().expect("no panic").push(line);
             }
         });
-        Self { process, lines, port }
+        Self { process, lines, ports }
     }
 
     /// The first line with `text`, once it is printed.
@@ -77,7 +74,7 @@ impl Dev {
     /// Client port of its first node.
     #[allow(dead_code, reason = "not every test needs it")]
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.ports.first
     }
 
     /// URL of its playground.
@@ -99,12 +96,28 @@ impl Dev {
     }
 }
 
-/// A port from which on a hundred are free.
-fn free_range() -> u16 {
-    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    // Tests run side by side, each in a process of its own or in a thread of one: both count.
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    let turn = TAKEN.fetch_add(1, Ordering::Relaxed);
-    let start = 20_000 + (u16::try_from(std::process::id() % 200).expect("small") + 11 * turn) % 200 * 100;
-    (start..50_000).step_by(100).find(|first| (*first..first + 60).all(free)).expect("a hundred free ports")
+/// A hundred ports in a row, out of those that the kernel gives to no connection that somebody opens. Whoever holds the
+/// last of them has them all: tests run side by side, in processes and in threads.
+#[derive(Debug)]
+struct Ports {
+    first: u16,
+    _last: TcpListener,
+}
+
+impl Ports {
+    fn take() -> Self {
+        let range =
+            std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux tells it");
+        let ephemeral: Vec<u16> = range.split_whitespace().map(|end| end.parse().expect("a port")).collect();
+        // Above them first, for `dev --check` looks below them.
+        let above = (ephemeral[1]..u16::MAX - 100).skip(1).step_by(100);
+        let below = (10_000..ephemeral[0].saturating_sub(100)).step_by(100);
+        above.chain(below).find_map(Self::at).expect("a hundred free ports")
+    }
+
+    fn at(first: u16) -> Option<Self> {
+        let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok();
+        let ports = Self { first, _last: free(first + 99)? };
+        (first..first + 60).all(|port| free(port).is_some()).then_some(ports)
+    }
 }

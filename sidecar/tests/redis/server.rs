@@ -5,10 +5,15 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     thread::sleep,
     time::{Duration, Instant},
 };
 
+use rand::RngExt;
 use rustix::process::{Pid, Signal, kill_process};
 use sidecar_config::RedisBroker;
 use tempfile::TempDir;
@@ -124,7 +129,16 @@ fn launch(directory: &TempDir) -> Child {
         .expect(INSTALL)
 }
 
-/// A port that nobody has now.
+/// A port that nobody has now, and that the kernel gives to no connection that somebody opens: it stays free while the
+/// server that it is for starts, or is away.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static TRIED: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::rng().random()));
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux tells it");
+    let first: u16 = range.split_whitespace().next().and_then(|port| port.parse().ok()).expect("two ports");
+    // Below it, or anywhere on a machine that leaves nothing below.
+    let (low, count) = if first > 11_000 { (10_000, first - 10_000) } else { (10_000, 50_000) };
+    let tried = std::iter::repeat_with(|| low + TRIED.fetch_add(1, Ordering::Relaxed) % count);
+    let mut free =
+        tried.take(count.into()).filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.next().expect("a free port")
 }
