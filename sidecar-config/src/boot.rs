@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Mistake, parse::Document};
 
@@ -38,13 +39,13 @@ pub struct BootSettings {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Listen {
     /// WebSocket and SSE, for browsers and devices.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("format" = "socket-address"))]
     pub client: SocketAddr,
     /// Server API, for backends.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("format" = "socket-address"))]
     pub api: SocketAddr,
     /// Probes and metrics, never public.
-    #[schemars(with = "String")]
+    #[schemars(with = "String", extend("format" = "socket-address"))]
     pub admin: SocketAddr,
 }
 
@@ -91,7 +92,7 @@ pub struct MemoryBroker {}
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisBroker {
     /// `host:port`; resolved anew at every connect.
-    #[schemars(regex(pattern = r"^(\[[0-9a-fA-F:.]+\]|[^\s:/@]+):[0-9]{1,5}$"))]
+    #[schemars(extend("format" = "host-port"))]
     pub address: String,
     /// Logical database, as for `SELECT`. Pub/Sub does not know databases; commands do.
     #[serde(default)]
@@ -130,20 +131,27 @@ pub struct RedisTls {
     pub key_file: Option<PathBuf>,
     /// Name to verify in the certificate; absent means the host of `address`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "server-name"))]
     pub server_name: Option<String>,
 }
 
 // === impl BootSettings ===
 
 impl Document for BootSettings {
-    fn check(&self) -> Vec<Mistake> {
+    fn check(document: &Value) -> Vec<Mistake> {
+        let broker = &document["broker"];
+        let tls = &broker["redis"]["tls"];
+        let is_set = |value: &Value| !value.is_null();
         let mut mistakes = Vec::new();
-        if self.broker.kind().is_none() {
+        // An unknown key may be one of the two, misspelt: that is told already.
+        let known = ["memory", "redis"].into_iter().filter(|kind| is_set(&broker[kind])).count();
+        if broker
+            .as_object()
+            .is_some_and(|broker| known == 2 || (known == 0 && broker.values().all(Value::is_null)))
+        {
             mistakes.push(Mistake::new("broker", "needs exactly one of `memory` and `redis`"));
         }
-        if let Some(RedisBroker { tls: Some(tls), .. }) = &self.broker.redis
-            && tls.cert_file.is_some() != tls.key_file.is_some()
-        {
+        if tls.is_object() && is_set(&tls["certFile"]) != is_set(&tls["keyFile"]) {
             mistakes.push(Mistake::new(
                 "broker.redis.tls",
                 "`certFile` and `keyFile` go together: set both or none",

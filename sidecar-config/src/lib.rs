@@ -5,12 +5,13 @@
 //! which of the two it is by the schema extension [`CHANGE_CLASS`]. Secrets are never in a document: it names
 //! the file that holds one.
 //!
-//! [`parse()`] reads a document: text → value tree → checked against the printed JSON Schema, every mistake
-//! with its path → deserialised → checked for what a schema cannot say.
+//! [`parse()`] reads a document: text → value tree → checked against the printed JSON Schema and for what a schema
+//! cannot say, every mistake with its path → deserialised.
 
 #![forbid(unsafe_code)]
 
 mod boot;
+mod format;
 mod live;
 mod namespace;
 mod parse;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Mistake, Pattern};
 
@@ -111,25 +112,30 @@ pub struct RateLimit {
 }
 
 /// What a schema cannot say of a list of namespaces.
-pub(crate) fn check(namespaces: &[Namespace]) -> Vec<Mistake> {
+pub(crate) fn check(namespaces: &Value) -> Vec<Mistake> {
     let mut seen = HashSet::new();
     let mut mistakes = Vec::new();
-    for (at, namespace) in namespaces.iter().enumerate() {
-        if namespace.name == RESERVED_NAMESPACE {
-            let text =
-                format!("`{RESERVED_NAMESPACE}` is kept for the nodes themselves: choose another name");
-            mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));
+    for (at, namespace) in namespaces.as_array().into_iter().flatten().enumerate() {
+        let Some(name) = namespace["name"].as_str() else { continue };
+        let mut wrong = |text| mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));
+        if name == RESERVED_NAMESPACE {
+            wrong(format!("`{name}` is kept for the nodes themselves: choose another name"));
         }
-        if !seen.insert(&namespace.name) {
-            let text = format!("`{}` is listed twice: give each namespace once", namespace.name);
-            mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));
+        if !seen.insert(name) {
+            wrong(format!("`{name}` is listed twice: give each namespace once"));
         }
-        for (pattern_at, pattern) in namespace.channels.iter().enumerate() {
-            if let Err(error) = pattern.parse::<Pattern>() {
-                mistakes.push(Mistake::new(
-                    format!("namespaces[{at}].channels[{pattern_at}]"),
-                    error.to_string(),
-                ));
+    }
+    mistakes.extend(check_patterns(namespaces));
+    mistakes
+}
+
+fn check_patterns(namespaces: &Value) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for (at, namespace) in namespaces.as_array().into_iter().flatten().enumerate() {
+        for (pattern_at, pattern) in namespace["channels"].as_array().into_iter().flatten().enumerate() {
+            if let Some(Err(error)) = pattern.as_str().map(str::parse::<Pattern>) {
+                let path = format!("namespaces[{at}].channels[{pattern_at}]");
+                mistakes.push(Mistake::new(path, error.to_string()));
             }
         }
     }

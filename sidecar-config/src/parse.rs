@@ -2,14 +2,21 @@
 
 use std::fmt;
 
+use jsonschema::{
+    JsonType, ValidationError,
+    error::{TypeKind, ValidationErrorKind as ErrorKind},
+};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::format::{FORMATS, complaint};
+
 /// A settings document.
 pub trait Document: DeserializeOwned + JsonSchema {
-    /// Mistakes that a JSON Schema cannot express; empty for a good document.
-    fn check(&self) -> Vec<Mistake>;
+    /// Mistakes that a JSON Schema cannot express; empty for a good document. It is asked of one with other mistakes,
+    /// too, so that all are told at once: what the schema refuses is passed over.
+    fn check(document: &Value) -> Vec<Mistake>;
 }
 
 /// One mistake in a document.
@@ -35,15 +42,24 @@ pub fn parse<D: Document>(text: &str) -> Result<D, Mistakes> {
         serde_yaml::from_str(text).map_err(|error| Mistakes::one("", format!("is no YAML: {error}")))?;
     // An empty file is an empty document: all defaults.
     let value = if value.is_null() { Value::Object(serde_json::Map::default()) } else { value };
-    let schema = schema::<D>();
-    let validator = jsonschema::validator_for(&schema).expect("a derived schema is a valid schema");
-    let mistakes: Vec<_> = validator.iter_errors(&value).flat_map(|error| from_schema(&error)).collect();
+    let mut mistakes: Vec<_> =
+        validator::<D>().iter_errors(&value).flat_map(|error| from_schema(&error)).collect();
+    let mut unseen = D::check(&value);
+    unseen.retain(|mistake| mistakes.iter().all(|told| told.path != mistake.path));
+    mistakes.append(&mut unseen);
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
-    let document: D = serde_json::from_value(value).map_err(|error| Mistakes::one("", error.to_string()))?;
-    let mistakes = document.check();
-    if mistakes.is_empty() { Ok(document) } else { Err(Mistakes(mistakes)) }
+    // Little is left: a schema calls 5.0 an integer.
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| Mistakes::one(&error.path().to_string(), error.inner().to_string()))
+}
+
+fn validator<D: JsonSchema>() -> jsonschema::Validator {
+    let options = jsonschema::options().should_validate_formats(true);
+    let options =
+        FORMATS.iter().fold(options, |options, format| options.with_format(format.name, format.fits));
+    options.build(&schema::<D>()).expect("a derived schema is a valid schema")
 }
 
 /// The JSON Schema (draft 2020-12) of a document.
@@ -51,20 +67,58 @@ pub fn schema<D: JsonSchema>() -> Value {
     schemars::schema_for!(D).to_value()
 }
 
-fn from_schema(error: &jsonschema::ValidationError<'_>) -> Vec<Mistake> {
+fn from_schema(error: &ValidationError<'_>) -> Vec<Mistake> {
     let path = dotted(error.instance_path().as_str());
+    let value = error.instance();
+    let message = match error.kind() {
+        ErrorKind::AdditionalProperties { unexpected } => {
+            let unknown = |key| Mistake::new(joined(&path, key), "is an unknown key");
+            return unexpected.iter().map(unknown).collect();
+        }
+        // A section that may be absent may be `null`; who wrote something else meant the section.
+        ErrorKind::AnyOf { context } => {
+            return context
+                .iter()
+                .filter(|branch| !wants_null(branch))
+                .flatten()
+                .flat_map(from_schema)
+                .collect();
+        }
+        ErrorKind::Format { format } => complaint(format).map(|complaint| format!("{value} {complaint}")),
+        ErrorKind::Enum { .. } | ErrorKind::OneOfNotValid { .. } => {
+            Some(format!("{value} is not one of {}", listed(&named(error))))
+        }
+        _ => None,
+    };
+    vec![Mistake::new(path, message.unwrap_or_else(|| error.to_string()))]
+}
+
+fn wants_null(branch: &[ValidationError<'_>]) -> bool {
+    let null = |kind: &ErrorKind| matches!(kind, ErrorKind::Type { kind: TypeKind::Single(JsonType::Null) });
+    branch.iter().any(|error| null(error.kind()))
+}
+
+/// The values that an enum allows: listed at once, or one by one where each has its own explanation.
+fn named(error: &ValidationError<'_>) -> Vec<Value> {
     match error.kind() {
-        jsonschema::error::ValidationErrorKind::AdditionalProperties { unexpected } => unexpected
-            .iter()
-            .map(|key| {
-                Mistake::new(
-                    if path.is_empty() { key.clone() } else { format!("{path}.{key}") },
-                    "is an unknown key",
-                )
-            })
-            .collect(),
-        _ => vec![Mistake::new(path, error.to_string())],
+        ErrorKind::Enum { options } => options.as_array().cloned().unwrap_or_default(),
+        ErrorKind::Constant { expected_value } => vec![Value::clone(expected_value)],
+        ErrorKind::OneOfNotValid { context } => context.iter().flatten().flat_map(named).collect(),
+        _ => Vec::new(),
     }
+}
+
+/// `"a", "b" or "c"`.
+fn listed(values: &[Value]) -> String {
+    let texts: Vec<_> = values.iter().map(Value::to_string).collect();
+    match texts.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => texts.concat(),
+    }
+}
+
+fn joined(path: &str, key: &String) -> String {
+    if path.is_empty() { key.clone() } else { format!("{path}.{key}") }
 }
 
 /// `/namespaces/0/name` → `namespaces[0].name`.

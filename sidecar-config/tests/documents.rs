@@ -44,6 +44,97 @@ fn every_mistake_is_reported_with_its_path() {
 }
 
 #[test]
+fn texts_that_are_parsed_are_told_at_their_path_with_what_is_allowed() {
+    let found = mistakes::<BootSettings>(
+        "{listen: {client: 'localhost:8000', api: 8001, admin: '0.0.0.0'}, \
+          broker: {redis: {address: 'redis:99999', channelPrefix: p, tls: {serverName: 'a b'}}}}",
+    );
+    let address =
+        "is no address to listen on: write an IP address and a port, as `0.0.0.0:8000` or `[::]:8000`";
+    for line in [
+        &format!("listen.client: \"localhost:8000\" {address}"),
+        "listen.api: 8001 is not of type \"string\"",
+        &format!("listen.admin: \"0.0.0.0\" {address}"),
+        "broker.redis.address: \"redis:99999\" is no address: write a host and a port from 1 to 65535, as \
+            `redis:6379` or `[fd00::1]:6379`",
+        "broker.redis.tls.serverName: \"a b\" is no name that a certificate can have: write a DNS name or an IP address",
+    ] {
+        assert!(found.iter().any(|told| told == line), "{line} in {found:#?}");
+    }
+    assert_eq!(found.len(), 5, "{found:#?}");
+    let found = mistakes::<LiveSettings>("hub: {trustedProxies: [10.0.0.0/8, 10.0.0.1, fd00::/8, proxy]}");
+    let network =
+        "is no network: write one as `10.0.0.0/8` or `fd00::/8`, a single address as `192.0.2.1/32`";
+    assert_eq!(
+        found,
+        [
+            format!("hub.trustedProxies[1]: \"10.0.0.1\" {network}"),
+            format!("hub.trustedProxies[3]: \"proxy\" {network}"),
+        ]
+    );
+}
+
+#[test]
+fn a_name_that_is_none_is_told_with_all_that_are() {
+    let found = mistakes::<LiveSettings>(
+        "{logLevel: loud, onUnavailable: Panic, namespaces: [{name: a, publish: everyone, slowConsumer: {policy: 7}}]}",
+    );
+    assert_eq!(
+        found,
+        [
+            "logLevel: \"loud\" is not one of \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
+            "namespaces[0].publish: \"everyone\" is not one of \"allowed\", \"token\" or \"denied\"",
+            "namespaces[0].slowConsumer.policy: 7 is not one of \"disconnect\", \"dropOldest\", \"dropNewest\" or \"conflate\"",
+            "onUnavailable: \"Panic\" is not one of \"KeepClients\" or \"NotReady\"",
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_in_a_section_that_may_be_absent_is_told_at_its_own_path() {
+    let found = mistakes::<LiveSettings>(
+        "{hub: {tls: {certFile: /c, keyFil: /k}}, auth: {jwt: {keys: [{algorithm: none, file: /k}]}}}",
+    );
+    assert_eq!(
+        found,
+        [
+            "auth.jwt.keys[0].algorithm: \"none\" is not one of \"HS256\", \"HS384\", \"HS512\", \"RS256\", \"ES256\" or \"EdDSA\"",
+            "hub.tls: \"keyFile\" is a required property",
+            "hub.tls.keyFil: is an unknown key",
+        ]
+    );
+    assert_eq!(mistakes::<BootSettings>("broker: {redis: 7}"), ["broker.redis: 7 is not of type \"object\""]);
+}
+
+#[test]
+fn a_value_that_only_its_type_refuses_is_told_with_its_path() {
+    let found = mistakes::<LiveSettings>("hub: {limits: {headerBytes: 4096.0}}");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].starts_with("hub.limits.headerBytes: ") && found[0].contains("4096.0"), "{found:#?}");
+}
+
+#[test]
+fn mistakes_that_a_schema_sees_and_those_that_it_cannot_see_are_told_together() {
+    let found = mistakes::<BootSettings>(
+        "{lisen: {}, broker: {redis: {address: r, channelPrefix: p, tls: {certFile: /c}}, memory: {}}}",
+    );
+    for start in
+        ["lisen: ", "broker.redis.address: ", "broker: needs exactly one", "broker.redis.tls: `certFile`"]
+    {
+        assert!(found.iter().any(|line| line.starts_with(start)), "{start} in {found:#?}");
+    }
+    assert_eq!(found.len(), 4, "{found:#?}");
+    let found = mistakes::<LiveSettings>("{logLevel: loud, namespaces: [{name: a}, 7, {name: a}]}");
+    assert_eq!(found.len(), 3, "{found:#?}");
+}
+
+#[test]
+fn a_misspelt_broker_is_one_mistake() {
+    assert_eq!(mistakes::<BootSettings>("broker: {memori: {}}"), ["broker.memori: is an unknown key"]);
+    assert_eq!(mistakes::<BootSettings>("broker: {}"), ["broker: needs exactly one of `memory` and `redis`"]);
+}
+
+#[test]
 fn what_a_schema_cannot_say_is_checked_too() {
     let both = "broker: {memory: {}, redis: {address: 'r:1', channelPrefix: p}}";
     assert_eq!(mistakes::<BootSettings>(both), ["broker: needs exactly one of `memory` and `redis`"]);
@@ -51,7 +142,7 @@ fn what_a_schema_cannot_say_is_checked_too() {
         "{namespaces: [{name: a}, {name: a}], hub: {allowedOrigins: ['https://*']}}",
     );
     assert_eq!(found.len(), 2, "{found:#?}");
-    assert!(found[0].starts_with("hub.allowedOrigins[0]: `https://*` is no origin"));
+    assert!(found[0].starts_with("hub.allowedOrigins[0]: \"https://*\" is no origin"));
     assert!(found[1].starts_with("namespaces[1].name: `a` is listed twice"));
 }
 
