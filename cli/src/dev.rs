@@ -105,6 +105,7 @@ async fn serve(
                 Request::Start(node) => cluster.set_running(node, true),
             },
             _ = reread.tick() => {
+                cluster.tidy();
                 // Between two writes of an editor the file may be away; the next look finds it.
                 let Ok(now) = std::fs::read_to_string(&args.file) else { continue };
                 if now != text && !now.trim().is_empty() {

@@ -54,6 +54,19 @@ async fn dev(file: &Path, arguments: &[&str], path: Option<&str>) -> Output {
     ended.expect("it ends").expect("it runs")
 }
 
+/// Waits until the node with this admin port is ready, or is not.
+async fn ready(dev: &Dev, admin: u16, wanted: bool) {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for _ in 0..400 {
+        let reply = client.get(format!("http://127.0.0.1:{admin}/ready")).send().await;
+        if reply.is_ok_and(|reply| reply.status().is_success()) == wanted {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the node at {admin} is not as wanted ({wanted}):\n{}", dev.lines().join("\n"));
+}
+
 fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -109,35 +122,42 @@ async fn a_changed_file_scales_and_reloads_and_a_mistake_in_it_changes_nothing()
     let manifest = Manifest::new(&replicas(2));
     let dev = Dev::start(&manifest.path());
     dev.url().await;
-    let ready = async |port: u16, wanted: bool| {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        for _ in 0..400 {
-            let reply = client.get(format!("http://127.0.0.1:{port}/ready")).send().await;
-            if reply.is_ok_and(|reply| reply.status().is_success()) == wanted {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the node at {port} is not as wanted ({wanted}):\n{}", dev.lines().join("\n"));
-    };
     let third = dev.port() + 22;
 
     manifest.write(&replicas(3));
     dev.line("replicas: 2 → 3").await;
-    ready(third, true).await;
+    ready(&dev, third, true).await;
 
     manifest.write("  replicas: lots\n");
     dev.line("spec.replicas").await;
     dev.line("the change is not taken over").await;
-    ready(third, true).await;
+    ready(&dev, third, true).await;
 
     manifest.write(&format!("{}  logLevel: debug\n", replicas(3)));
     dev.line("settings changed: the nodes take them over, clients stay").await;
 
     manifest.write(&format!("{}  logLevel: debug\n", replicas(1)));
     dev.line("replicas: 3 → 1").await;
-    ready(third, false).await;
-    ready(dev.port() + 2, true).await;
+    ready(&dev, third, false).await;
+    ready(&dev, dev.port() + 2, true).await;
+    assert!(dev.interrupt().await, "Ctrl-C ends it well");
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_cluster_is_left_out_here_and_stays_so_when_the_file_changes() {
+    let spec = |replicas: u16, level: &str| {
+        format!(
+            "  replicas: {replicas}\n  logLevel: {level}\n  hub: {{tls: {{secretRef: {{name: chat-tls}}}}}}\n{OPEN}"
+        )
+    };
+    let manifest = Manifest::new(&spec(1, "info"));
+    let dev = Dev::start(&manifest.path());
+    dev.url().await;
+    manifest.write(&spec(2, "debug"));
+    dev.line("replicas: 1 → 2").await;
+    ready(&dev, dev.port() + 12, true).await;
+    let refused = dev.lines().into_iter().find(|line| line.contains("refused") || line.contains("certFile"));
+    assert_eq!(refused, None);
     assert!(dev.interrupt().await, "Ctrl-C ends it well");
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Cluster {
     files: Files,
     redis: Option<Redis>,
     nodes: Vec<Node>,
+    /// Nodes that are too many and whose clients are still leaving.
+    leaving: Vec<Node>,
     board: Board,
     printer: Printer,
     facts: watch::Sender<Facts>,
@@ -82,7 +84,8 @@ impl Cluster {
             false => None,
         };
         let facts = watch::Sender::new(Facts::default());
-        let mut cluster = Self { manifest, options, files, redis, nodes: Vec::new(), board, printer, facts };
+        let (nodes, leaving) = (Vec::new(), Vec::new());
+        let mut cluster = Self { manifest, options, files, redis, nodes, leaving, board, printer, facts };
         if cluster.manifest.spec.redis.external.is_some() {
             cluster.say("a redis-server of this command stands in for redis.external");
         }
@@ -138,31 +141,65 @@ impl Cluster {
     }
 
     /// Takes over a changed manifest: hot settings are reloaded, `replicas` scales, and what needs a new process
-    /// gets one, node after node.
+    /// gets one, node after node. After an error everything is as it was before.
     pub(crate) async fn change(&mut self, manifest: FanoutCluster) -> anyhow::Result<()> {
         manifest::check_change(&self.manifest, &manifest).map_err(anyhow::Error::msg)?;
         self.files.link_secrets(&manifest, self.options.secrets.as_deref())?;
-        let local = self.local();
         let old = std::mem::replace(&mut self.manifest, manifest);
-        if local.live(&old) != local.live(&self.manifest) {
+        let Err(error) = self.follow(&old).await else { return Ok(()) };
+        self.manifest = old;
+        match self.go_back().await {
+            Ok(()) => Err(error),
+            Err(again) => Err(error.context(format!("a part of the change may be in force: {again:#}"))),
+        }
+    }
+
+    /// Brings everything from where `old` had it to where the manifest wants it. It says so once the steps that fail,
+    /// if any does, are done.
+    async fn follow(&mut self, old: &FanoutCluster) -> anyhow::Result<()> {
+        let local = self.local();
+        let hot = local.live(old) != local.live(&self.manifest);
+        if hot {
             self.write_live()?;
+        }
+        self.scale()?;
+        if hot {
             self.say("settings changed: the nodes take them over, clients stay");
         }
-        self.roll().await?;
         if self.manifest.spec.replicas != old.spec.replicas {
             self.say(&format!("replicas: {} → {}", old.spec.replicas, self.manifest.spec.replicas));
         }
-        self.scale()
+        self.roll().await
+    }
+
+    /// Undoes what a change that failed has done.
+    async fn go_back(&mut self) -> anyhow::Result<()> {
+        self.write_live()?;
+        self.scale()?;
+        self.roll().await
+    }
+
+    /// Forgets the nodes that have left.
+    pub(crate) fn tidy(&mut self) {
+        let Self { leaving, board, .. } = self;
+        leaving.retain(|node| {
+            let source = Source::Node(node.index);
+            let left = board.get(source).state == State::Stopped;
+            if left {
+                board.remove(source);
+            }
+            !left
+        });
     }
 
     /// Asks everything to end; [`Cluster::ended`] waits for it. Redis is the last.
     pub(crate) fn end(&self, forced: bool) {
-        self.nodes.iter().for_each(|node| node.process.end(forced));
+        self.nodes.iter().chain(&self.leaving).for_each(|node| node.process.end(forced));
     }
 
-    /// Waits until everything has ended.
+    /// Waits until everything has ended, nodes that were leaving already included.
     pub(crate) async fn ended(&mut self) {
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().chain(&mut self.leaving) {
             node.process.ended().await;
         }
         if let Some(redis) = &mut self.redis {
@@ -216,31 +253,37 @@ impl Cluster {
         redis.into_iter().chain(api).collect()
     }
 
-    /// Starts nodes that are missing and ends those that are too many, the last first.
+    /// Starts nodes that are missing and drains those that are too many, the last first.
     fn scale(&mut self) -> anyhow::Result<()> {
         let wanted = usize::try_from(self.manifest.spec.replicas).unwrap_or(0);
         while self.nodes.len() > wanted {
-            let Some(mut node) = self.nodes.pop() else { break };
-            node.process.end(false);
-            let board = self.board.clone();
-            tokio::spawn(async move {
-                node.process.ended().await;
-                board.remove(Source::Node(node.index));
-            });
+            let Some(node) = self.nodes.pop() else { break };
+            node.process.set_running(false);
+            self.leaving.push(node);
         }
         while self.nodes.len() < wanted {
             let index = u16::try_from(self.nodes.len() + 1).context("too many replicas for one machine")?;
-            let node = self.start_node(index)?;
+            let node = match self.leaving.iter().position(|node| node.index == index) {
+                Some(at) => self.take_back(at),
+                None => self.start_node(index)?,
+            };
             self.nodes.push(node);
         }
         self.show();
         Ok(())
     }
 
+    /// A node that is leaving holds its ports: it starts again there once its clients have left. It has the boot
+    /// settings it had; [`Cluster::roll`] sees whether others are wanted.
+    fn take_back(&mut self, at: usize) -> Node {
+        let node = self.leaving.swap_remove(at);
+        node.process.set_running(true);
+        node
+    }
+
     fn start_node(&self, index: u16) -> anyhow::Result<Node> {
         let ports = self.options.ports.node(index)?;
-        let boot = self.local().boot(&self.manifest, ports);
-        self.files.write(&self.files.boot(index), &boot)?;
+        let boot = self.write_boot(index, ports)?;
         let program = Program {
             source: Source::Node(index),
             path: self.options.sidecar.clone(),
@@ -262,21 +305,23 @@ impl Cluster {
         Ok(Node { index, ports, boot, process })
     }
 
+    fn write_boot(&self, index: u16, ports: NodePorts) -> anyhow::Result<BootSettings> {
+        let boot = self.local().boot(&self.manifest, ports);
+        self.files.write(&self.files.boot(index), &boot)?;
+        Ok(boot)
+    }
+
     /// Gives each node whose boot settings changed a new process, one at a time.
     async fn roll(&mut self) -> anyhow::Result<()> {
-        let local = self.local();
         for at in 0..self.nodes.len() {
-            let Node { index, ports, boot, process } = &mut self.nodes[at];
-            let wanted = local.boot(&self.manifest, *ports);
-            if *boot == wanted {
+            let Node { index, ports, ref boot, .. } = self.nodes[at];
+            if *boot == self.local().boot(&self.manifest, ports) {
                 continue;
             }
-            self.printer
-                .line(Source::Dev, &format!("node-{index} needs a new process for its changed settings"));
-            self.files.write(&self.files.boot(*index), &wanted)?;
-            *boot = wanted;
-            process.restart();
-            let source = Source::Node(*index);
+            self.say(&format!("node-{index} needs a new process for its changed settings"));
+            self.nodes[at].boot = self.write_boot(index, ports)?;
+            self.nodes[at].process.restart();
+            let source = Source::Node(index);
             self.board.reaches(source, &[State::Draining], GRACE).await;
             self.board.reaches(source, &[State::Ready, State::Failed], NODE_PATIENCE).await;
         }
@@ -343,5 +388,130 @@ impl Redis {
         reached
             .with_context(|| format!("redis-server did not answer on port {port}: see its lines above"))?;
         Ok(Self { port, process })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A cluster of one node, whose program notes each start and each end, which takes it half a second.
+    struct Stage {
+        cluster: Cluster,
+        printer: Printer,
+        directory: TempDir,
+        port: u16,
+    }
+
+    impl Stage {
+        async fn set() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let notes = directory.path().join("notes");
+            let script = format!(
+                "#!/bin/sh\ntrap 'sleep 0.5; echo end >>{0}; exit 0' TERM\necho start >>{0}\nwhile :; do sleep 0.05; done\n",
+                notes.display()
+            );
+            let sidecar = directory.path().join("sidecar");
+            std::fs::write(&sidecar, script).unwrap();
+            std::fs::set_permissions(&sidecar, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let [port] = free().unwrap();
+            let options =
+                Options { sidecar, ports: PortPlan::From(port), origins: Vec::new(), secrets: None };
+            let printer = Printer::keeping();
+            let cluster = Cluster::start(manifest("replicas: 1"), options, printer.clone()).await.unwrap();
+            let stage = Self { cluster, printer, directory, port };
+            stage.noted("start\n").await;
+            stage
+        }
+
+        fn notes(&self) -> String {
+            std::fs::read_to_string(self.directory.path().join("notes")).unwrap_or_default()
+        }
+
+        async fn noted(&self, notes: &str) {
+            let noted = async {
+                while self.notes() != notes {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, noted)
+                .await
+                .unwrap_or_else(|_| panic!("noted {:?}", self.notes()));
+        }
+
+        async fn left(&self) {
+            let reached = self.cluster.board.reaches(Source::Node(1), &[State::Stopped], PATIENCE).await;
+            reached.expect("it leaves");
+        }
+
+        async fn end(mut self) -> String {
+            self.cluster.end(false);
+            self.cluster.ended().await;
+            self.notes()
+        }
+    }
+
+    fn manifest(spec: &str) -> FanoutCluster {
+        let text = format!(
+            "apiVersion: fanout.dev/v1alpha1\nkind: FanoutCluster\nmetadata: {{name: demo}}\n\
+             spec: {{redis: {{memory: {{}}}}, {spec}}}\n"
+        );
+        manifest::parse(Path::new("demo.yaml"), &text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_leaving_when_everything_ends_is_waited_for() {
+        let mut stage = Stage::set().await;
+        stage.cluster.change(manifest("replicas: 0")).await.unwrap();
+        assert_eq!(stage.cluster.nodes().count(), 0);
+        assert_eq!(stage.end().await, "start\nend\n");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_leaving_is_taken_back_once_it_has_left() {
+        let mut stage = Stage::set().await;
+        stage.cluster.change(manifest("replicas: 0")).await.unwrap();
+        let draining = stage.cluster.board().reaches(Source::Node(1), &[State::Draining], PATIENCE).await;
+        draining.expect("it leaves");
+        stage.cluster.tidy();
+        stage.cluster.change(manifest("replicas: 1")).await.unwrap();
+        stage.noted("start\nend\nstart\n").await;
+        assert_eq!(stage.end().await, "start\nend\nstart\nend\n");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_left_is_forgotten() {
+        let mut stage = Stage::set().await;
+        stage.cluster.change(manifest("replicas: 0")).await.unwrap();
+        stage.left().await;
+        stage.cluster.tidy();
+        assert!(stage.cluster.board.watch().borrow().is_empty() && stage.cluster.leaving.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_change_that_fails_leaves_everything_as_it_was() {
+        let mut stage = Stage::set().await;
+        stage.cluster.change(manifest("replicas: 0")).await.unwrap();
+        let before = std::fs::read_to_string(stage.cluster.files.live()).unwrap();
+        stage.left().await;
+        stage.cluster.tidy();
+        let taken = std::net::TcpListener::bind(("127.0.0.1", stage.port)).unwrap();
+        let printed = stage.printer.kept().len();
+        let change = || manifest("replicas: 1, logLevel: debug");
+        let error = stage.cluster.change(change()).await.unwrap_err().to_string();
+        assert!(error.contains("(the client port of node-1) is in use"), "{error}");
+        assert_eq!(stage.cluster.manifest().spec, manifest("replicas: 0").spec);
+        assert_eq!(std::fs::read_to_string(stage.cluster.files.live()).unwrap(), before);
+        assert_eq!(stage.printer.kept().len(), printed, "nothing is said of what was not done");
+        drop(taken);
+        stage.cluster.change(change()).await.unwrap();
+        stage.noted("start\nend\nstart\n").await;
+        stage.end().await;
     }
 }

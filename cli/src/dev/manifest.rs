@@ -40,17 +40,15 @@ pub(crate) struct Mistake {
     message: String,
 }
 
-/// Reads the one FanoutCluster of a file. Its nodes will speak plain HTTP, whatever `hub.tls` says: no certificate is
-/// for this machine.
+/// Reads the one FanoutCluster of a file.
 pub(crate) fn read(path: &Path) -> Result<FanoutCluster, ManifestError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
-    let mut cluster = parse(path, &text)?;
-    cluster.spec.hub.tls = None;
-    Ok(cluster)
+    parse(path, &text)
 }
 
-/// Reads the one FanoutCluster of `text`; other objects in it are left alone.
+/// Reads the one FanoutCluster of `text`; other objects in it are left alone. Its nodes will speak plain HTTP, whatever
+/// `hub.tls` says: no certificate is for this machine.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<FanoutCluster, ManifestError> {
     let document = the_cluster(path, text)?;
     let wrong = |found: Vec<(Vec<Step>, String)>| {
@@ -64,12 +62,16 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<FanoutCluster, ManifestEr
     if !found.is_empty() {
         return wrong(found);
     }
-    let cluster: FanoutCluster = match serde_json::from_value(document.value.clone()) {
+    let mut cluster: FanoutCluster = match serde_json::from_value(document.value.clone()) {
         Ok(cluster) => cluster,
         Err(error) => return wrong(vec![(Vec::new(), error.to_string())]),
     };
     let found = against_rules(kube::core::cel::validate_cel(&cluster));
-    if found.is_empty() { Ok(cluster) } else { wrong(found) }
+    if !found.is_empty() {
+        return wrong(found);
+    }
+    cluster.spec.hub.tls = None;
+    Ok(cluster)
 }
 
 /// What an API server would say to the change of a running cluster, a line for each mistake.
@@ -344,6 +346,16 @@ mod tests {
         let text = format!("kind: Secret\napiVersion: v1\n---\n{HEAD}spec: {{replicas: 2}}\n");
         let cluster = parse(Path::new("demo.yaml"), &text).unwrap();
         assert_eq!((cluster.name(), cluster.spec.replicas, cluster.spec.hub.ports.client), ("demo", 2, 8000));
+    }
+
+    #[test]
+    fn no_certificate_is_for_this_machine_whichever_way_the_cluster_was_read() {
+        let text = format!("{HEAD}spec: {{hub: {{tls: {{secretRef: {{name: chat-tls}}}}}}}}\n");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        for cluster in [read(file.path()).unwrap(), parse(file.path(), &text).unwrap()] {
+            assert_eq!(cluster.spec.hub.tls, None);
+        }
     }
 
     #[test]
