@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use fanout_e2e::{Fanout, assert_silent, exchange, pods::start_peer, warm_up, with_operator};
-use fanout_lab::{EventStream, Namespace, WebSocket};
+use anyhow::{Context, Result, bail, ensure};
+use fanout_e2e::{Fanout, assert_silent, exchange, operator, pods::start_peer, warm_up, with_operator};
+use fanout_lab::{EventStream, Namespace, WebSocket, run};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -46,18 +46,15 @@ async fn an_event_source_receives_through_the_service_what_a_websocket_sends() {
 }
 
 #[tokio::test]
-async fn a_bare_publish_in_redis_reaches_every_client() {
+async fn the_readmes_publish_in_redis_reaches_every_client() {
     with_operator("redis-cli", async |namespace| {
         let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
         let nodes = fanout.ready(2).await?;
         let mut clients = fanout.clients(&nodes).await?;
         warm_up(&mut clients).await?;
-        let channel = format!("{}.chat:lobby", namespace.name());
-        let payload = r#"{"from":"redis-cli"}"#;
-        let receivers =
-            namespace.exec("chat-redis-0", None, &["redis-cli", "PUBLISH", &channel, payload]).await?;
+        let receivers = shell(namespace, &readme_command("redis-cli PUBLISH")?).await?;
         ensure!(receivers.trim() == "2", "Redis had {} subscribers, not one a node", receivers.trim());
-        all_receive(&mut clients, payload).await?;
+        all_receive(&mut clients, r#"{"text": "hello"}"#).await?;
         assert_silent(&mut clients).await
     })
     .await;
@@ -82,6 +79,23 @@ async fn a_backend_publishes_by_http_through_the_api_service() {
         assert_silent(&mut clients).await
     })
     .await;
+}
+
+/// The command of the README that says `words`.
+fn readme_command(words: &str) -> Result<String> {
+    let readme = std::fs::read_to_string(operator::root().join("README.md"))?;
+    let blocks = readme.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
+    let found = blocks.filter(|block| block.contains(words)).collect::<Vec<_>>();
+    let [command] = found[..] else { bail!("the README has {} commands with {words}", found.len()) };
+    Ok(command.to_owned())
+}
+
+/// Runs a command as a person would whose namespace this is, where the README's reader has `default`.
+async fn shell(namespace: &Namespace, command: &str) -> Result<String> {
+    let here = command
+        .replace("kubectl ", &format!("kubectl --namespace {} ", namespace.name()))
+        .replace(" default.", &format!(" {}.", namespace.name()));
+    run("sh", &["-c", &here], None).await?.ok(&here)
 }
 
 async fn all_receive(clients: &mut [WebSocket], text: &str) -> Result<()> {
