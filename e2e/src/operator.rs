@@ -48,23 +48,30 @@ pub async fn install_once(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Installs the chart, or upgrades to it, and waits until the operator is ready. The images' names do not change with
-/// their contents, so pods of an earlier installation are restarted.
+/// Installs the chart with its own values, or upgrades to it, and waits until the operator is ready. The images' names
+/// do not change with their contents, so pods of an earlier installation are restarted.
 ///
 /// # Errors
 /// When helm fails or the operator does not become ready.
 pub async fn install(cluster: &Cluster) -> Result<()> {
-    let chart = chart();
-    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
     let earlier = cluster.helm(&["status", RELEASE, "--namespace", NAMESPACE]).await.is_ok();
-    let mut args =
-        vec!["upgrade", RELEASE, chart, "--install", "--create-namespace", "--namespace", NAMESPACE];
-    args.extend(["--wait", "--timeout", "120s"]);
-    cluster.helm(&args).await?;
+    // Without it helm keeps values of an upgrade before.
+    upgrade(cluster, RELEASE, NAMESPACE, &["--install", "--create-namespace", "--reset-values"]).await?;
     if earlier {
         restart(cluster).await?;
     }
     Ok(())
+}
+
+/// `helm upgrade` of a release to the chart, with these further arguments; waits until its operator is ready.
+///
+/// # Errors
+/// When helm fails or the operator does not become ready.
+pub async fn upgrade(cluster: &Cluster, release: &str, namespace: &str, more: &[&str]) -> Result<()> {
+    let chart = chart();
+    let chart = chart.to_str().context("the chart's path is not UTF-8")?;
+    let args = ["upgrade", release, chart, "--namespace", namespace, "--wait", "--timeout", "120s"];
+    cluster.helm(&[&args[..], more].concat()).await.map(drop)
 }
 
 async fn restart(cluster: &Cluster) -> Result<()> {
@@ -79,7 +86,15 @@ async fn restart(cluster: &Cluster) -> Result<()> {
 /// # Errors
 /// When helm fails.
 pub async fn uninstall(cluster: &Cluster) -> Result<()> {
-    let args = ["uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "120s"];
+    uninstall_release(cluster, RELEASE, NAMESPACE).await
+}
+
+/// Removes a release of another name.
+///
+/// # Errors
+/// When helm fails.
+pub async fn uninstall_release(cluster: &Cluster, release: &str, namespace: &str) -> Result<()> {
+    let args = ["uninstall", release, "--namespace", namespace, "--wait", "--timeout", "120s"];
     cluster.helm(&args).await.map(drop)
 }
 

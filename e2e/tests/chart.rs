@@ -1,8 +1,11 @@
-//! The chart: installed, tested by its own test, taken away.
+//! The chart: installed, tested by its own test, upgraded, confined to a namespace, taken away.
 
-use anyhow::ensure;
-use fanout_e2e::{Fanout, PodSecurity, exchange, in_namespace, operator, warm_up, with_operator};
-use serde_json::json;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fanout_e2e::{Fanout, PodSecurity, audit_log, exchange, in_namespace, operator, warm_up, with_operator};
+use fanout_lab::{Cluster, Namespace, WebSocket};
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn the_charts_own_test_passes() {
@@ -38,4 +41,124 @@ async fn alone_uninstalling_the_chart_leaves_clusters_serving_and_installing_it_
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn alone_upgrading_the_chart_keeps_clusters_and_their_clients() {
+    with_operator("upgrade", async |namespace| {
+        let upgraded = upgrade(namespace).await;
+        // Others go on with the chart's own values.
+        operator::install(namespace.cluster()).await?;
+        upgraded
+    })
+    .await;
+}
+
+async fn upgrade(namespace: &Namespace) -> Result<()> {
+    let cluster = namespace.cluster();
+    let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
+    let nodes = fanout.ready(2).await?;
+    let mut clients = fanout.clients(&nodes).await?;
+    warm_up(&mut clients).await?;
+    let definition = definition(cluster).await?;
+    let changes = ["--set", "replicas=2", "--set", "log.filter=fanout_operator=debug"];
+    let (done, served) = tokio::join!(
+        operator::upgrade(cluster, operator::RELEASE, operator::NAMESPACE, &changes),
+        keep_talking(&mut clients),
+    );
+    done?;
+    served?;
+    let deployment = deployment(cluster).await?;
+    ensure!(deployment["status"]["readyReplicas"] == 2, "not two operators: {}", deployment["status"]);
+    ensure!(
+        deployment.to_string().contains(r#"{"name":"FANOUT_LOG","value":"fanout_operator=debug"}"#),
+        "{deployment}"
+    );
+    ensure!(self::definition(cluster).await? == definition, "the CRD is another one");
+    // It is the new ones that do this.
+    fanout.scale(3).await?;
+    let grown = fanout.ready(3).await?;
+    ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+    ensure!(clients.iter().all(WebSocket::is_open), "a client was disconnected");
+    exchange(&mut clients).await.map(drop)
+}
+
+/// Messages both ways for a few seconds.
+async fn keep_talking(clients: &mut [WebSocket]) -> Result<()> {
+    for _ in 0..20 {
+        exchange(clients).await?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+/// The unique id of the CRD.
+async fn definition(cluster: &Cluster) -> Result<Value> {
+    let mut object = cluster.kubectl_json(&["get", "crd", "fanoutclusters.fanout.dev"]).await?;
+    Ok(object["metadata"]["uid"].take())
+}
+
+async fn deployment(cluster: &Cluster) -> Result<Value> {
+    let args = ["get", "deployments", "--namespace", operator::NAMESPACE, "-l", operator::SELECTOR];
+    let mut list = cluster.kubectl_json(&args).await?;
+    Ok(list["items"][0].take())
+}
+
+#[tokio::test]
+async fn alone_an_operator_confined_to_a_namespace_leaves_the_others_alone() {
+    in_namespace("watched", PodSecurity::Restricted, async |namespace| {
+        let cluster = namespace.cluster();
+        operator::install_once(cluster).await?;
+        let home = cluster.namespace("confined", true).await?;
+        let elsewhere = cluster.namespace("unwatched", true).await?;
+        // It watches every namespace, so the two would quarrel.
+        operator::uninstall(cluster).await?;
+        let confined = confined(namespace, &home, &elsewhere).await;
+        let removed = operator::uninstall_release(cluster, CONFINED, home.name()).await;
+        operator::install(cluster).await?;
+        confined?;
+        removed?;
+        // That nobody cared was the confinement's doing, not the object's.
+        Fanout::at(&elsewhere, "chat").ready(1).await.map(drop)
+    })
+    .await;
+}
+
+/// Name of the confined operator's release.
+const CONFINED: &str = "confined";
+
+async fn confined(namespace: &Namespace, home: &Namespace, elsewhere: &Namespace) -> Result<()> {
+    let cluster = namespace.cluster();
+    let account = format!("system:serviceaccount:{}:", home.name());
+    let audit = audit_log(cluster);
+    let began = audit.as_ref().map(|log| log.position()).transpose()?;
+    let watched = format!("watchNamespaces={{{}}}", namespace.name());
+    // The CRD belongs to the first release.
+    let values = ["--install", "--set", &watched, "--set", "crds.enabled=false"];
+    operator::upgrade(cluster, CONFINED, home.name(), &values).await?;
+
+    Fanout::apply(elsewhere, "chat", json!({"replicas": 1})).await?;
+    let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
+    let nodes = fanout.ready(2).await?;
+    let mut clients = fanout.clients(&nodes).await?;
+    warm_up(&mut clients).await?;
+    exchange(&mut clients).await?;
+
+    let ignored = Fanout::at(elsewhere, "chat").object().await?;
+    ensure!(ignored.get("status").is_none(), "it was reconciled: {}", ignored["status"]);
+    Fanout::at(elsewhere, "chat").gone().await.context("children where the operator has no business")?;
+    let account_name = format!("{account}{CONFINED}-operator");
+    ensure!(may_list(namespace, &account_name).await?, "its Role does not let it list FanoutClusters");
+    ensure!(!may_list(elsewhere, &account_name).await?, "its rights reach beyond its namespace");
+    let Some((audit, began)) = audit.zip(began) else { return Ok(()) };
+    let mut refused = audit.requests_since(began, &account).context("failed to read the audit log")?;
+    refused.retain(|request| request.forbidden);
+    ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
+    Ok(())
+}
+
+async fn may_list(namespace: &Namespace, account: &str) -> Result<bool> {
+    let who = format!("--as={account}");
+    let args = ["auth", "can-i", "list", "fanoutclusters.fanout.dev", &who];
+    Ok(namespace.try_kubectl(&args, None).await?.success)
 }
