@@ -1,5 +1,5 @@
 //! `kubectl fanout helm-test`: what `helm test` runs. It makes a small FanoutCluster, sends a message through it
-//! as a client and a backend would, and removes it again.
+//! as a client and a backend would, and removes it again. What a test that was killed has left the next one removes.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use fanout_operator::{
 };
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
-    Api, Client as Kube,
+    Api, Client as Kube, ResourceExt,
     api::{DeleteParams, PostParams},
 };
 use serde_json::{Value, json};
@@ -23,6 +23,8 @@ use crate::client::Client;
 
 /// Channel of the test.
 const CHANNEL: &str = "helm-test";
+/// Label of the FanoutClusters that a test made: a test may remove these and no others.
+const MADE_BY_TEST: &str = "fanout.dev/helm-test";
 /// Time between two looks at the cluster.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Time for a message; the rules of a Service take a second to follow its pods.
@@ -69,10 +71,9 @@ pub(crate) async fn run(args: HelmTestArgs) -> anyhow::Result<()> {
         name,
         namespace,
     };
-    let created = trial.clusters.create(&PostParams::default(), &manifest(&trial.name, redis)).await;
-    let created = created.with_context(|| format!("failed to create FanoutCluster {trial}"))?;
-    println!("created FanoutCluster {trial}");
-    let done = trial.prove(&created, Duration::from_secs(timeout_seconds)).await;
+    let timeout = Duration::from_secs(timeout_seconds);
+    let created = trial.create(redis, timeout).await?;
+    let done = trial.prove(&created, timeout).await;
     let removed = trial.clusters.delete(&trial.name, &DeleteParams::foreground()).await;
     done?;
     removed.with_context(|| format!("failed to delete FanoutCluster {trial}"))?;
@@ -92,12 +93,53 @@ fn manifest(name: &str, redis: Broker) -> FanoutCluster {
         "namespaces": [{"name": "default", "channels": [CHANNEL], "subscribe": "allowed"}],
     });
     let spec: FanoutClusterSpec = serde_json::from_value(spec).expect("the test's own spec is valid");
-    FanoutCluster::new(name, spec)
+    let mut cluster = FanoutCluster::new(name, spec);
+    cluster.labels_mut().insert(MADE_BY_TEST.to_owned(), "true".to_owned());
+    cluster
 }
 
 // === impl Trial ===
 
 impl Trial {
+    /// Makes the FanoutCluster, once one that an earlier test has left is gone.
+    async fn create(&self, redis: Broker, timeout: Duration) -> anyhow::Result<FanoutCluster> {
+        if let Some(left) = self.read().await? {
+            ensure!(
+                left.labels().contains_key(MADE_BY_TEST),
+                "FanoutCluster {self} is there already, and no test made it: give the test another --name"
+            );
+            println!("removing FanoutCluster {self}, which an earlier test left");
+            self.remove(timeout).await?;
+        }
+        let created = self.clusters.create(&PostParams::default(), &manifest(&self.name, redis)).await;
+        let created = created.with_context(|| format!("failed to create FanoutCluster {self}"))?;
+        println!("created FanoutCluster {self}");
+        Ok(created)
+    }
+
+    async fn read(&self) -> anyhow::Result<Option<FanoutCluster>> {
+        self.clusters
+            .get_opt(&self.name)
+            .await
+            .with_context(|| format!("failed to read FanoutCluster {self}"))
+    }
+
+    /// Deletes the FanoutCluster and waits until it and its children are gone.
+    async fn remove(&self, timeout: Duration) -> anyhow::Result<()> {
+        let deleted = self.clusters.delete(&self.name, &DeleteParams::foreground()).await;
+        deleted.with_context(|| format!("failed to delete FanoutCluster {self}"))?;
+        let started = Instant::now();
+        while self.read().await?.is_some() {
+            ensure!(
+                started.elapsed() < timeout,
+                "FanoutCluster {self} was not gone within {} s",
+                timeout.as_secs()
+            );
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
     /// Waits until it is ready, then publishes as a backend and receives as a client.
     async fn prove(&self, created: &FanoutCluster, timeout: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
@@ -203,6 +245,14 @@ fn told(conditions: &[Condition]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{
+        Json, Router, extract,
+        http::StatusCode,
+        routing::{get, post},
+    };
+
     use super::*;
 
     #[test]
@@ -222,5 +272,94 @@ mod tests {
     #[test]
     fn a_cluster_without_conditions_points_at_the_operator() {
         assert!(told(&[]).contains("does the operator run"));
+    }
+
+    /// As much of an API server as a FanoutCluster needs that is gone a moment after its deletion.
+    #[derive(Clone, Default)]
+    struct ApiServer(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        cluster: Option<Value>,
+        looks_until_gone: Option<u8>,
+        writes: Vec<&'static str>,
+    }
+
+    impl ApiServer {
+        fn holding(cluster: &FanoutCluster) -> Self {
+            let server = Self::default();
+            server.0.lock().unwrap().cluster = Some(serde_json::to_value(cluster).unwrap());
+            server
+        }
+
+        fn trial(&self) -> Trial {
+            let one = get(Self::read).delete(Self::delete);
+            let all = "/apis/fanout.dev/v1alpha1/namespaces/test/fanoutclusters";
+            let routes = Router::new().route(all, post(Self::create)).route(&format!("{all}/demo"), one);
+            let kube = Kube::new(routes.with_state(self.clone()), "test");
+            Trial {
+                clusters: Api::namespaced(kube.clone(), "test"),
+                secrets: Api::namespaced(kube, "test"),
+                name: "demo".to_owned(),
+                namespace: "test".to_owned(),
+            }
+        }
+
+        fn writes(&self) -> Vec<&'static str> {
+            self.0.lock().unwrap().writes.clone()
+        }
+
+        async fn read(server: extract::State<Self>) -> (StatusCode, Json<Value>) {
+            let mut state = server.0.0.lock().unwrap();
+            match state.looks_until_gone {
+                Some(0) => (state.cluster, state.looks_until_gone) = (None, None),
+                Some(looks) => state.looks_until_gone = Some(looks - 1),
+                None => {}
+            }
+            match &state.cluster {
+                Some(cluster) => (StatusCode::OK, Json(cluster.clone())),
+                None => failed(StatusCode::NOT_FOUND),
+            }
+        }
+
+        async fn create(server: extract::State<Self>, cluster: Json<Value>) -> (StatusCode, Json<Value>) {
+            let mut state = server.0.0.lock().unwrap();
+            if state.cluster.is_some() {
+                return failed(StatusCode::CONFLICT);
+            }
+            state.writes.push("create");
+            state.cluster = Some(cluster.0.clone());
+            (StatusCode::CREATED, cluster)
+        }
+
+        async fn delete(server: extract::State<Self>) -> (StatusCode, Json<Value>) {
+            let mut state = server.0.0.lock().unwrap();
+            state.writes.push("delete");
+            state.looks_until_gone = Some(1);
+            (StatusCode::OK, Json(state.cluster.clone().unwrap_or_default()))
+        }
+    }
+
+    fn failed(status: StatusCode) -> (StatusCode, Json<Value>) {
+        let reason = status.canonical_reason().unwrap_or_default().replace(' ', "");
+        let told = json!({"kind": "Status", "status": "Failure", "reason": reason, "code": status.as_u16()});
+        (status, Json(told))
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_test_has_left_is_removed_before_the_next() {
+        let server = ApiServer::holding(&manifest("demo", Broker::Managed));
+        server.trial().create(Broker::Memory, PATIENCE).await.unwrap();
+        assert_eq!(server.writes(), ["delete", "create"]);
+    }
+
+    #[tokio::test]
+    async fn a_cluster_of_somebody_else_is_left_alone() {
+        let mut cluster = manifest("demo", Broker::Managed);
+        cluster.metadata.labels = None;
+        let server = ApiServer::holding(&cluster);
+        let error = server.trial().create(Broker::Memory, PATIENCE).await.unwrap_err().to_string();
+        assert!(error.starts_with("FanoutCluster test/demo is there already"), "{error}");
+        assert!(server.writes().is_empty());
     }
 }

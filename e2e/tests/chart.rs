@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 #[tokio::test]
 async fn the_charts_own_test_passes() {
     with_operator("helm-test", async |namespace| {
+        leave_what_a_killed_test_leaves(namespace.cluster()).await?;
         let args =
             ["test", operator::RELEASE, "--namespace", operator::NAMESPACE, "--timeout", "150s", "--logs"];
         let printed = namespace.cluster().helm(&args).await?;
@@ -17,6 +18,21 @@ async fn the_charts_own_test_passes() {
         Ok(())
     })
     .await;
+}
+
+/// The next test must remove it.
+async fn leave_what_a_killed_test_leaves(cluster: &Cluster) -> Result<()> {
+    let left = json!({
+        "apiVersion": "fanout.dev/v1alpha1",
+        "kind": "FanoutCluster",
+        "metadata": {
+            "name": "fanout-helm-test",
+            "namespace": operator::NAMESPACE,
+            "labels": {"fanout.dev/helm-test": "true"},
+        },
+        "spec": {"replicas": 1, "redis": {"memory": {}}},
+    });
+    cluster.try_kubectl(&["apply", "-f", "-"], Some(&left.to_string())).await?.ok("kubectl apply").map(drop)
 }
 
 #[tokio::test]
