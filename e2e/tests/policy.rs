@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fanout_e2e::{
     Fanout,
-    pods::{can_connect, start_peer},
+    pods::{can_connect, container, start_peer},
     with_operator,
 };
 use fanout_lab::Namespace;
@@ -14,6 +14,11 @@ use serde_json::json;
 const CLIENT: u16 = 8000;
 const API: u16 = 8001;
 const ADMIN: u16 = 8002;
+const CONTROL: u16 = 8003;
+/// A port of the user's own container.
+const APP: u16 = 9000;
+/// For a policy to take effect, or a container to listen.
+const PATIENCE: Duration = Duration::from_secs(20);
 const REDIS: u16 = 6379;
 
 #[tokio::test]
@@ -26,13 +31,16 @@ async fn each_port_admits_those_it_is_for_and_refuses_the_others() {
         start_peer(namespace, "neighbour").await?;
         start_peer(&elsewhere, "stranger").await?;
 
+        // Clients come from everywhere, by design: nobody is refused.
         admitted(namespace, "neighbour", node, CLIENT).await?;
         admitted(&elsewhere, "stranger", node, CLIENT).await?;
+        // Backends are those of the namespace.
         admitted(namespace, "neighbour", node, API).await?;
         refused(&elsewhere, "stranger", node, API).await?;
+        // Probes, counts and profiles are for the operator.
+        operator_reads_admin(&fanout).await?;
         refused(namespace, "neighbour", node, ADMIN).await?;
         refused(&elsewhere, "stranger", node, ADMIN).await?;
-        operator_reads_admin(&fanout).await?;
 
         let redis = fanout_lab::pods(namespace, "fanout.dev/redis=chat").await?;
         let redis = redis[0].ip.as_deref().context("the Redis has no address")?;
@@ -45,20 +53,75 @@ async fn each_port_admits_those_it_is_for_and_refuses_the_others() {
 }
 
 #[tokio::test]
-async fn api_from_admits_another_namespace_to_the_api_and_to_nothing_else() {
+async fn peers_that_the_spec_names_are_admitted_to_the_port_they_are_named_for_and_to_no_other() {
     with_operator("policy-from", async |namespace| {
         let elsewhere = namespace.cluster().namespace("policy-backend", true).await?;
-        let peer =
-            json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": elsewhere.name()}}});
-        let spec = json!({"replicas": 1, "networkPolicy": {"apiFrom": [peer]}});
-        let fanout = Fanout::apply(namespace, "chat", spec).await?;
+        let peer = |namespace: &Namespace, app: &str| {
+            json!({
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name()}},
+                "podSelector": {"matchLabels": {"app": app}},
+            })
+        };
+        let policy = json!({
+            "apiFrom": [peer(&elsewhere, "backend")],
+            "metricsFrom": [peer(&elsewhere, "prometheus"), peer(namespace, "scraper")],
+        });
+        let fanout =
+            Fanout::apply(namespace, "chat", json!({"replicas": 1, "networkPolicy": policy})).await?;
         let nodes = fanout.ready(1).await?;
         let node = nodes[0].ip.as_deref().context("the node has no address")?;
-        start_peer(&elsewhere, "backend").await?;
+        for name in ["backend", "prometheus", "stranger"] {
+            start_peer(&elsewhere, name).await?;
+        }
+        for name in ["scraper", "neighbour"] {
+            start_peer(namespace, name).await?;
+        }
+
         admitted(&elsewhere, "backend", node, API).await?;
-        refused(&elsewhere, "backend", node, ADMIN).await
+        refused(&elsewhere, "prometheus", node, API).await?;
+        refused(&elsewhere, "stranger", node, API).await?;
+        admitted(&elsewhere, "prometheus", node, ADMIN).await?;
+        admitted(namespace, "scraper", node, ADMIN).await?;
+        refused(&elsewhere, "backend", node, ADMIN).await?;
+        refused(namespace, "neighbour", node, ADMIN).await
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_reserved_port_is_refused_even_where_something_listens() {
+    with_operator("policy-control", async |namespace| {
+        let elsewhere = namespace.cluster().namespace("policy-control-other", true).await?;
+        // The hub does not listen there yet, so that a refusal would prove nothing: the app does, and at a port of its
+        // own, which stays as open as without a hub.
+        let listen = format!("httpd -f -p {CONTROL} -h /etc & exec httpd -f -p {APP} -h /etc");
+        let mut app = container(&listen, "10m");
+        app["name"] = "app".into();
+        let spec = json!({"replicas": 1, "podTemplate": {"spec": {"containers": [app]}}});
+        let nodes = Fanout::apply(namespace, "chat", spec).await?.ready(1).await?;
+        let node = nodes[0].ip.as_deref().context("the node has no address")?;
+        start_peer(namespace, "neighbour").await?;
+        start_peer(&elsewhere, "stranger").await?;
+        namespace
+            .until("the app to listen at the reserved port", PATIENCE, async || {
+                Ok(can_connect_inside(namespace, &nodes[0].name).await?.then_some(()))
+            })
+            .await?;
+
+        for (peer, from) in [("neighbour", namespace), ("stranger", &elsewhere)] {
+            admitted(from, peer, node, APP).await?;
+            refused(from, peer, node, CONTROL).await?;
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// Whether the app container itself reaches the reserved port.
+async fn can_connect_inside(namespace: &Namespace, pod: &str) -> Result<bool> {
+    let probe = format!("timeout 2 nc 127.0.0.1 {CONTROL} </dev/null");
+    let args = ["exec", pod, "-c", "app", "--", "sh", "-c", &probe];
+    Ok(namespace.try_kubectl(&args, None).await?.success)
 }
 
 #[tokio::test]
@@ -98,7 +161,7 @@ async fn refused(namespace: &Namespace, pod: &str, host: &str, port: u16) -> Res
 async fn expect(namespace: &Namespace, pod: &str, host: &str, port: u16, admitted: bool) -> Result<()> {
     let what = format!("{pod} to be {} at {host}:{port}", if admitted { "admitted" } else { "refused" });
     namespace
-        .until(&what, Duration::from_secs(20), async || {
+        .until(&what, PATIENCE, async || {
             Ok((can_connect(namespace, pod, host, port).await? == admitted).then_some(()))
         })
         .await
