@@ -2,6 +2,13 @@
 
 use std::{fs, net::SocketAddr, path::Path};
 
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, HeaderName, ORIGIN, VARY,
+    },
+};
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 use tokio_tungstenite::{MaybeTlsStream, client_async, tungstenite::client::IntoClientRequest};
@@ -13,6 +20,9 @@ use crate::{
 };
 
 const CLIENT: &str = "127.0.0.7";
+/// A page that may connect.
+const PAGE: &str = "https://app.example.com";
+const FOREIGN: &str = "https://evil.example";
 
 /// The code blocks of a language in docs/ingress.md.
 fn snippets(language: &str) -> Vec<String> {
@@ -46,9 +56,35 @@ async fn connect(proxy: SocketAddr) -> Client {
     let stream = soon(socket.connect(proxy)).await.unwrap();
     let mut request = format!("ws://{proxy}/ws/lobby").into_client_request().unwrap();
     request.headers_mut().insert("x-forwarded-for", "203.0.113.9".parse().unwrap());
-    request.headers_mut().insert("origin", "https://app.example.com".parse().unwrap());
+    request.headers_mut().insert("origin", PAGE.parse().unwrap());
     let (socket, _) = soon(client_async(request, MaybeTlsStream::Plain(stream))).await.unwrap();
     Client::new(socket)
+}
+
+/// An `EventSource` of a page.
+async fn listen(proxy: SocketAddr, origin: &str) -> Response {
+    let request = http().get(format!("http://{proxy}/sse/lobby")).header(ORIGIN, origin);
+    soon(request.send()).await.unwrap()
+}
+
+/// A browser asks before a page's request with a token in its headers.
+async fn preflights(proxy: SocketAddr) {
+    let ask = async |origin: &str| {
+        let request = http().request(Method::OPTIONS, format!("http://{proxy}/sse/lobby"));
+        let request = request.header(ORIGIN, origin).header(ACCESS_CONTROL_REQUEST_METHOD, "GET");
+        soon(request.header(ACCESS_CONTROL_REQUEST_HEADERS, "authorization").send()).await.unwrap()
+    };
+    let answer = ask(PAGE).await;
+    assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    assert_eq!(header(&answer, ACCESS_CONTROL_ALLOW_ORIGIN), PAGE);
+    assert_eq!(header(&answer, ACCESS_CONTROL_ALLOW_METHODS), "GET");
+    assert!(header(&answer, ACCESS_CONTROL_ALLOW_HEADERS).contains("authorization"));
+    assert_eq!(header(&ask(FOREIGN).await, ACCESS_CONTROL_ALLOW_ORIGIN), "");
+}
+
+/// A header of an answer; empty where it has none.
+fn header(answer: &Response, name: HeaderName) -> &str {
+    answer.headers().get(name).map_or("", |value| value.to_str().unwrap())
 }
 
 /// What the log says of the connection that ended.
@@ -63,7 +99,7 @@ async fn logged_address(program: &Program, protocol: &str) -> String {
     eventually("the connection's line", address).await
 }
 
-/// WebSocket both ways, events at once, and the client's own address where the proxy is trusted.
+/// WebSocket both ways, events at once for the pages that may, and the client's own address where the proxy is trusted.
 async fn passes_through(start: impl AsyncFn(SocketAddr) -> Service, by_header: bool) {
     for trusted in [true, false] {
         let networks = if trusted { json!(["127.0.0.1/32"]) } else { json!([]) };
@@ -77,8 +113,12 @@ async fn passes_through(start: impl AsyncFn(SocketAddr) -> Service, by_header: b
             continue;
         }
         let mut client = connect(proxy.address).await;
-        let mut events = http().get(format!("http://{}/sse/lobby", proxy.address)).send().await.unwrap();
+        preflights(proxy.address).await;
+        let mut events = listen(proxy.address, PAGE).await;
         assert!(events.status().is_success());
+        assert_eq!(header(&events, ACCESS_CONTROL_ALLOW_ORIGIN), PAGE);
+        assert_eq!(header(&events, VARY), "origin");
+        assert_eq!(listen(proxy.address, FOREIGN).await.status(), StatusCode::FORBIDDEN);
         client.send("through the proxy").await;
         assert_eq!(client.text().await, "through the proxy");
         let mut seen = String::new();
