@@ -35,7 +35,7 @@ part() {
 prepare() ( # a subshell: what is missing ends this part, not the whole run
   need_rust
   need redis-server redis-server && need redis-cli redis-tools && need shellcheck shellcheck
-  need chromium chromium && need nginx nginx-light && need haproxy haproxy && need prometheus prometheus && need openssl openssl && need curl curl
+  need chromium chromium && need nginx nginx-light && need haproxy haproxy && need prometheus prometheus && need openssl openssl && need curl curl && need_venv
   scripts/tools.sh && cargo fetch --locked --quiet
 )
 

@@ -11,6 +11,7 @@ need chromium chromium
 need nginx nginx
 need haproxy haproxy
 need prometheus prometheus
+need_venv
 scripts/tools.sh
 cargo build --workspace --bins --locked --quiet
 [ $# -gt 0 ] || set -- --workspace --exclude fanout-e2e

@@ -7,6 +7,7 @@ mod api;
 mod auth;
 mod binary;
 mod browser;
+mod centrifugo;
 mod debug;
 mod deflate;
 mod drain;
