@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use fanout_e2e::{
-    PodSecurity, in_namespace,
+    PodSecurity, cluster, in_namespace, operator,
     pods::{self, IMAGE, all_ready, container, pod, pod_spec, start_peer},
 };
-use fanout_lab::Namespace;
+use fanout_lab::{Cluster, Namespace};
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -113,6 +113,15 @@ async fn a_pod_without_limits_is_refused_by_a_quota_and_a_careless_one_by_pod_se
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_readme_names_the_kubernetes_that_is_tested() {
+    let Some(cluster) = cluster().await.filter(Cluster::is_lab) else { return };
+    let version = cluster.kubectl_json(&["version"]).await.expect("the API server tells its version");
+    let version = version["serverVersion"]["gitVersion"].as_str().expect("a version").trim_start_matches('v');
+    let readme = std::fs::read_to_string(operator::root().join("README.md")).expect("the README");
+    assert!(readme.contains(&format!("Tested on Kubernetes {version},")), "it is {version}");
 }
 
 async fn replicas(namespace: &Namespace, deployment: &str, count: u64) -> Result<()> {
