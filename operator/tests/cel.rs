@@ -267,11 +267,28 @@ fn rejects_several_addresses_of_a_standalone_redis() {
 }
 
 #[test]
-fn rejects_an_address_without_a_port() {
-    rejects(
-        &cluster(json!({"redis": {"external": {"addresses": ["redis"]}}})),
-        "/spec/redis/external/addresses/0",
-    );
+fn rejects_an_address_without_a_port_that_there_is() {
+    for address in ["redis", "redis:0", "redis:65536", "redis:99999", "redis:06379"] {
+        rejects(
+            &cluster(json!({"redis": {"external": {"addresses": [address]}}})),
+            "/spec/redis/external/addresses/0",
+        );
+    }
+    for address in ["redis:1", "redis:59999", "redis:65535", "[fd00::1]:6379"] {
+        accepts(&cluster(json!({"redis": {"external": {"addresses": [address]}}})));
+    }
+}
+
+#[test]
+fn rejects_a_server_name_that_no_certificate_has() {
+    let named =
+        |name: &str| json!({"redis": {"external": {"addresses": ["r:1"], "tls": {"serverName": name}}}});
+    for name in ["a b", "a..b", ".a", "a/b"] {
+        rejects(&cluster(named(name)), "/spec/redis/external/tls/serverName");
+    }
+    for name in ["redis.example", "192.0.2.1", "fd00::1"] {
+        accepts(&cluster(named(name)));
+    }
 }
 
 fn stored(storage: Value) -> Value {

@@ -104,6 +104,11 @@ pub struct Storage {
     pub storage_class_name: Option<String>,
 }
 
+/// A host, or an IPv6 address in brackets, and a port from 1 to 65535.
+const ADDRESS: &str = r"^(\[[0-9a-fA-F:.]+\]|[^\s:/@]+):([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$";
+/// A DNS name or an IP address.
+const SERVER_NAME: &str = r"^([-_a-zA-Z0-9]+(\.[-_a-zA-Z0-9]+)*\.?|[0-9a-fA-F]*:[0-9a-fA-F:.]*)$";
+
 /// A Redis or Valkey that you run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -119,7 +124,7 @@ pub struct ExternalRedis {
     /// `host:port` of each; resolved anew at every connect.
     #[schemars(
         length(min = 1, max = 32),
-        inner(length(min = 3, max = 261), regex(pattern = r"^(\[[0-9a-fA-F:.]+\]|[^\s:/@]+):[0-9]{1,5}$"))
+        inner(length(min = 3, max = 261), regex(pattern = ADDRESS))
     )]
     pub addresses: Vec<String>,
     /// Logical database. Pub/Sub does not know databases; commands do.
@@ -171,7 +176,7 @@ pub struct RedisTlsSpec {
     pub client_cert_secret_ref: Option<LocalObjectName>,
     /// Name to verify in the certificate; absent: the host of the address.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SERVER_NAME))]
     pub server_name: Option<String>,
 }
 
