@@ -111,13 +111,11 @@ async fn a_deleted_password_of_the_managed_redis_is_made_anew_and_server_and_nod
                 Ok(now.iter().any(other).then_some(()))
             })
             .await?;
-        // The kubelet brings the new file to the nodes within two minutes.
-        let deadline = Duration::from_secs(180);
-        namespace
-            .until("messages to flow again", deadline, async || warm_up(&mut clients).await.map(Some))
-            .await?;
+        // Who published now would be closed. The kubelet brings the new file to the nodes within two minutes.
+        fanout.condition("RedisReachable", "False").await?;
+        fanout.says("RedisReachable", "True", &[], Duration::from_secs(180)).await?;
+        warm_up(&mut clients).await?;
         exchange(&mut clients).await?;
-        fanout.condition("RedisReachable", "True").await?;
         let after = fanout.ready(2).await?;
         ensure!(after.iter().all(|pod| nodes.iter().any(|node| node.uid == pod.uid)), "nodes were replaced");
         ensure!(after.iter().all(|pod| pod.restarts == 0), "containers were restarted");
