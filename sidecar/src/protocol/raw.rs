@@ -46,9 +46,7 @@ pub fn close_code(reason: CloseReason) -> (u16, &'static str) {
     }
 }
 
-/// Reads the frame at the start of `input` and says how many bytes it had; `None` while it is incomplete. `channel`
-/// is the connection's only one in bare mode; `inflater` is there where messages may be compressed; of `max`, the
-/// message is a publication's payload.
+/// What [`Protocol::read`] is for both modes. `channel` is the connection's only one in bare mode.
 ///
 /// # Errors
 /// Why the connection has to close.

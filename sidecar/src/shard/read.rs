@@ -1,8 +1,8 @@
 //! Bytes from a client → messages → commands → steps.
 
-use bytes::{Buf, BytesMut};
-
 use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
 
 use super::{
     Task, Work,
