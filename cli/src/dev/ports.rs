@@ -41,7 +41,7 @@ const ENOUGH: usize = 1_000;
 impl PortPlan {
     /// Ports of the node `index` (from 1), none of them in use.
     pub(crate) fn node(self, index: u16) -> anyhow::Result<NodePorts> {
-        let ports = match self {
+        match self {
             Self::From(first) => {
                 let client = first
                     .checked_add((index - 1).saturating_mul(STRIDE))
@@ -49,17 +49,19 @@ impl PortPlan {
                     .with_context(|| {
                         format!("there is no port for node-{index}: lower --port or replicas")
                     })?;
-                NodePorts { client, api: client + 1, admin: client + 2 }
+                let ports = NodePorts { client, api: client + 1, admin: client + 2 };
+                for (port, what) in [(ports.client, "client"), (ports.api, "api"), (ports.admin, "admin")] {
+                    require_free(port, &format!("the {what} port of node-{index}"), "--port")?;
+                }
+                Ok(ports)
             }
+            // They were tried a moment ago, and to try them again may find that very trial: another thread that
+            // starts a child has all our descriptors copied, and the copies live until the child is another program.
             Self::Free => {
                 let [client, api, admin] = free()?;
-                NodePorts { client, api, admin }
+                Ok(NodePorts { client, api, admin })
             }
-        };
-        for (port, what) in [(ports.client, "client"), (ports.api, "api"), (ports.admin, "admin")] {
-            require_free(port, &format!("the {what} port of node-{index}"), "--port")?;
         }
-        Ok(ports)
     }
 }
 
@@ -133,6 +135,20 @@ mod tests {
         if outside(&ephemeral) != (LOWEST..=u16::MAX) {
             assert!(!ports.iter().any(|port| ephemeral.contains(port)), "{ports:?} in {ephemeral:?}");
         }
+    }
+
+    #[test]
+    fn free_ports_are_found_while_another_thread_starts_children() {
+        std::thread::scope(|scope| {
+            let children = scope.spawn(|| {
+                for _ in 0..200 {
+                    std::process::Command::new("true").status().expect("it runs");
+                }
+            });
+            while !children.is_finished() {
+                PortPlan::Free.node(1).expect("three free ports");
+            }
+        });
     }
 
     #[test]
