@@ -38,12 +38,15 @@ pub(crate) enum Measure {
     FirstByte,
     LastByte,
     MemoryAt,
-    PingIdle,
-    PingHot,
+    PingIdleP95,
+    PingIdleP99,
+    PingHotP95,
+    PingHotP99,
     CrowdAlone,
     CrowdBesideStuck,
     TimingPaced,
     TimingSaturated,
+    FewCpu,
     SoakDeliveries,
     SoakLost,
     SoakClosed,
@@ -128,12 +131,15 @@ impl Measure {
             Self::FirstByte => "publish to the first of 10,000 subscribers",
             Self::LastByte => "publish to the last of 10,000 subscribers",
             Self::MemoryAt => "user-space memory by connections",
-            Self::PingIdle => "p99 of a ping while nothing happens",
-            Self::PingHot => "p99 of a ping while another channel has 18,000 subscribers",
+            Self::PingIdleP95 => "p95 of a ping while nothing happens",
+            Self::PingIdleP99 => "p99 of a ping while nothing happens",
+            Self::PingHotP95 => "p95 of a ping while another channel has 18,000 subscribers",
+            Self::PingHotP99 => "p99 of a ping while another channel has 18,000 subscribers",
             Self::CrowdAlone => "p99 publish to receipt of 10,000",
             Self::CrowdBesideStuck => "p99 publish to receipt of 10,000 beside a stuck client",
             Self::TimingPaced => "paced fan-out, CPU per delivery with its timing against without",
             Self::TimingSaturated => "saturated fan-out, CPU per delivery with its timing against without",
+            Self::FewCpu => "1,000 connections of the same kind, CPU per delivery",
             Self::SoakDeliveries => "100,000 connections, deliveries",
             Self::SoakLost => "100,000 connections, lost deliveries",
             Self::SoakClosed => "100,000 connections, closed connections",
@@ -150,7 +156,12 @@ impl Measure {
 
     pub(crate) fn unit(self) -> &'static str {
         match self {
-            Self::PacedCpu | Self::SaturatedCpu | Self::SetupCpu | Self::FanOutCpu | Self::SoakCpu => "us",
+            Self::PacedCpu
+            | Self::SaturatedCpu
+            | Self::SetupCpu
+            | Self::FanOutCpu
+            | Self::FewCpu
+            | Self::SoakCpu => "us",
             Self::PacedP50
             | Self::PacedP99
             | Self::HalfP99
@@ -159,8 +170,10 @@ impl Measure {
             | Self::LoadP999
             | Self::FirstByte
             | Self::LastByte
-            | Self::PingIdle
-            | Self::PingHot
+            | Self::PingIdleP95
+            | Self::PingIdleP99
+            | Self::PingHotP95
+            | Self::PingHotP99
             | Self::CrowdAlone
             | Self::CrowdBesideStuck
             | Self::SoakP50

@@ -35,8 +35,10 @@ pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// Of each point of a curve.
     pub(crate) point: Duration,
-    /// Of the run with 100,000 connections.
+    /// Of the run with 100,000 connections,
     pub(crate) soak: Duration,
+    /// and of the one with 1,000 of the same kind.
+    pub(crate) few: Duration,
 }
 
 /// What the measures share.
@@ -212,11 +214,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// 100,000 connections over several processes.
+    /// 100,000 connections over several processes; beside them 1,000 of the same kind.
     pub(crate) fn soak(&mut self) -> Result<()> {
         for peer in [Peer::Bare, Peer::Sidecar] {
             self.book.progress(&format!("100,000 connections: {}", peer.label()));
             let shape = Shape::of(self.plan.soak);
+            let few = soak::run(peer, self.places, shape.hundredth(self.plan.few))?;
+            self.add(peer, Measure::FewCpu, few.cpu_us_per_delivery(), 0.0);
             let outcome = soak::run(peer, self.places, shape)?;
             let millis = |quantile| outcome.latency.value_at_quantile(quantile) as f64 / 1_000.0;
             let figures = [
@@ -228,7 +232,7 @@ impl Bench<'_> {
                 (Measure::SoakP999, millis(0.999)),
                 (Measure::SoakLongest, outcome.latency.max() as f64 / 1_000.0),
                 (Measure::SoakTurn, outcome.longest_turn.as_secs_f64() * 1_000.0),
-                (Measure::SoakCpu, outcome.cpu_nanos as f64 / 1_000.0 / outcome.deliveries.max(1) as f64),
+                (Measure::SoakCpu, outcome.cpu_us_per_delivery()),
                 (Measure::SoakBytes, outcome.anonymous_bytes as f64 / shape.connections as f64),
                 (Measure::SoakSetup, shape.connections as f64 / outcome.setup.as_secs_f64()),
             ];

@@ -2,12 +2,13 @@
 //! deliveries. The baseline is the product itself without it.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 
 use crate::{
@@ -42,26 +43,31 @@ impl Bench<'_> {
         self.timing()
     }
 
-    /// Pings on a quiet channel while nothing happens, and while another one is hot. The subscribers of the latter do
-    /// not read meanwhile, so that the second core belongs to the pings.
+    /// Pings on a quiet channel while nothing happens, and while another one is hot.
     fn hot_channel(&mut self) -> Result<()> {
         let server = Server::start(Peer::Sidecar, self.places)?;
-        let (fleet, mut publisher) = self.ready(&server, HOT)?;
-        let mut probe = Probe::connect(server.port())?;
-        let idle = probe.during(HOT_INTERVAL * HOT_PUBLICATIONS as u32, |_| Ok(()))?;
-        let begin = process::now();
-        let mut published = 0;
-        let hot = probe.during(HOT_INTERVAL * HOT_PUBLICATIONS as u32, |elapsed| {
-            if elapsed >= HOT_INTERVAL * published as u32 && published < HOT_PUBLICATIONS {
-                let scheduled = begin + HOT_INTERVAL * published as u32;
-                publisher.publish(wire::Stamp { scheduled, sequence: published })?;
-                published += 1;
+        let (mut fleet, mut publisher) = self.ready(&server, HOT)?;
+        let time = HOT_INTERVAL * HOT_PUBLICATIONS as u32;
+        // Both cores are as awake as later: one that sleeps answers later, and a machine whose cores are all busy may
+        // be stopped for milliseconds by the one below it.
+        let (idle, ()) = Probe::beside(server.port(), || {
+            let over = process::now() + time;
+            let awake = std::thread::spawn(move || process::keep_first_core_awake(over));
+            while process::now() < over {
+                fleet.pump(Some(Duration::ZERO), &mut tally::Tally::loose())?;
             }
-            publisher.pump()
+            awake.join().expect("it does not panic")
         })?;
-        ensure!(fleet.closed() == 0, "the server closed subscribers of the hot channel");
-        for (measure, pings) in [(Measure::PingIdle, &idle), (Measure::PingHot, &hot)] {
-            self.add(Peer::Sidecar, measure, pings.value_at_quantile(0.99) as f64 / 1_000.0, 0.0);
+        let pace = Pace::Rate(1.0 / HOT_INTERVAL.as_secs_f64());
+        let (hot, run) = Probe::beside(server.port(), || fleet.run(&mut publisher, time, pace))?;
+        ensure!(run.clean(), "messages of the hot channel were lost");
+        for (measure, pings, quantile) in [
+            (Measure::PingIdleP95, &idle, 0.95),
+            (Measure::PingIdleP99, &idle, 0.99),
+            (Measure::PingHotP95, &hot, 0.95),
+            (Measure::PingHotP99, &hot, 0.99),
+        ] {
+            self.add(Peer::Sidecar, measure, pings.value_at_quantile(quantile) as f64 / 1_000.0, 0.0);
         }
         Ok(())
     }
@@ -131,7 +137,8 @@ pub(crate) fn rows(book: &Book) -> Vec<Row> {
         Row::new(measure.name().to_owned(), measure.unit(), mean, None, Some(Target::AtMost(1.02)))
     };
     vec![
-        row(Measure::PingHot, Measure::PingIdle, 5.0),
+        row(Measure::PingHotP95, Measure::PingIdleP95, 5.0),
+        row(Measure::PingHotP99, Measure::PingIdleP99, 5.0),
         row(Measure::CrowdBesideStuck, Measure::CrowdAlone, 1.2),
         timing(Measure::TimingPaced),
         timing(Measure::TimingSaturated),
@@ -158,7 +165,7 @@ fn stuck_client(port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Pings a server and waits for the answer, without sleeping.
+/// Pings a server and waits for the answer.
 struct Probe(TcpStream);
 
 impl Probe {
@@ -167,9 +174,25 @@ impl Probe {
     const SERVER_PING: [u8; 2] = [0x89, 0];
     const INTERVAL: Duration = Duration::from_millis(7);
 
+    /// Round trips of pings, in microseconds, while `work` runs; by a thread that goes before it on their core.
+    fn beside<T>(port: u16, work: impl FnOnce() -> Result<T>) -> Result<(Histogram<u64>, T)> {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let pings = scope.spawn(|| {
+                process::go_first()?;
+                Self::connect(port)?.until(&over)
+            });
+            let done = work();
+            over.store(true, Ordering::Relaxed);
+            let pings = pings.join().expect("the probe does not panic")?;
+            Ok((pings, done?))
+        })
+    }
+
     fn connect(port: u16) -> Result<Self> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.write_all(wire::upgrade("/ws/quiet").as_bytes())?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
@@ -177,46 +200,47 @@ impl Probe {
             stream.read_exact(&mut byte).context("the server did not answer the probe")?;
             answer.push(byte[0]);
         }
-        stream.set_nonblocking(true)?;
         Ok(Self(stream))
     }
 
-    /// Round trips of a ping every few milliseconds, in microseconds; does `meanwhile` between looks at the socket.
-    fn during(
-        &mut self,
-        time: Duration,
-        mut meanwhile: impl FnMut(Duration) -> Result<()>,
-    ) -> Result<Histogram<u64>> {
+    /// A ping every few milliseconds.
+    fn until(mut self, over: &AtomicBool) -> Result<Histogram<u64>> {
         let (begin, mut trips) = (process::now(), tally::histogram());
-        let mut sent = 0;
-        while process::now() < begin + time {
+        for sent in 0.. {
+            if over.load(Ordering::Relaxed) {
+                break;
+            }
             let due = begin + Self::INTERVAL * sent;
-            while process::now() < due {
-                meanwhile(process::now() - begin)?;
-            }
+            // A ping that waits for the one before waits for the server; the rest of its lateness is our own.
+            let from = match due.checked_sub(process::now()) {
+                Some(wait) => {
+                    std::thread::sleep(wait);
+                    process::now()
+                }
+                None => due,
+            };
             self.0.write_all(&Self::PING)?;
-            sent += 1;
-            let mut answer = Vec::new();
-            while answer.len() < Self::PONG.len() {
-                meanwhile(process::now() - begin)?;
-                let mut bytes = [0; Self::PONG.len()];
-                match self.0.read(&mut bytes) {
-                    Ok(0) => bail!("the server closed the probe"),
-                    Ok(count) => answer.extend_from_slice(&bytes[..count]),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error.into()),
-                }
-                // The server looks after its clients, too.
-                if answer.starts_with(&Self::SERVER_PING) {
-                    answer.drain(..Self::SERVER_PING.len());
-                    self.0.write_all(&wire::client_pong(&[]))?;
-                }
-            }
-            ensure!(answer == Self::PONG, "the server answered a ping with {answer:x?}");
-            // From when it was due: a ping that waits for the one before waits for the server.
-            trips.record((process::now() - due).as_micros() as u64)?;
+            self.pong()?;
+            trips.record((process::now() - from).as_micros() as u64)?;
         }
         Ok(trips)
+    }
+
+    fn pong(&mut self) -> Result<()> {
+        let mut answer = Vec::new();
+        while answer.len() < Self::PONG.len() {
+            let mut bytes = [0; Self::PONG.len()];
+            let count = self.0.read(&mut bytes).context("a ping was not answered")?;
+            ensure!(count > 0, "the server closed the probe");
+            answer.extend_from_slice(&bytes[..count]);
+            // The server looks after its clients, too.
+            if answer.starts_with(&Self::SERVER_PING) {
+                answer.drain(..Self::SERVER_PING.len());
+                self.0.write_all(&wire::client_pong(&[]))?;
+            }
+        }
+        ensure!(answer == Self::PONG, "the server answered a ping with {answer:x?}");
+        Ok(())
     }
 }
 

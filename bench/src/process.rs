@@ -1,8 +1,8 @@
 //! What the kernel says of processes and of the machine.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{CpuSet, sched_setaffinity},
@@ -136,10 +136,35 @@ pub(crate) fn load_cores() -> String {
 
 /// Puts the calling thread on the second core, so that it does not share with the servers.
 pub(crate) fn keep_off_the_first_core() -> Result<()> {
-    if cores() > 1 {
-        let mut cores = CpuSet::new();
-        cores.set(1);
-        sched_setaffinity(None, &cores).context("failed to choose a core")?;
+    if cores() > 1 { choose_core(1) } else { Ok(()) }
+}
+
+/// Runs on the servers' core whenever nothing else does.
+pub(crate) fn keep_first_core_awake(until: Duration) -> Result<()> {
+    choose_core(0)?;
+    schedule(&["--idle", "--pid", "0"])?;
+    while now() < until {
+        std::hint::spin_loop();
     }
+    Ok(())
+}
+
+/// Lets the calling thread run before all others on its core whenever it has something to do (root only).
+pub(crate) fn go_first() -> Result<()> {
+    schedule(&["--fifo", "--pid", "1"])
+}
+
+fn choose_core(core: usize) -> Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    sched_setaffinity(None, &cores).context("failed to choose a core")
+}
+
+/// Changes how the calling thread is scheduled.
+fn schedule(how: &[&str]) -> Result<()> {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let status = Command::new("chrt").args(how).arg(&thread).status();
+    let status = status.context("failed to start `chrt` (util-linux)")?;
+    ensure!(status.success(), "`chrt {}` failed: run as root", how.join(" "));
     Ok(())
 }

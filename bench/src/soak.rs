@@ -94,9 +94,20 @@ impl Shape {
         Self { processes: 6, connections: 100_000, channels: 10_000, rate: 5_000.0, duration }
     }
 
+    /// A hundredth of the connections and channels: what differs is the number of connections alone.
+    pub(crate) fn hundredth(self, duration: Duration) -> Self {
+        Self { connections: self.connections / 100, channels: self.channels / 100, duration, ..self }
+    }
+
     fn part(self, number: usize) -> usize {
         let (base, rest) = (self.connections / self.processes, self.connections % self.processes);
         base + usize::from(number < rest)
+    }
+}
+
+impl Outcome {
+    pub(crate) fn cpu_us_per_delivery(&self) -> f64 {
+        self.cpu_nanos as f64 / 1_000.0 / self.deliveries.max(1) as f64
     }
 }
 
