@@ -6,7 +6,7 @@ use std::{fs::File, path::Path};
 use fanout_sidecar::profile::{Allocator, ProfileError};
 use futures::{FutureExt, future::BoxFuture};
 use jemalloc_pprof::PROF_CTL;
-use tikv_jemalloc_ctl::{epoch, stats};
+use tikv_jemalloc_ctl::{Access, AsName, epoch, stats};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -38,6 +38,13 @@ impl Allocator for Jemalloc {
             ("retained", stats::retained::read()),
         ];
         kinds.into_iter().filter_map(|(kind, bytes)| Some((kind, bytes.ok()? as u64))).collect()
+    }
+
+    fn requests(&self) -> Option<u64> {
+        // All arenas together have the number `MALLCTL_ARENAS_ALL`, 4,096 (jemalloc(3)).
+        let small: u64 = "stats.arenas.4096.small.nrequests\0".name().read().ok()?;
+        let large: u64 = "stats.arenas.4096.large.nrequests\0".name().read().ok()?;
+        Some(small + large)
     }
 
     fn dump(&self) -> BoxFuture<'_, Result<File, ProfileError>> {

@@ -28,6 +28,9 @@ pub trait Allocator: Send + Sync {
     /// Bytes by its own account, by kind.
     fn bytes(&self) -> Vec<(&'static str, u64)>;
 
+    /// How often the program has asked it for memory; `None` where it keeps no count.
+    fn requests(&self) -> Option<u64>;
+
     /// Its samples of the heap, in jemalloc's format.
     fn dump(&self) -> BoxFuture<'_, Result<File, ProfileError>>;
 }

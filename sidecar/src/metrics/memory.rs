@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
 use crate::profile::Allocator;
@@ -20,6 +20,12 @@ impl Collector for MemoryMetrics {
             encoder.encode_descriptor("process_allocator_bytes", help, None, MetricType::Gauge)?;
         for (kind, bytes) in self.0.bytes() {
             ConstGauge::new(bytes as i64).encode(family.encode_family(&[("kind", kind)])?)?;
+        }
+        if let Some(requests) = self.0.requests() {
+            let help = "Requests for memory that the allocator answered";
+            let counter =
+                encoder.encode_descriptor("process_allocations", help, None, MetricType::Counter)?;
+            ConstCounter::new(requests).encode(counter)?;
         }
         Ok(())
     }

@@ -228,3 +228,72 @@ fn a_pipe_that_was_full_goes_on_on_both_sides() {
         assert_eq!((task.received == bytes, shard.left.len()), (true, 0));
     });
 }
+
+/// The shard's side of a pipe the other way: reads what is there, and after `Blocked` only when it was told to.
+struct Reader {
+    near: NearEnd,
+    received: Vec<u8>,
+    inbox: Inbox,
+    woken: Arc<Woken>,
+}
+
+impl Reader {
+    fn turn(&mut self) -> bool {
+        if !self.woken.take() || !self.inbox.take().iter().any(|mail| matches!(mail, Mail::Pipe { .. })) {
+            return false;
+        }
+        // More than half of what the pipe holds, so that it is emptied in two parts.
+        let mut buffer = [0; 10_000];
+        loop {
+            match self.near.read(&mut buffer) {
+                link::Progress::Moved(moved) => self.received.extend_from_slice(&buffer[..moved]),
+                link::Progress::Blocked => return true,
+                link::Progress::Broken => panic!("the task is there"),
+            }
+        }
+    }
+}
+
+/// The task's side: brings what there is room for, and polls only when it was woken.
+struct Bringer {
+    far: FarEnd,
+    woken: Arc<Woken>,
+    left: Vec<u8>,
+}
+
+impl Bringer {
+    fn turn(&mut self) -> bool {
+        let waker = Waker::from(Arc::clone(&self.woken));
+        let mut moved = false;
+        while self.woken.take() && !self.left.is_empty() {
+            if let Poll::Ready(room) = self.far.poll_room(&mut Context::from_waker(&waker)) {
+                let bytes: Vec<u8> = self.left.drain(..room.min(self.left.len())).collect();
+                self.far.push(&bytes);
+                self.woken.wake_by_ref();
+                moved = true;
+            }
+        }
+        moved
+    }
+}
+
+#[test]
+fn a_client_whose_pipe_was_full_goes_on_once_the_shard_has_read() {
+    sync::every_order(|| {
+        let (mailbox, inbox, woken) = mailbox(1);
+        let (near, far) = pipe::pipe(ConnectionId { shard: 0, slot: 0, generation: 1 }, mailbox);
+        let bytes: Vec<u8> = (0..40_000_u32).map(|at| (at % 251) as u8).collect();
+        let mut shard = Reader { near, received: Vec::new(), inbox, woken };
+        let mut task = Bringer { far, woken: Woken::new(true), left: bytes.clone() };
+        let other = thread::spawn(move || {
+            task.turn();
+            task.turn();
+            task
+        });
+        shard.turn();
+        shard.turn();
+        let mut task = other.join().unwrap();
+        while shard.turn() | task.turn() {}
+        assert_eq!((shard.received == bytes, task.left.len()), (true, 0));
+    });
+}

@@ -187,6 +187,9 @@ async fn go_tool_pprof_opens_profiles_of_cpu_and_heap_and_shows_names() {
     let page = http().get(format!("http://{}/metrics", program.addresses.admin)).send().await.unwrap();
     let page = page.text().await.unwrap();
     assert!(page.contains("process_allocator_bytes{kind=\"allocated\"} "), "{page}");
+    let allocations = page.lines().find_map(|line| line.strip_prefix("process_allocations_total "));
+    // Each of the connections needed some.
+    assert!(allocations.is_some_and(|count| count.parse::<u64>().unwrap() > 20), "{page}");
     let stop = AtomicBool::new(false);
     let look = async {
         let cpu = go_tool_pprof(&program, "profile?seconds=3").await;
