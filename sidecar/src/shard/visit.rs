@@ -37,6 +37,8 @@ enum Source {
     Log(usize),
 }
 
+type Lengths = SmallVec<[(Source, usize); 4]>;
+
 impl Core {
     /// Offers what is new to some of those who wait for it. `clock` gives microseconds since the shard began.
     pub(crate) fn visits(&mut self, clock: impl Fn() -> u64) {
@@ -306,7 +308,7 @@ impl Slot {
 /// What was written.
 struct Written {
     progress: Progress,
-    lengths: SmallVec<[(Source, usize); 8]>,
+    lengths: Lengths,
     offered: usize,
     /// How many subscriptions had their turn.
     turns: usize,
@@ -316,20 +318,20 @@ struct Written {
 fn write(slot: &Slot, index: &Index) -> Option<Written> {
     let mut gathered = Gathered::default();
     let turns = gather(slot, index, &mut gathered);
-    let Gathered { parts, offered } = gathered;
+    let Gathered { lengths, slices, offered } = gathered;
     if offered == 0 {
         return None;
     }
-    let slices: SmallVec<[IoSlice<'_>; 8]> = parts.iter().map(|(_, slice)| *slice).collect();
     let progress = slot.link.as_ref().expect("only attached connections are written to").write(&slices);
-    let lengths = parts.iter().map(|(source, slice)| (*source, slice.len())).collect();
     Some(Written { progress, lengths, offered, turns })
 }
 
 /// The pieces of a write.
 #[derive(Default)]
 struct Gathered<'a> {
-    parts: SmallVec<[(Source, IoSlice<'a>); 8]>,
+    /// Where each comes from, and its length.
+    lengths: Lengths,
+    slices: SmallVec<[IoSlice<'a>; 4]>,
     offered: usize,
 }
 
@@ -337,12 +339,13 @@ impl<'a> Gathered<'a> {
     /// Adds a piece; whether there is room for another.
     fn put(&mut self, source: Source, bytes: &'a [u8]) -> bool {
         self.offered += bytes.len();
-        self.parts.push((source, IoSlice::new(bytes)));
+        self.lengths.push((source, bytes.len()));
+        self.slices.push(IoSlice::new(bytes));
         self.has_room()
     }
 
     fn has_room(&self) -> bool {
-        self.offered < BUDGET && self.parts.len() < MAX_PARTS
+        self.offered < BUDGET && self.slices.len() < MAX_PARTS
     }
 }
 
