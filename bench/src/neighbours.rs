@@ -56,8 +56,9 @@ impl Bench<'_> {
         let (idle, ()) = Probe::beside(server.port(), || {
             let over = process::now() + time;
             let awake = std::thread::spawn(move || process::keep_first_core_awake(over));
+            let mut unread = tally::Tally::loose();
             while process::now() < over {
-                fleet.pump(Some(Duration::ZERO), &mut tally::Tally::loose())?;
+                fleet.pump(Some(Duration::ZERO), &mut unread)?;
             }
             awake.join().expect("it does not panic")
         })?;
