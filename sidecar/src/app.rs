@@ -6,6 +6,7 @@
 
 mod inner;
 mod listen;
+mod memory;
 mod ready;
 mod settings;
 mod threads;
@@ -162,8 +163,10 @@ impl App {
             node: run.id,
             max_connections,
             mailbox_bytes: shard::Config::MAILBOX_BYTES,
+            log_bytes: shard::Config::log_bytes(boot.runtime.shards, memory::limit()),
             time_deliveries: boot.runtime.time_deliveries,
         };
+        tracing::info!(bytes = shard_config.log_bytes, "memory of each shard for clients that lag");
         let shards =
             Shards::spawn(shard_config, settings::rules(&settings), &work).map_err(StartError::Threads)?;
         let (mailboxes, shards) = (Arc::<[_]>::from(shards.mailboxes()), Arc::new(shards));

@@ -66,6 +66,8 @@ pub struct Config {
     pub max_connections: u32,
     /// Payload bytes of publications that may wait for one shard.
     pub mailbox_bytes: usize,
+    /// Bytes of publications that one shard keeps for those who have still to receive them.
+    pub log_bytes: usize,
     /// Whether deliveries are timed.
     pub time_deliveries: bool,
 }
@@ -119,8 +121,18 @@ impl Config {
     /// 16 MiB: some 10 ms of the fastest ingest, and far above what waits while a shard keeps up.
     pub const MAILBOX_BYTES: usize = 16 * 1_024 * 1_024;
 
-    fn count(self) -> u16 {
-        match self.shards {
+    /// 256 MiB: what 256 clients of as many channels lag by at most, unless the settings say otherwise.
+    pub const MOST_LOG_BYTES: usize = 256 * 1_024 * 1_024;
+
+    /// What each of `shards` may keep where the process may have `memory` bytes: all together a quarter.
+    pub fn log_bytes(shards: u16, memory: Option<u64>) -> usize {
+        let share = memory.map(|memory| memory / 4 / u64::from(Self::count(shards)));
+        share.map_or(Self::MOST_LOG_BYTES, |share| (share as usize).min(Self::MOST_LOG_BYTES))
+    }
+
+    /// How many there are where the settings say `shards`.
+    fn count(shards: u16) -> u16 {
+        match shards {
             0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(256) as u16),
             shards => shards,
         }
@@ -137,14 +149,14 @@ impl Shards {
     pub fn spawn(config: Config, rules: Arc<Rules>, work: &mpsc::Sender<Work>) -> io::Result<Self> {
         let (death, died) = watch::channel(None);
         let latencies = match config.time_deliveries {
-            true => Latencies::default().with(rules.policies.names(), config.count().into()),
+            true => Latencies::default().with(rules.policies.names(), Config::count(config.shards).into()),
             false => Latencies::default(),
         };
         let spawn = |shard| {
             let (rules, latencies) = (Arc::clone(&rules), latencies.clone());
             Member::spawn(shard, config, rules, latencies, work.clone(), death.clone())
         };
-        let members = (0..config.count()).map(spawn).collect::<io::Result<Vec<_>>>()?;
+        let members = (0..Config::count(config.shards)).map(spawn).collect::<io::Result<Vec<_>>>()?;
         let hall = members.iter().map(|member| (member.mailbox.clone(), Arc::clone(&member.seats)));
         let door = Door::new(hall.collect(), rules, config.max_connections);
         let latencies = config.time_deliveries.then(|| Mutex::new(latencies));
@@ -296,15 +308,8 @@ impl Member {
         // A failed wake-up of an eventfd would mean that its counter is full: then the shard is awake anyway.
         let (mailbox, inbox) = Mailbox::new(config.mailbox_bytes, move || drop(waker.wake()));
         let (metrics, seats) = (Arc::<ShardMetrics>::default(), Arc::<door::Seats>::default());
-        let core = core::Core::new(
-            shard,
-            config.node,
-            rules,
-            work,
-            Arc::clone(&metrics),
-            latencies,
-            Arc::clone(&seats),
-        );
+        let core =
+            core::Core::new(shard, config, rules, work, Arc::clone(&metrics), latencies, Arc::clone(&seats));
         let pulse = Arc::new(Pulse::new(Instant::now()));
         let reactor = Reactor::new(poll, inbox, core, Arc::clone(&pulse));
         let thread = thread::Builder::new().name(format!("shard-{shard}")).spawn(move || {
@@ -372,6 +377,7 @@ mod tests {
             node: NodeId(1),
             max_connections: 10,
             mailbox_bytes: 1_000,
+            log_bytes: Config::MOST_LOG_BYTES,
             time_deliveries: false,
         };
         let settings = sidecar_config::LiveSettings::default();

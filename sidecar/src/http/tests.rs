@@ -67,6 +67,7 @@ impl Node {
             node: NodeId(7),
             max_connections: 1_000,
             mailbox_bytes: Config::MAILBOX_BYTES,
+            log_bytes: Config::MOST_LOG_BYTES,
             time_deliveries: true,
         };
         let shards = Shards::spawn(config, Arc::new(rules), &sender).unwrap();

@@ -70,6 +70,7 @@ impl Page<'_> {
             subscriptions,
             channels: _,
             log_bytes,
+            log_full,
         } = totals;
         self.gauge("node_subscriptions", "Subscriptions that are held", subscriptions)?;
         self.gauge(
@@ -77,6 +78,8 @@ impl Page<'_> {
             "Bytes of publications that some subscriber has still to receive",
             log_bytes,
         )?;
+        let help = "Publications lost because a channel's log was full, counted once a shard and wire form; their loss was told";
+        self.counter("node_log_full", help, log_full)?;
         let protocols = |counts: Vec<(crate::protocol::Protocol, u64)>| {
             counts.into_iter().map(|(protocol, count)| (protocol.name(), count)).collect::<Vec<_>>()
         };

@@ -17,7 +17,7 @@ use sidecar_config::Compression;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Arrived, Completion, Link, Refusal, Reservation, Reserved, Rules, Task, Transport, Visitor, Work,
+    Arrived, Completion, Config, Link, Refusal, Reservation, Reserved, Rules, Task, Transport, Visitor, Work,
     connection::{Count, Flags, NONE, Passport, Reserving, Slot, Slots, Subscription},
     door::Seats,
     flush::Flushed,
@@ -41,8 +41,11 @@ const RESERVATION_MS: u64 = 10_000;
 const CLOSE_MS: u64 = 5_000;
 /// Payload bytes of publications that wait for the control runtime: what a mailbox holds the other way.
 pub(super) const WORK_BYTES: usize = 16 * 1_024 * 1_024;
-/// Where what all logs hold passes this, mail waits until what is there was offered to everybody once.
-const MAX_LOG_BYTES: usize = 256 * 1_024 * 1_024;
+/// One log holds this part of what all may, or twice what its namespace lets a client lag by: what one channel does,
+/// the others do not suffer from.
+pub(super) const LANE_PART: usize = 4;
+/// Bounds of lag are a 16th for each step of pressure; beyond this many nothing is left of any.
+pub(super) const MOST_PRESSURE: u32 = 8;
 
 /// The moment of a turn.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,8 +93,14 @@ pub(crate) struct Core {
     pub(super) random: SmallRng,
     /// Hashes what publications are about; keyed, for publishers choose it.
     pub(super) keys: RandomState,
-    /// Of all logs, and of what conflating subscriptions keep beside them.
+    /// Of all logs, and of what single connections keep of publications beside them.
     pub(super) log_bytes: usize,
+    /// Where they pass this, mail waits until what is there was offered to everybody once.
+    pub(super) max_log_bytes: usize,
+    /// How short memory is: see [`Self::press`].
+    pub(super) pressure: u32,
+    /// What the logs held when it was last put up.
+    pressed_at: usize,
     /// Deliveries of this stride.
     pub(super) flushed: Vec<Flushed>,
 }
@@ -99,7 +108,7 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(
         shard: u16,
-        node: NodeId,
+        config: Config,
         rules: Arc<Rules>,
         work: mpsc::Sender<Work>,
         metrics: Arc<ShardMetrics>,
@@ -108,7 +117,7 @@ impl Core {
     ) -> Self {
         Self {
             shard,
-            node,
+            node: config.node,
             rules,
             work,
             work_bytes: Arc::new(Semaphore::new(WORK_BYTES)),
@@ -129,9 +138,12 @@ impl Core {
             scratch: Vec::new(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
-            random: SmallRng::seed_from_u64(node.0 ^ u64::from(shard) << 48),
+            random: SmallRng::seed_from_u64(config.node.0 ^ u64::from(shard) << 48),
             keys: RandomState::new(),
             log_bytes: 0,
+            max_log_bytes: config.log_bytes,
+            pressure: 0,
+            pressed_at: 0,
             flushed: Vec::new(),
         }
     }
@@ -143,12 +155,24 @@ impl Core {
 
     /// Whether mail has to wait: the logs are full and what they hold was not offered to everybody yet.
     pub(crate) fn is_full(&self) -> bool {
-        self.log_bytes > MAX_LOG_BYTES && self.is_busy()
+        self.log_bytes > self.max_log_bytes && self.is_busy()
     }
 
-    /// The logs are full: a client that does not read is slow, whatever its bounds say.
-    pub(super) fn is_pressed(&self) -> bool {
-        self.log_bytes > MAX_LOG_BYTES
+    /// While the logs are full, a client that takes nothing is slow, whatever its bounds say: it is held to a part of
+    /// them, and to less with each sixteenth that the logs grow by nevertheless.
+    pub(crate) fn press(&mut self) {
+        if self.log_bytes <= self.max_log_bytes {
+            self.pressure = 0;
+            return;
+        }
+        if self.pressure > 0 && self.log_bytes < self.pressed_at + self.max_log_bytes / 16 {
+            return;
+        }
+        self.pressure = MOST_PRESSURE.min(self.pressure + 1);
+        for slot in self.slots.taken() {
+            self.bound_lags(slot);
+        }
+        self.pressed_at = self.log_bytes;
     }
 
     pub(crate) fn id(&self, slot: u32) -> ConnectionId {
@@ -564,6 +588,11 @@ impl Core {
             let about =
                 publication.key.as_ref().map_or(NO_KEY, |key| self.keys.hash_one(key).max(NO_KEY + 1));
             for lane in self.index.lanes_of(key) {
+                if self.index.lane(lane).log.held() >= self.max_log_bytes / LANE_PART / 2
+                    && !self.has_room(lane)
+                {
+                    continue;
+                }
                 let form = self.index.lane(lane).form;
                 if form.is_deflated() {
                     self.append_compressed(lane, about, born, form, publication);
@@ -620,11 +649,15 @@ impl Core {
         };
         let lanes: Vec<u32> = keys.into_iter().flat_map(|key| self.index.lanes_of(key)).collect();
         for lane in lanes {
-            match self.index.lane(lane).form.protocol() {
-                protocol if protocol.has_replies() => self.append_gap(lane, protocol, reason),
-                _ if certain => self.close_all_of(lane, CloseReason::Gap),
-                _ => {}
-            }
+            self.gap_in(lane, certain, reason);
+        }
+    }
+
+    pub(super) fn gap_in(&mut self, lane: u32, certain: bool, reason: &str) {
+        match self.index.lane(lane).form.protocol() {
+            protocol if protocol.has_replies() => self.append_gap(lane, protocol, reason),
+            _ if certain => self.close_all_of(lane, CloseReason::Gap),
+            _ => {}
         }
     }
 
@@ -693,6 +726,8 @@ impl Core {
             return;
         }
         self.leave_all(slot);
+        let rest = self.slots[slot].cold.as_ref().map_or(0, |cold| cold.outbox.rest());
+        self.freed(rest);
         let connection = self.id(slot);
         let ended = self.slots.close(slot);
         self.seats.give_back();

@@ -67,6 +67,9 @@ pub(crate) struct Lane {
     pub(crate) left: u32,
     /// In the list of lanes with something new.
     pub(crate) dirty: bool,
+    /// Its log is full where this is not 0: what is published meanwhile is lost here, which was told. How far the
+    /// bounds of lag shrink.
+    pub(crate) pressure: u32,
 }
 
 /// Whose subscription it is, and which one of theirs.
@@ -208,6 +211,7 @@ impl Lane {
             next: 0,
             left: 0,
             dirty: false,
+            pressure: 0,
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Lag {
 pub(crate) struct Log {
     segments: VecDeque<Segment>,
     head: u64,
+    /// Bytes of all segments.
+    held: usize,
     /// Frames that were ever appended.
     messages: u64,
     cursors: u32,
@@ -109,6 +111,11 @@ impl Log {
         self.head
     }
 
+    /// Bytes that some cursor still needs, and what shares a segment with them.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
     /// Frames appended before `cursor`, one that it lies in not included.
     pub(crate) fn messages_before(&self, cursor: Cursor) -> u64 {
         // A cursor at the end of a segment belongs to that one here: what came behind may be gone.
@@ -169,6 +176,7 @@ impl Log {
         last.cursors += at_head;
         self.behind = self.cursors;
         self.head += added as u64;
+        self.held += added;
         self.messages += 1;
         added
     }
@@ -357,6 +365,7 @@ impl Log {
             freed += bytes.len();
             spares.put(Spare { bytes, ends, births });
         }
+        self.held -= freed;
         freed
     }
 }

@@ -35,6 +35,7 @@ pub(crate) struct ShardMetrics {
     pub(crate) subscriptions: Cell,
     pub(crate) channels: Cell,
     pub(crate) log_bytes: Cell,
+    pub(crate) log_full: Cell,
 }
 
 /// From publishing to the kernel, by namespace: a histogram a shard. Namespaces are added, never taken out, so that
@@ -100,6 +101,8 @@ pub struct Totals {
     pub channels: u64,
     /// Bytes of publications that some subscriber has still to receive.
     pub log_bytes: u64,
+    /// Publications that a channel's log had no room for, counted once a shard and wire form.
+    pub log_full: u64,
 }
 
 // === impl ShardMetrics ===
@@ -190,6 +193,7 @@ impl Totals {
             subscriptions,
             channels,
             log_bytes,
+            log_full,
         } = shard;
         add_each(&mut self.connections, connections);
         add_each(&mut self.accepted, accepted);
@@ -214,6 +218,7 @@ impl Totals {
             (&mut self.subscriptions, subscriptions),
             (&mut self.channels, channels),
             (&mut self.log_bytes, log_bytes),
+            (&mut self.log_full, log_full),
         ] {
             *sum += cell.get();
         }

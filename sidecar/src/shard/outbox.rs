@@ -1,6 +1,7 @@
-//! Replies to one connection that could not be sent at once; publications never go here. Pure.
+//! What goes to one connection alone: the rest of a half-sent publication that its log no longer keeps for it, then
+//! replies that could not be sent at once. Pure.
 
-/// More than this means that the client asks but does not read: close.
+/// More replies than this mean that the client asks but does not read: close.
 const MOST: usize = 256 * 1_024;
 
 /// Bytes to send before anything else; allocated while there are any.
@@ -8,6 +9,8 @@ const MOST: usize = 256 * 1_024;
 pub(crate) struct Outbox {
     bytes: Vec<u8>,
     sent: usize,
+    /// Of the unsent bytes, those of a publication.
+    rest: usize,
 }
 
 impl Outbox {
@@ -22,17 +25,24 @@ impl Outbox {
     /// Room for the bytes of a reply, and whether the bound still holds afterwards.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<(), Overflow> {
         self.bytes.extend_from_slice(bytes);
-        if self.unsent().len() > MOST { Err(Overflow) } else { Ok(()) }
+        if self.unsent().len() - self.rest > MOST { Err(Overflow) } else { Ok(()) }
     }
 
-    /// The rest of a half-sent frame, before all else. The outbox itself is not half sent then.
+    /// The rest of a half-sent publication, before all else. The outbox itself is not half sent then.
     pub(crate) fn put_first(&mut self, rest: &[u8]) {
-        debug_assert_eq!(self.sent, 0, "only one frame can be half sent");
+        debug_assert_eq!((self.sent, self.rest), (0, 0), "only one frame can be half sent");
+        self.rest = rest.len();
         self.bytes.splice(0..0, rest.iter().copied());
+    }
+
+    /// Bytes of a publication that are still to be sent.
+    pub(crate) fn rest(&self) -> usize {
+        self.rest
     }
 
     pub(crate) fn advance(&mut self, moved: usize) {
         self.sent += moved;
+        self.rest = self.rest.saturating_sub(moved);
         if self.sent == self.bytes.len() {
             *self = Self::default();
         }
@@ -63,5 +73,10 @@ mod tests {
         let mut outbox = Outbox::default();
         assert_eq!(outbox.put(&vec![0; MOST]), Ok(()));
         assert_eq!(outbox.put(b"x"), Err(Overflow));
+        let mut outbox = Outbox::default();
+        outbox.put_first(&vec![0; 2 * MOST]);
+        assert_eq!(outbox.put(b"reply"), Ok(()), "a publication is no reply");
+        outbox.advance(2 * MOST + 1);
+        assert_eq!((outbox.rest(), outbox.unsent()), (0, &b"eply"[..]));
     }
 }

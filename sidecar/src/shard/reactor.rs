@@ -118,6 +118,7 @@ impl Reactor {
 
     /// Whether the thread is to end.
     fn take_mail(&mut self) -> bool {
+        self.core.press();
         self.held = self.core.is_full();
         if self.held {
             return false;

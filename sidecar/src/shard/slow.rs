@@ -6,7 +6,8 @@ use sidecar_config::{SlowConsumer, SlowConsumerPolicy};
 use super::{
     backlog::Taken,
     connection::{Flags, Subscription},
-    core::Core,
+    core::{Core, LANE_PART, MOST_PRESSURE},
+    index::Subscriber,
     log::{Cursor, Lag},
     timer::{Entry, TICK_MS},
 };
@@ -17,7 +18,7 @@ impl Core {
     pub(super) fn bound_lag(&mut self, slot: u32, at: usize) {
         let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
         let settings = &self.index.channel_of(lane).policy.slow_consumer;
-        let (max, policy) = (self.max_lag(settings), settings.policy);
+        let (max, policy) = (self.max_lag(settings, self.index.lane(lane).pressure), settings.policy);
         let lag = match self.slots[slot].stop(lane) {
             // It skips what comes already; only where memory is short is there more to do.
             Some(stop) => Lag { bytes: stop - cursor, messages: 0 },
@@ -39,11 +40,65 @@ impl Core {
         }
     }
 
-    fn max_lag(&self, settings: &SlowConsumer) -> Lag {
+    fn max_lag(&self, settings: &SlowConsumer, pressure: u32) -> Lag {
         let SlowConsumer { max_lag_bytes, max_lag_messages, policy: _ } = settings;
-        // While the logs of the shard are full, a sixteenth.
-        let divisor = if self.is_pressed() { 16 } else { 1 };
-        Lag { bytes: u64::from(*max_lag_bytes) / divisor, messages: u64::from(*max_lag_messages) / divisor }
+        // While the log, or all logs of the shard, are full, a sixteenth or less.
+        let shift = 4 * self.pressure.max(pressure);
+        Lag { bytes: u64::from(*max_lag_bytes) >> shift, messages: u64::from(*max_lag_messages) >> shift }
+    }
+
+    /// The same for all subscriptions of a connection, if it takes no more now.
+    pub(super) fn bound_lags(&mut self, slot: u32) {
+        for at in 0..self.slots[slot].subscriptions() {
+            // A bound that was passed may have closed the connection.
+            if at < self.slots[slot].subscriptions() && !self.can_write(slot) {
+                self.bound_lag(slot, at);
+            }
+        }
+    }
+
+    /// Whether the log takes another publication. Where it does not, those who take nothing now are held to a part of
+    /// their bounds, then to nothing; if that frees too little, the publication is lost to all, and they are told.
+    pub(super) fn has_room(&mut self, key: u32) -> bool {
+        let max_lag = self.index.channel_of(key).policy.slow_consumer.max_lag_bytes as usize;
+        let max = (self.max_log_bytes / LANE_PART).max(2 * max_lag);
+        // Some of it is free again before it takes more, or it would be full with each publication.
+        let enough = max / 4 * 3;
+        let lane = self.index.lane_mut(key);
+        let was_full = lane.pressure > 0;
+        if lane.log.held() < if was_full { enough } else { max } {
+            lane.pressure = 0;
+            return true;
+        }
+        if !was_full {
+            for pressure in [1, MOST_PRESSURE] {
+                self.press_lane(key, pressure);
+                match self.index.lane_if_any(key) {
+                    // All were too slow, and are gone.
+                    None => return false,
+                    Some(lane) if lane.log.held() < enough => {
+                        lane.pressure = 0;
+                        return true;
+                    }
+                    Some(_) => {}
+                }
+            }
+            self.metrics.gaps.add(1);
+            self.index.lane_mut(key).pressure = 1;
+            self.gap_in(key, true, "the channel is overloaded");
+        }
+        self.metrics.log_full.add(1);
+        false
+    }
+
+    fn press_lane(&mut self, key: u32, pressure: u32) {
+        let lane = self.index.lane_mut(key);
+        lane.pressure = pressure;
+        for Subscriber { slot, at } in lane.subscribers.clone() {
+            if !self.can_write(slot) {
+                self.bound_lag(slot, at as usize);
+            }
+        }
     }
 
     // === policies ===
@@ -63,6 +118,10 @@ impl Core {
 
     /// Keeps what fits the bounds and lets go of the rest, and of all that comes until the former is sent.
     fn drop_newest(&mut self, slot: u32, at: usize, max: Lag) {
+        if max.bytes == 0 {
+            // What it still has to be sent of one message would hold a whole segment.
+            self.carry_half(slot, at);
+        }
         let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
         let stop = self.index.lane(lane).log.reach(cursor, max);
         let before = self.slots[slot].stop(lane);
@@ -167,9 +226,23 @@ impl Core {
         let edge = log.edge(cursor);
         let rest: Vec<u8> = log.read(cursor, (edge - cursor) as usize).flatten().copied().collect();
         self.move_cursor(slot, at, edge);
-        let slot = &mut self.slots[slot];
-        slot.flags.clear(Flags::HALF);
-        slot.cold().outbox.put_first(&rest);
+        self.slots[slot].flags.clear(Flags::HALF);
+        self.send_first(slot, &rest);
+    }
+
+    fn send_first(&mut self, slot: u32, rest: &[u8]) {
+        self.slots[slot].cold().outbox.put_first(rest);
+        self.held(rest.len());
+    }
+
+    /// Takes from the outbox what was sent.
+    pub(super) fn advance_outbox(&mut self, slot: u32, sent: usize) {
+        let outbox = &mut self.slots[slot].cold().outbox;
+        let before = outbox.rest();
+        outbox.advance(sent);
+        let freed = before - outbox.rest();
+        self.freed(freed);
+        self.slots[slot].cool();
     }
 
     /// Takes from a backlog what was sent.
@@ -182,12 +255,11 @@ impl Core {
         let Taken { messages, rest } = backlog.take(sent);
         self.freed((before.bytes - backlog.lag().bytes) as usize);
         self.metrics.messages_out.add(messages);
-        let slot = &mut self.slots[slot];
-        slot.put_backlog(lane, backlog);
+        self.slots[slot].put_backlog(lane, backlog);
         if !rest.is_empty() {
-            slot.cold().outbox.put_first(&rest);
+            self.send_first(slot, &rest);
         }
-        slot.cool();
+        self.slots[slot].cool();
     }
 
     /// Takes out of the passport's sum what was passed over: see [`Passport::sent`](super::connection::Passport).

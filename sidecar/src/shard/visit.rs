@@ -101,7 +101,7 @@ impl Core {
         }
     }
 
-    fn can_write(&self, slot: u32) -> bool {
+    pub(super) fn can_write(&self, slot: u32) -> bool {
         let Slot { link, flags, .. } = &self.slots[slot];
         link.is_some() && !flags.has(Flags::BLOCKED)
     }
@@ -206,10 +206,7 @@ impl Core {
             let part = left.min(*length);
             left -= part;
             match source {
-                Source::Outbox if part > 0 => {
-                    self.slots[slot].cold().outbox.advance(part);
-                    self.slots[slot].cool();
-                }
+                Source::Outbox if part > 0 => self.advance_outbox(slot, part),
                 Source::Outbox => {}
                 Source::Backlog(lane) => self.advance_backlog(slot, *lane, part),
                 Source::Log(at) => self.advance(slot, *at, part),

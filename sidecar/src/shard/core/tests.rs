@@ -1,6 +1,7 @@
 //! A shard whose clock, links and control runtime are turned by hand. Links are pipes: they hold 16 KiB and no byte
 //! more, so that where a write is cut short is known.
 
+mod memory;
 mod model;
 
 use std::{
@@ -80,8 +81,15 @@ impl Bench {
         let (sender, work) = mpsc::channel(work);
         let (mailbox, inbox) = Mailbox::new(1, || {});
         let seats = Arc::<Seats>::default();
-        let core =
-            Core::new(0, NodeId(1), rules(SETTINGS), sender, Arc::default(), Latencies::default(), seats);
+        let config = Config {
+            shards: 1,
+            node: NodeId(1),
+            max_connections: 1_000,
+            mailbox_bytes: 1,
+            log_bytes: Config::MOST_LOG_BYTES,
+            time_deliveries: false,
+        };
+        let core = Core::new(0, config, rules(SETTINGS), sender, Arc::default(), Latencies::default(), seats);
         Self { core, work, mailbox, inbox, buffer: vec![0; BUFFER], deflate: false }
     }
 
@@ -823,9 +831,9 @@ fn slow_consumer_is_closed_and_others_still_receive() {
     }
     assert_eq!(received, 60);
     assert_eq!(bench.core.metrics.slow_disconnected.get(), 1);
-    assert_eq!(bench.log_bytes(), 0, "nobody is behind any more");
+    assert!(bench.log_bytes() < 1_100, "nobody is behind by more than a message any more");
     let frames = bench.frames(&mut slow);
-    assert_eq!(frames.last().map(String::as_str), Some("close 3008"));
+    assert_eq!((bench.log_bytes(), frames.last().map(String::as_str)), (0, Some("close 3008")));
     assert!(frames[..frames.len() - 1].iter().all(|frame| *frame == text), "whole frames only");
 }
 
