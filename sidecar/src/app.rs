@@ -186,6 +186,7 @@ impl App {
             broker,
             events,
             hub: hub.clone(),
+            packer: shards.packer(),
             mailboxes,
             counts: counts(&shards, &hub),
             metrics: bridge_metrics.clone(),

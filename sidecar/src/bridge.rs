@@ -32,7 +32,7 @@ use crate::{
     broker::{Broker, BrokerEvent, Events, INTERNAL_NAMESPACE},
     domain::{ChannelName, Publication},
     hub::Hub,
-    shard::Mailbox,
+    shard::{Mailbox, Packer},
     work::{NodeRun, now_us},
 };
 
@@ -51,6 +51,8 @@ pub struct Parts {
     pub hub: Hub,
     /// The shards, in their order.
     pub mailboxes: Arc<[Mailbox]>,
+    /// Compresses what several shards would.
+    pub packer: Packer,
     /// What this node tells the others of itself.
     pub counts: Box<dyn Fn() -> Counts + Send + Sync>,
     /// Counters and gauges.
@@ -99,7 +101,7 @@ pub struct BrokerHealth {
 
 /// Starts the bridge on the current runtime.
 pub fn start(parts: Parts) -> Bridge {
-    let Parts { node, broker, events, hub, mailboxes, counts, metrics, shutdown } = parts;
+    let Parts { node, broker, events, hub, mailboxes, packer, counts, metrics, shutdown } = parts;
     let tasks = TaskTracker::new();
     let (notes, canary_notes) = mpsc::unbounded_channel();
     let (canary, health) = Canary::new(node.run.id, Arc::clone(&broker), metrics.clone(), canary_notes);
@@ -119,7 +121,7 @@ pub fn start(parts: Parts) -> Bridge {
     let until_shutdown = |task| shutdown.clone().run_until_cancelled_owned(task).map(drop);
     needed(until_shutdown(canary.run().boxed()).boxed());
     needed(peers.clone().announce(shutdown.clone()).boxed());
-    let deliver = Deliver::new(hub, &mailboxes, metrics.clone());
+    let deliver = Deliver::new(hub, &mailboxes, packer, metrics.clone());
     let pump = Pump {
         deliver,
         channels,

@@ -235,6 +235,8 @@ impl WireForm {
     /// All of them.
     pub const ALL: [Self; 5] =
         [Self::Bare, Self::Framed, Self::Sse, Self::BareDeflated, Self::FramedDeflated];
+    /// Those whose frames may be compressed.
+    pub const DEFLATED: [Self; 2] = [Self::BareDeflated, Self::FramedDeflated];
 
     /// The protocol that sends it.
     pub fn protocol(self) -> Protocol {
@@ -247,10 +249,7 @@ impl WireForm {
 
     /// Whether its frames may be compressed.
     pub fn is_deflated(self) -> bool {
-        match self {
-            Self::Bare | Self::Framed | Self::Sse => false,
-            Self::BareDeflated | Self::FramedDeflated => true,
-        }
+        Self::DEFLATED.contains(&self)
     }
 
     /// Appends a publication as clients of this form receive it, whole frames only, uncompressed.

@@ -21,6 +21,7 @@ mod metrics;
 #[cfg(test)]
 mod model;
 mod outbox;
+mod packing;
 mod pipe;
 mod pulse;
 mod reactor;
@@ -42,7 +43,7 @@ use std::{
 use mio::{Poll, Waker};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::{metrics::ShardMetrics, pulse::Pulse, reactor::Reactor};
+use self::{metrics::ShardMetrics, packing::Wanted, pulse::Pulse, reactor::Reactor};
 use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
 
 pub use door::{Door, Ticket, Visitor};
@@ -53,6 +54,7 @@ pub use mail::{
 };
 pub use mailbox::{Full, Inbox, Mailbox};
 pub use metrics::{Durations, Latencies, Totals};
+pub use packing::{Delivery, Packer};
 pub use pipe::{FarEnd, NearEnd};
 
 /// How the shards are made.
@@ -79,6 +81,7 @@ pub struct Shards {
     members: Vec<Member>,
     /// `None` where deliveries are not timed.
     latencies: Option<Mutex<Latencies>>,
+    wanted: Arc<Wanted>,
     died: watch::Receiver<Option<u16>>,
 }
 
@@ -152,15 +155,22 @@ impl Shards {
             true => Latencies::default().with(rules.policies.names(), Config::count(config.shards).into()),
             false => Latencies::default(),
         };
+        let wanted = Arc::<Wanted>::default();
+        wanted.set(&rules.hub.compression);
         let spawn = |shard| {
-            let (rules, latencies) = (Arc::clone(&rules), latencies.clone());
-            Member::spawn(shard, config, rules, latencies, work.clone(), death.clone())
+            let shared = core::Shared {
+                metrics: Arc::default(),
+                latencies: latencies.clone(),
+                seats: Arc::default(),
+                wanted: Arc::clone(&wanted),
+            };
+            Member::spawn(shard, config, Arc::clone(&rules), shared, work.clone(), death.clone())
         };
         let members = (0..Config::count(config.shards)).map(spawn).collect::<io::Result<Vec<_>>>()?;
         let hall = members.iter().map(|member| (member.mailbox.clone(), Arc::clone(&member.seats)));
         let door = Door::new(hall.collect(), rules, config.max_connections);
         let latencies = config.time_deliveries.then(|| Mutex::new(latencies));
-        Ok(Self { door, members, latencies, died })
+        Ok(Self { door, members, latencies, wanted, died })
     }
 
     /// The way in for connections.
@@ -176,6 +186,7 @@ impl Shards {
     /// Puts new settings in force: at the door at once, in each shard with its next mail.
     pub fn set_rules(&self, rules: &Arc<Rules>) {
         self.door.set_rules(Arc::clone(rules));
+        self.wanted.set(&rules.hub.compression);
         let latencies = self.latencies.as_ref().map(|latencies| {
             let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
             *latencies = latencies.with(rules.policies.names(), self.members.len());
@@ -187,7 +198,15 @@ impl Shards {
 
     /// Counters of all shards.
     pub fn totals(&self) -> Totals {
-        Totals::of(self.members.iter().map(|member| &*member.metrics))
+        let mut totals = Totals::of(self.members.iter().map(|member| &*member.metrics));
+        totals.deflate_in += self.wanted.bytes_in.get();
+        totals.deflate_out += self.wanted.bytes_out.get();
+        totals
+    }
+
+    /// What compresses for all shards; one a node.
+    pub fn packer(&self) -> Packer {
+        Packer::new(Arc::clone(&self.wanted))
     }
 
     /// How long things took.
@@ -299,7 +318,7 @@ impl Member {
         shard: u16,
         config: Config,
         rules: Arc<Rules>,
-        latencies: Latencies,
+        shared: core::Shared,
         work: mpsc::Sender<Work>,
         death: watch::Sender<Option<u16>>,
     ) -> io::Result<Self> {
@@ -307,9 +326,8 @@ impl Member {
         let waker = Waker::new(poll.registry(), reactor::WAKE)?;
         // A failed wake-up of an eventfd would mean that its counter is full: then the shard is awake anyway.
         let (mailbox, inbox) = Mailbox::new(config.mailbox_bytes, move || drop(waker.wake()));
-        let (metrics, seats) = (Arc::<ShardMetrics>::default(), Arc::<door::Seats>::default());
-        let core =
-            core::Core::new(shard, config, rules, work, Arc::clone(&metrics), latencies, Arc::clone(&seats));
+        let (metrics, seats) = (Arc::clone(&shared.metrics), Arc::clone(&shared.seats));
+        let core = core::Core::new(shard, config, rules, work, shared);
         let pulse = Arc::new(Pulse::new(Instant::now()));
         let reactor = Reactor::new(poll, inbox, core, Arc::clone(&pulse));
         let thread = thread::Builder::new().name(format!("shard-{shard}")).spawn(move || {

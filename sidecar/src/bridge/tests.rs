@@ -6,7 +6,7 @@ use crate::{
     broker::{Bus, Reply, conformance::text},
     domain::{CloseReason, ConnectionId, NodeId, Origin, StreamPosition},
     hub::Join,
-    shard::{Inbox, Mail},
+    shard::{Delivery, Inbox, Mail},
 };
 
 /// One node of a cluster over a memory bus, with two shards that a test plays.
@@ -35,6 +35,7 @@ fn node_over(broker: Arc<dyn Broker>, events: Events, name: &str) -> Fixture {
         events,
         hub: hub.clone(),
         mailboxes: mailboxes.into(),
+        packer: Packer::default(),
         counts: Box::new(|| Counts { connections: 1, users: 1, channels: 2 }),
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
@@ -55,7 +56,7 @@ impl Fixture {
     fn mail(&self, shard: usize) -> Vec<String> {
         let tell = |mail| match mail {
             Mail::Publications { batch, .. } => {
-                let text = |p: &Arc<Publication>| String::from_utf8_lossy(p.payload.bytes()).into_owned();
+                let text = |p: &Arc<Delivery>| String::from_utf8_lossy(p.payload.bytes()).into_owned();
                 batch.iter().map(text).collect::<Vec<_>>().join(" ")
             }
             Mail::Gap { channel, reason } => format!("gap {channel:?}: {reason}"),

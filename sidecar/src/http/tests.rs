@@ -121,7 +121,7 @@ impl Node {
     fn publish(&self, channel: &str, text: &str) {
         let publication = Publication::bare(channel.parse().unwrap(), Payload::Text(text.to_owned().into()));
         for mailbox in self.shards.mailboxes() {
-            mailbox.publications(vec![Arc::new(publication.clone())]).unwrap();
+            mailbox.publications(vec![Arc::new(publication.clone().into())]).unwrap();
         }
     }
 
@@ -156,7 +156,7 @@ async fn loop_back(
                 continue;
             }
             Task::Publish { connection, channel, payload, id, .. } => {
-                let publication = Arc::new(Publication::bare(channel.clone(), payload));
+                let publication = Arc::new(Publication::bare(channel.clone(), payload).into());
                 for (shard, mailbox) in (0..).zip(&mailboxes) {
                     if interest.lock().unwrap().contains(&(shard, channel.clone())) {
                         mailbox.publications(vec![Arc::clone(&publication)]).unwrap();
@@ -358,7 +358,7 @@ async fn a_stopped_port_accepts_nobody_and_keeps_its_clients() {
     assert!(TcpStream::connect(node.address).await.is_err(), "the listener is closed");
     let publication = Publication::bare("room".parse().unwrap(), Payload::Text("still here".into()));
     for mailbox in node.shards.mailboxes() {
-        mailbox.publications(vec![Arc::new(publication.clone())]).unwrap();
+        mailbox.publications(vec![Arc::new(publication.clone().into())]).unwrap();
     }
     assert_eq!(text(&mut socket).await, "still here");
 }

@@ -17,17 +17,19 @@ use sidecar_config::Compression;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Arrived, Completion, Config, Link, Refusal, Reservation, Reserved, Rules, Task, Transport, Visitor, Work,
+    Arrived, Completion, Config, Delivery, Link, Refusal, Reservation, Reserved, Rules, Task, Transport,
+    Visitor, Work,
     connection::{Count, Flags, NONE, Passport, Reserving, Slot, Slots, Subscription},
     door::Seats,
     flush::Flushed,
     index::{Index, State, Subscriber, Waiter},
     log::{Key, Moment, NO_KEY, Spares},
     metrics::{Latencies, ShardMetrics},
+    packing::Wanted,
     timer::{Entry, Wheel},
 };
 use crate::{
-    domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, Publication, client_id},
+    domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, client_id},
     protocol::{
         Advice, Protocol, Reply, WireForm,
         websocket::{Deflater, Inflater},
@@ -89,6 +91,8 @@ pub(crate) struct Core {
     pub(super) queue_out: Vec<ConnectionId>,
     pub(super) scratch: Vec<u8>,
     pub(super) deflater: Deflater,
+    /// What this shard would have compressed for it.
+    pub(super) wanted: Arc<Wanted>,
     pub(super) inflater: Inflater,
     pub(super) random: SmallRng,
     /// Hashes what publications are about; keyed, for publishers choose it.
@@ -105,16 +109,24 @@ pub(crate) struct Core {
     pub(super) flushed: Vec<Flushed>,
 }
 
+/// What a shard shares with others.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) metrics: Arc<ShardMetrics>,
+    pub(crate) latencies: Latencies,
+    pub(crate) seats: Arc<Seats>,
+    pub(crate) wanted: Arc<Wanted>,
+}
+
 impl Core {
     pub(crate) fn new(
         shard: u16,
         config: Config,
         rules: Arc<Rules>,
         work: mpsc::Sender<Work>,
-        metrics: Arc<ShardMetrics>,
-        latencies: Latencies,
-        seats: Arc<Seats>,
+        shared: Shared,
     ) -> Self {
+        let Shared { metrics, latencies, seats, wanted } = shared;
         Self {
             shard,
             node: config.node,
@@ -137,6 +149,7 @@ impl Core {
             queue_out: Vec::new(),
             scratch: Vec::new(),
             deflater: Deflater::default(),
+            wanted,
             inflater: Inflater::default(),
             random: SmallRng::seed_from_u64(config.node.0 ^ u64::from(shard) << 48),
             keys: RandomState::new(),
@@ -580,7 +593,7 @@ impl Core {
 
     // === publications ===
 
-    pub(crate) fn publications(&mut self, batch: &[Arc<Publication>]) {
+    pub(crate) fn publications(&mut self, batch: &[Arc<Delivery>]) {
         for publication in batch {
             let Some(key) = self.index.find(&publication.channel) else { continue };
             self.metrics.publications.add(1);
@@ -610,7 +623,7 @@ impl Core {
         about: Key,
         born: Moment,
         form: WireForm,
-        publication: &Publication,
+        publication: &Delivery,
     ) {
         let Compression { enabled, level, min_bytes } = self.rules.hub.compression;
         let wanted = enabled && self.index.channel_of(lane).policy.compression;
@@ -618,6 +631,11 @@ impl Core {
             self.append(lane, about, born, |out| form.put_publication(out, publication));
             return;
         }
+        if let Some(frames) = publication.packed(form) {
+            self.append(lane, about, born, |out| out.extend_from_slice(frames));
+            return;
+        }
+        self.wanted.ask(&publication.channel, form);
         let mut deflater = std::mem::take(&mut self.deflater);
         let plain = publication.payload.bytes().len();
         let before = self.metrics.log_bytes.get();

@@ -9,15 +9,15 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Guest, Link, Visitor, metrics::Latencies};
-use crate::domain::{ChannelName, CloseReason, CommandError, ConnectionId, Payload, Policies, Publication};
+use super::{Delivery, Guest, Link, Visitor, metrics::Latencies};
+use crate::domain::{ChannelName, CloseReason, CommandError, ConnectionId, Payload, Policies};
 
 /// Mail to a shard. One queue, first in first out: a publication that is sent after a completion is seen after it.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Mail {
     /// Publications of channels that this shard subscribed to, in order.
-    Publications { batch: Vec<Arc<Publication>>, sent: Instant },
+    Publications { batch: Vec<Arc<Delivery>>, sent: Instant },
     /// Publications of a channel (`None`: of every channel) were, or may have been, lost: tell its subscribers.
     Gap { channel: Option<ChannelName>, reason: &'static str },
     /// The answer to a [`Task`].

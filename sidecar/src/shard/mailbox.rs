@@ -2,10 +2,8 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Instant};
 
-use crate::domain::Publication;
-
 use super::{
-    Mail,
+    Delivery, Mail,
     sync::{Mutex, PoisonError},
 };
 
@@ -19,7 +17,7 @@ pub struct Inbox(Arc<Shared>);
 /// The publications in the mailbox have reached its bound: these were not taken. The sender tells a gap.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the shard's mailbox is full")]
-pub struct Full(pub Vec<Arc<Publication>>);
+pub struct Full(pub Vec<Arc<Delivery>>);
 
 struct Shared {
     queue: Mutex<Queue>,
@@ -50,7 +48,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`Full`]: none of them was taken.
-    pub fn publications(&self, batch: Vec<Arc<Publication>>) -> Result<(), Full> {
+    pub fn publications(&self, batch: Vec<Arc<Delivery>>) -> Result<(), Full> {
         // A constant a message keeps a flood of empty payloads bounded too.
         let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + 128).sum();
         match self.0.push(Mail::Publications { batch, sent: Instant::now() }, bytes) {
@@ -111,11 +109,11 @@ mod tests {
     use bytes::Bytes;
 
     use super::{super::sync::every_order, *};
-    use crate::domain::Payload;
+    use crate::domain::{Payload, Publication};
 
-    fn publication(bytes: usize) -> Arc<Publication> {
+    fn publication(bytes: usize) -> Arc<Delivery> {
         let payload = Payload::Binary(Bytes::from(vec![0; bytes]));
-        Arc::new(Publication::bare("a".parse().unwrap(), payload))
+        Arc::new(Publication::bare("a".parse().unwrap(), payload).into())
     }
 
     #[test]

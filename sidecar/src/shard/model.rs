@@ -16,7 +16,7 @@ use self::{
     mailbox::{Full, Inbox, Mailbox},
     pipe::{FarEnd, NearEnd},
 };
-use super::{Mail, link};
+use super::{Delivery, Mail, link};
 use crate::domain::{ConnectionId, Payload, Publication};
 
 mod sync {
@@ -70,8 +70,9 @@ impl Wake for Woken {
     }
 }
 
-fn publication(text: &'static str) -> Arc<Publication> {
-    Arc::new(Publication::bare("a".parse().unwrap(), Payload::Text(Bytes::from_static(text.as_bytes()))))
+fn publication(text: &'static str) -> Arc<Delivery> {
+    let payload = Payload::Text(Bytes::from_static(text.as_bytes()));
+    Arc::new(Publication::bare("a".parse().unwrap(), payload).into())
 }
 
 fn mailbox(max_bytes: usize) -> (Mailbox, Inbox, Arc<Woken>) {

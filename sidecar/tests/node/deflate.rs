@@ -135,6 +135,26 @@ async fn a_compression_bomb_closes_its_connection_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_clients_of_several_shards_receive_compressed_is_compressed_once() {
+    with_sidecar(compressing(), async |node| {
+        let (mut sender, first) = connect(node, true).await;
+        let (_other, second) = connect(node, true).await;
+        let mut receivers = [first, second];
+        for message in 0..10 {
+            let message = message.to_string().repeat(1_000);
+            soon(sender.send_text(&message)).await.expect("sent");
+            soon(sender.flush()).await.expect("sent");
+            for receiver in &mut receivers {
+                assert_eq!(text(receiver).await, message);
+            }
+        }
+        let input = node.metric("fanout_compression_input_size_total");
+        assert_eq!(input, Some(11_000.0), "the first one by each of two shards, then each once for both");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_negotiated_unless_the_settings_want_it() {
     with_sidecar(Setup::open(), async |node| {
         let (mut sender, mut receiver) = connect(node, false).await;

@@ -21,6 +21,7 @@ use fanout_sidecar::{
     },
     domain::{ChannelName, Payload, Publication},
     hub::Hub,
+    shard::Packer,
     work::NodeRun,
 };
 use sidecar_config::{BrokerKind, RedisBroker, RedisTls};
@@ -397,6 +398,7 @@ fn bridge(settings: &RedisBroker) -> (Bridge, CancellationToken) {
         events,
         hub: Hub::default(),
         mailboxes: Vec::new().into(),
+        packer: Packer::default(),
         counts: Box::new(Counts::default),
         metrics: bridge::Metrics::default(),
         shutdown: shutdown.clone(),

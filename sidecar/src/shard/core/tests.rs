@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    domain::{Grants, Identity, Payload, Policies},
+    domain::{Grants, Identity, Payload, Policies, Publication},
     protocol::websocket::{Opcode, frame},
     shard::{FarEnd, Handshake, Inbox, Mail, Mailbox, pipe, read::BUFFER},
 };
@@ -80,7 +80,6 @@ impl Bench {
     fn with_room_for(work: usize) -> Self {
         let (sender, work) = mpsc::channel(work);
         let (mailbox, inbox) = Mailbox::new(1, || {});
-        let seats = Arc::<Seats>::default();
         let config = Config {
             shards: 1,
             node: NodeId(1),
@@ -89,7 +88,7 @@ impl Bench {
             log_bytes: Config::MOST_LOG_BYTES,
             time_deliveries: false,
         };
-        let core = Core::new(0, config, rules(SETTINGS), sender, Arc::default(), Latencies::default(), seats);
+        let core = Core::new(0, config, rules(SETTINGS), sender, Shared::default());
         Self { core, work, mailbox, inbox, buffer: vec![0; BUFFER], deflate: false }
     }
 
@@ -211,13 +210,13 @@ impl Bench {
 
     fn publish(&mut self, channel: &str, text: &str) {
         let payload = Payload::Text(text.to_owned().into());
-        self.core.publications(&[Arc::new(Publication::bare(name(channel), payload))]);
+        self.core.publications(&[Arc::new(Publication::bare(name(channel), payload).into())]);
     }
 
     fn publish_about(&mut self, channel: &str, key: &str, text: &str) {
         let payload = Payload::Text(text.to_owned().into());
         let publication = Publication { key: Some(key.into()), ..Publication::bare(name(channel), payload) };
-        self.core.publications(&[Arc::new(publication)]);
+        self.core.publications(&[Arc::new(publication.into())]);
     }
 
     fn hear(&mut self, client: &Client, opcode: Opcode, payload: &[u8]) {

@@ -1,0 +1,242 @@
+//! Compressing a publication once for all shards.
+//!
+//! A shard that has to compress one asks that the next ones of the channel come compressed; then the bridge does it,
+//! where several shards have subscribers, and mails the result along. An ask is good for some publications, so that
+//! nobody has to take it back: of a channel whose clients do not want it any more a few are compressed in vain, and of
+//! any other one in so many is compressed by each shard. What nobody asked for, or what came uncompressed, a shard
+//! compresses itself: an ask that is lost costs time and nothing else.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use sidecar_config::Compression;
+
+use crate::{
+    domain::{ChannelName, Publication},
+    latency::Cell,
+    protocol::{WireForm, websocket::Deflater},
+};
+
+/// Channels that are remembered. Two that share a cell take it from each other.
+const CELLS: usize = 8_192;
+/// Publications that one ask is good for.
+const USES: u8 = 255;
+
+/// A publication on its way to the shards.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Delivery {
+    publication: Publication,
+    /// Its frames in the forms of [`WireForm::DEFLATED`], where they were asked for.
+    packed: [Option<Box<[u8]>>; WireForm::DEFLATED.len()],
+}
+
+/// What shards ask for. Read and written without a lock; what is lost between two writers is asked for again.
+pub(crate) struct Wanted {
+    /// A channel's tag in the upper half, in the lower one a byte for each form: how many publications are still wanted.
+    cells: Box<[AtomicU64]>,
+    /// Places channels; keyed, for clients choose their names.
+    keys: RandomState,
+    /// Whether anything was ever asked for.
+    any: AtomicBool,
+    level: AtomicU32,
+    min_bytes: AtomicU32,
+    /// Payload bytes that were compressed for all, and what they became: written by the bridge.
+    pub(crate) bytes_in: Cell,
+    pub(crate) bytes_out: Cell,
+}
+
+/// The bridge's end: compresses what is asked for.
+#[derive(Debug, Default)]
+pub struct Packer {
+    wanted: Arc<Wanted>,
+    deflater: Deflater,
+}
+
+// === impl Delivery ===
+
+impl Delivery {
+    /// The whole frames of the publication in this form, if they came along.
+    pub(crate) fn packed(&self, form: WireForm) -> Option<&[u8]> {
+        self.packed[place(form)?].as_deref()
+    }
+}
+
+impl From<Publication> for Delivery {
+    fn from(publication: Publication) -> Self {
+        Self { publication, packed: Default::default() }
+    }
+}
+
+impl Deref for Delivery {
+    type Target = Publication;
+
+    fn deref(&self) -> &Publication {
+        &self.publication
+    }
+}
+
+fn place(form: WireForm) -> Option<usize> {
+    WireForm::DEFLATED.iter().position(|deflated| *deflated == form)
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    /// By which settings the bridge compresses.
+    pub(crate) fn set(&self, compression: &Compression) {
+        self.level.store(compression.level, Relaxed);
+        self.min_bytes.store(compression.min_bytes, Relaxed);
+    }
+
+    /// Asks for the next publications of a channel in this form.
+    pub(crate) fn ask(&self, channel: &ChannelName, form: WireForm) {
+        let Some(place) = place(form) else { return };
+        let (cell, tag) = self.cell(channel);
+        let mut uses = uses(cell.load(Relaxed), tag);
+        uses[place] = USES;
+        cell.store(with(tag, uses), Relaxed);
+        self.any.store(true, Relaxed);
+    }
+
+    /// Which forms of this publication are asked for; counts it.
+    fn take(&self, channel: &ChannelName) -> [bool; WireForm::DEFLATED.len()] {
+        if !self.any.load(Relaxed) {
+            return Default::default();
+        }
+        let (cell, tag) = self.cell(channel);
+        let uses = uses(cell.load(Relaxed), tag);
+        let wanted = [uses[0] > 0, uses[1] > 0];
+        if wanted != [false; 2] {
+            cell.store(with(tag, uses.map(|uses| uses.saturating_sub(1))), Relaxed);
+        }
+        wanted
+    }
+
+    fn cell(&self, channel: &ChannelName) -> (&AtomicU64, u32) {
+        let hash = self.keys.hash_one(channel);
+        (&self.cells[hash as usize % CELLS], (hash >> 32) as u32)
+    }
+}
+
+fn uses(cell: u64, tag: u32) -> [u8; 4] {
+    if (cell >> 32) as u32 == tag { (cell as u32).to_le_bytes() } else { [0; 4] }
+}
+
+fn with(tag: u32, uses: [u8; 4]) -> u64 {
+    u64::from(tag) << 32 | u64::from(u32::from_le_bytes(uses))
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            cells: (0..CELLS).map(|_| AtomicU64::new(0)).collect(),
+            keys: RandomState::new(),
+            any: AtomicBool::new(false),
+            level: AtomicU32::new(0),
+            min_bytes: AtomicU32::new(0),
+            bytes_in: Cell::default(),
+            bytes_out: Cell::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wanted").finish_non_exhaustive()
+    }
+}
+
+// === impl Packer ===
+
+impl Packer {
+    pub(crate) fn new(wanted: Arc<Wanted>) -> Self {
+        Self { wanted, deflater: Deflater::default() }
+    }
+
+    /// Adds the forms of a publication that shards asked for; how many bytes were compressed.
+    pub fn pack(&mut self, delivery: &mut Delivery) -> usize {
+        let Self { wanted, deflater } = self;
+        let bytes = delivery.payload.bytes().len();
+        if bytes < wanted.min_bytes.load(Relaxed) as usize {
+            return 0;
+        }
+        let asked = wanted.take(&delivery.channel);
+        let mut sum = 0;
+        for (place, form) in WireForm::DEFLATED.into_iter().enumerate().filter(|(place, _)| asked[*place]) {
+            let mut frames = Vec::new();
+            form.put_compressed(&mut frames, delivery, deflater, wanted.level.load(Relaxed));
+            wanted.bytes_in.add(bytes as u64);
+            wanted.bytes_out.add(frames.len() as u64);
+            delivery.packed[place] = Some(frames.into_boxed_slice());
+            sum += bytes;
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Payload;
+
+    fn wanted() -> Arc<Wanted> {
+        let wanted = Wanted::default();
+        wanted.set(&Compression { enabled: true, level: 3, min_bytes: 100 });
+        Arc::new(wanted)
+    }
+
+    fn delivery(channel: &str, bytes: usize) -> Delivery {
+        let payload = Payload::Text("x".repeat(bytes).into());
+        Publication::bare(channel.parse().unwrap(), payload).into()
+    }
+
+    fn packed(packer: &mut Packer, channel: &str, bytes: usize) -> [bool; 2] {
+        let mut delivery = delivery(channel, bytes);
+        packer.pack(&mut delivery);
+        WireForm::DEFLATED.map(|form| delivery.packed(form).is_some())
+    }
+
+    #[test]
+    fn what_was_asked_for_is_packed_for_a_while_and_nothing_else() {
+        let wanted = wanted();
+        let mut packer = Packer::new(Arc::clone(&wanted));
+        assert_eq!(packed(&mut packer, "a", 200), [false, false]);
+        let channel = "a".parse().unwrap();
+        wanted.ask(&channel, WireForm::BareDeflated);
+        assert_eq!(packed(&mut packer, "a", 200), [true, false]);
+        assert_eq!(packed(&mut packer, "b", 200), [false, false], "another channel");
+        assert_eq!(packed(&mut packer, "a", 99), [false, false], "too short to be worth it");
+        wanted.ask(&channel, WireForm::FramedDeflated);
+        for _ in 1..USES {
+            assert_eq!(packed(&mut packer, "a", 200), [true, true]);
+        }
+        assert_eq!(packed(&mut packer, "a", 200), [false, true], "asked for once, and not again");
+        assert_eq!(packed(&mut packer, "a", 200), [false, false]);
+    }
+
+    #[test]
+    fn what_comes_packed_is_what_a_shard_would_make_of_it() {
+        let wanted = wanted();
+        let mut delivery = delivery("a", 2_000);
+        for form in WireForm::DEFLATED {
+            wanted.ask(&delivery.channel, form);
+        }
+        assert_eq!(Packer::new(Arc::clone(&wanted)).pack(&mut delivery), 4_000);
+        let mut out = 0;
+        for form in WireForm::DEFLATED {
+            let mut frames = Vec::new();
+            form.put_compressed(&mut frames, &delivery, &mut Deflater::default(), 3);
+            assert_eq!(delivery.packed(form), Some(&*frames));
+            out += frames.len() as u64;
+        }
+        assert_eq!((wanted.bytes_in.get(), wanted.bytes_out.get()), (4_000, out));
+        assert_eq!(delivery.packed(WireForm::Bare), None);
+    }
+}
