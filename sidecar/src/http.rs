@@ -11,6 +11,7 @@ mod carry;
 mod claim;
 mod error;
 mod gate;
+mod linger;
 mod listener;
 mod metrics;
 mod proxy_protocol;

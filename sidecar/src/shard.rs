@@ -55,7 +55,7 @@ pub use mail::{
 pub use mailbox::{Full, Inbox, Mailbox};
 pub use metrics::{Durations, Latencies, Totals};
 pub use packing::{Delivery, Packer};
-pub use pipe::{FarEnd, NearEnd};
+pub use pipe::{FarEnd, NearEnd, Watch};
 
 /// How the shards are made.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,6 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -16,13 +15,11 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use super::linger::LINGER;
 use crate::shard::FarEnd;
 
 /// Bytes of one read.
 const READ: usize = 16 * 1_024;
-/// Time that the last bytes have to leave once the shard has let go: a client that takes nothing would hold them,
-/// and its descriptor, without end.
-const LINGER: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// Read into before it is known how much there is, so that no idle connection needs a buffer.

@@ -17,7 +17,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::{HttpService, service_fn},
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -32,7 +32,7 @@ use super::{
     ClientPort, Peer,
     claim::Claim,
     gate::{Pace, Place},
-    proxy_protocol,
+    linger, proxy_protocol,
     streams::Streams,
 };
 use crate::{
@@ -180,6 +180,9 @@ enum Cut {
     Tls(#[source] io::Error),
     #[error("it did not come in time")]
     Late,
+    /// Told and counted by its shard.
+    #[error("its client took nothing more")]
+    Stuck,
     #[error("{0}")]
     Http(#[from] hyper::Error),
     #[error("{0}")]
@@ -197,7 +200,7 @@ impl Cut {
             Self::Http(error) if error.is_parse_too_large() => Some("headers"),
             Self::Http(error) if error.is_parse() => Some("request"),
             Self::Http(error) if error.is_timeout() => Some("timeout"),
-            Self::Http(_) | Self::Socket(_) => None,
+            Self::Stuck | Self::Http(_) | Self::Socket(_) => None,
         }
     }
 }
@@ -205,7 +208,7 @@ impl Cut {
 impl Conversation {
     async fn hold(self, socket: TcpStream) {
         let (metrics, peer) = (self.port.metrics().clone(), self.peer);
-        if let Err(cut) = self.serve(socket).await {
+        if let Err(cut) = linger::until_over(self.serve(socket)).await.unwrap_or(Err(Cut::Stuck)) {
             if let Some(reason) = cut.reason() {
                 metrics.refused(reason);
             }
@@ -363,7 +366,7 @@ where
     S::Future: Send + 'static,
 {
     let hub = &rules.hub;
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(linger::Tasks)
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .max_concurrent_streams(MAX_STREAMS)

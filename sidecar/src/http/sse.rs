@@ -19,6 +19,7 @@ use super::{
     ClientPort,
     error::RequestError,
     gate::Place,
+    linger,
     request::{self, Asked},
     streams::Stream,
 };
@@ -58,6 +59,7 @@ async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
     let visitor = Visitor { protocol: Protocol::Sse, deflate: false, identity, channels, remote };
     let reserved = port.door().enter(visitor)?.reserve().await?;
     let (link, far) = port.door().pipe(reserved);
+    linger::with_shard(&far);
     port.door().attach(reserved, link, Bytes::new());
     // From now on it counts as a connection.
     if let Some(place) = parts.extensions.get::<Place>() {

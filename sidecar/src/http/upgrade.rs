@@ -12,9 +12,11 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::{ext::Protocol as ExtendedConnect, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 
 use super::{
     ClientPort,
@@ -22,6 +24,7 @@ use super::{
     claim::{Claim, Claimed},
     error::RequestError,
     gate::Place,
+    linger,
     request::{self, Asked},
     streams::Stream,
 };
@@ -61,9 +64,12 @@ pub(super) async fn accept(
         place.release();
     }
     let stream = parts.extensions.get::<Stream>().cloned();
+    // What hyper sends with over HTTP/2 would wait for the client's window without its carrier.
+    let (carried, over) = oneshot::channel::<()>();
+    linger::set(over.map(drop));
     port.carriers().spawn(async move {
         hand_over(door, reserved, upgrade).await;
-        drop(stream);
+        drop((stream, carried));
     });
     Ok(switching)
 }

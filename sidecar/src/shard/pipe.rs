@@ -34,6 +34,10 @@ pub struct FarEnd {
     mailbox: Mailbox,
 }
 
+/// Tells of the end of what the shard writes, in the task that has the far end.
+#[derive(Debug)]
+pub struct Watch(Arc<Mutex<State>>);
+
 #[derive(Debug, Default)]
 struct State {
     /// To the client.
@@ -78,6 +82,18 @@ impl Stream {
         let taken = bytes.len().min(self.room());
         self.bytes.extend_from_slice(&bytes[..taken]);
         taken
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn poll_let_go(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.outbound.finished {
+            return Poll::Ready(());
+        }
+        self.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 }
 
@@ -200,12 +216,12 @@ impl FarEnd {
 
     /// Ready once the shard has written its last, be it read or not.
     pub fn poll_let_go(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut state = lock(&self.state);
-        if state.outbound.finished {
-            return Poll::Ready(());
-        }
-        state.waker = Some(context.waker().clone());
-        Poll::Pending
+        lock(&self.state).poll_let_go(context)
+    }
+
+    /// For a part of the same task that hears of the end while this end is not polled.
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.state))
     }
 
     fn tell(&self) {
@@ -217,6 +233,15 @@ impl Drop for FarEnd {
     fn drop(&mut self) {
         lock(&self.state).closed = true;
         self.tell();
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Ready once the shard has written its last, be it read or not.
+    pub fn poll_let_go(&self, context: &mut Context<'_>) -> Poll<()> {
+        lock(&self.0).poll_let_go(context)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
     time::{Duration, Instant},
 };
 
+use tokio::runtime::{Builder, Runtime};
+
 use crate::{
-    support::{Client, Sidecar},
+    support::{Client, Sidecar, until},
     tls::{self, Tls},
 };
 
@@ -45,13 +46,8 @@ fn a_thousand_stuck_websockets_cost_one_log() {
 #[test]
 fn a_thousand_stuck_event_streams_cost_one_pipe_each() {
     let sidecar = Sidecar::start("{maxConnections: 2000}");
-    let stuck: Vec<TcpStream> = (0..STUCK)
-        .map(|_| {
-            let mut socket = sidecar.connect_narrow();
-            socket.write_all(b"GET /sse/oldest:a HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
-            socket
-        })
-        .collect();
+    let stuck: Vec<_> =
+        (0..STUCK).map(|_| Sidecar::stuck_events(sidecar.connect_narrow(), "oldest:a")).collect();
     sidecar.until_metric("fanout_node_connections", STUCK as u64);
     let memory = flood(&sidecar, &mut sidecar.bare("oldest:a"));
     assert!(memory < 120, "{memory} MiB for {} stuck streams", stuck.len());
@@ -112,6 +108,50 @@ fn a_stuck_client_is_closed_by_the_default_policy_and_its_memory_goes() {
     sidecar.until_metric("fanout_node_connections", 0);
     sidecar.until_memory(before + 24);
     drop(stuck);
+}
+
+/// What a metric of write timeouts is called.
+const WRITE_TIMEOUTS: &str = "fanout_client_slow_consumer_total{action=\"write_timeout\"}";
+
+#[test]
+fn who_takes_nothing_for_the_write_timeout_is_closed_and_holds_no_socket() {
+    let sidecar = Sidecar::start("{limits: {writeTimeoutSeconds: 1}}");
+    let mut good = sidecar.bare("oldest:a");
+    let before = sidecar.sockets();
+    let _socket = Client::shake(sidecar.connect_narrow(), "/ws/oldest:a", "fanout.bare").unwrap();
+    let _events = Sidecar::stuck_events(sidecar.connect_narrow(), "oldest:a");
+    sidecar.until_metric("fanout_node_connections", 3);
+    until("each holds a socket", || sidecar.sockets() == before + 2);
+    flood(&sidecar, &mut good);
+    sidecar.until_metric(WRITE_TIMEOUTS, 2);
+    until("none of them holds a socket", || {
+        good.echo("still here");
+        sidecar.sockets() == before
+    });
+}
+
+#[test]
+fn who_takes_nothing_behind_tls_or_http2_is_closed_and_holds_no_socket() {
+    let tls = Tls::new();
+    let sidecar = tls.sidecar_with("{writeTimeoutSeconds: 1, headerTimeoutSeconds: 2}");
+    let mut good = Client::shake(tls.over(sidecar.connect()), "/ws/oldest:a", "fanout.bare").unwrap();
+    let before = sidecar.sockets();
+    let address = sidecar.address();
+    let _socket = Client::shake(tls.over(sidecar.connect_narrow()), "/ws/oldest:a", "fanout.bare").unwrap();
+    let _events = Sidecar::stuck_events(tls.over(sidecar.connect_narrow()), "oldest:a");
+    let _socket_of_http2 = tls::over_http2(&tls, address, 1, "/ws/oldest:a");
+    let runs = Runtime::new().unwrap();
+    let _events_of_http2 = tls::events_over_http2(runs, &tls, address, "/sse/oldest:a");
+    let stands = Builder::new_current_thread().enable_all().build().unwrap();
+    let _silent = tls::events_over_http2(stands, &tls, address, "/sse/oldest:a");
+    sidecar.until_metric("fanout_node_connections", 6);
+    until("each holds a socket", || sidecar.sockets() == before + 5);
+    flood(&sidecar, &mut good);
+    sidecar.until_metric(WRITE_TIMEOUTS, 5);
+    until("none of them holds a socket", || {
+        good.echo("still here");
+        sidecar.sockets() == before
+    });
 }
 
 #[test]

@@ -134,6 +134,12 @@ impl Sidecar {
         socket.into()
     }
 
+    /// An event stream that nobody reads.
+    pub(crate) fn stuck_events(mut socket: impl Write, channel: &str) -> impl Write {
+        socket.write_all(format!("GET /sse/{channel} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).unwrap();
+        socket
+    }
+
     pub(crate) fn bare(&self, channel: &str) -> Client {
         Client::shake(self.connect(), &format!("/ws/{channel}"), "fanout.bare").unwrap()
     }
@@ -142,13 +148,22 @@ impl Sidecar {
         Client::shake(self.connect(), path, "fanout.v1").unwrap()
     }
 
-    /// A metric's value.
+    /// How many sockets the process holds.
+    pub(crate) fn sockets(&self) -> usize {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        // One that is closed meanwhile is none.
+        let targets = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    /// A metric's value, by its name and, where it has some, its labels as they are written.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let mut socket = TcpStream::connect(self.admin).unwrap();
         socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
         let mut page = String::new();
         socket.read_to_string(&mut page).unwrap();
-        let line = page.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+        let ends: &[char] = if name.contains('{') { &[' '] } else { &[' ', '{'] };
+        let line = page.lines().find(|line| line.split(ends).next() == Some(name));
         let line = line.unwrap_or_else(|| panic!("{name} is no metric"));
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
     }

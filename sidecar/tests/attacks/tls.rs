@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Empty;
-use hyper::{client::conn::http2, upgrade::Upgraded};
+use hyper::{body::Incoming, client::conn::http2, upgrade::Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
@@ -35,6 +35,12 @@ pub(crate) struct Stuck {
     sockets: Vec<Upgraded>,
 }
 
+/// An event stream over HTTP/2 that nobody reads; it ends with it.
+pub(crate) struct StuckEvents {
+    _runtime: Runtime,
+    _events: Incoming,
+}
+
 impl Tls {
     pub(crate) fn new() -> Self {
         let rcgen::CertifiedKey { cert, signing_key } =
@@ -47,9 +53,16 @@ impl Tls {
 
     /// One that shows the certificate.
     pub(crate) fn sidecar(&self) -> Sidecar {
+        self.sidecar_with("{}")
+    }
+
+    /// One with these limits.
+    pub(crate) fn sidecar_with(&self, limits: &str) -> Sidecar {
         let at = |name: &str| self.files.path().join(name).display().to_string();
         let (cert, key) = (at("tls.crt"), at("tls.key"));
-        Sidecar::start(&format!("{{maxConnections: 2000, tls: {{certFile: {cert}, keyFile: {key}}}}}"))
+        Sidecar::start(&format!(
+            "{{maxConnections: 2000, tls: {{certFile: {cert}, keyFile: {key}}}, limits: {limits}}}"
+        ))
     }
 
     fn config(&self, protocol: &[u8]) -> Arc<ClientConfig> {
@@ -89,12 +102,31 @@ pub(crate) fn over_http2(tls: &Tls, address: SocketAddr, count: usize, path: &st
     Stuck { _runtime: runtime, sockets }
 }
 
-async fn connection(tls: &Tls, address: SocketAddr, count: usize, path: &str) -> io::Result<Vec<Upgraded>> {
+/// An event stream over HTTP/2. While the runtime runs, its client takes what belongs to the connection, but nothing of
+/// the stream; one that runs no more takes nothing at all.
+pub(crate) fn events_over_http2(runtime: Runtime, tls: &Tls, address: SocketAddr, path: &str) -> StuckEvents {
+    let events = runtime.block_on(async {
+        let mut http = http2(tls, address).await.unwrap();
+        let url = format!("https://localhost:{}{path}", address.port());
+        let request = http::Request::get(url).body(Empty::new()).unwrap();
+        let answer = http.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.into_body()
+    });
+    StuckEvents { _runtime: runtime, _events: events }
+}
+
+async fn http2(tls: &Tls, address: SocketAddr) -> io::Result<http2::SendRequest<Empty<Bytes>>> {
     let tcp = tokio::net::TcpStream::connect(address).await?;
     let stream = TlsConnector::from(tls.config(b"h2")).connect(name(), tcp).await?;
     let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-    let (mut http, connection) = handshake.map_err(io::Error::other)?;
+    let (http, connection) = handshake.map_err(io::Error::other)?;
     tokio::spawn(connection);
+    Ok(http)
+}
+
+async fn connection(tls: &Tls, address: SocketAddr, count: usize, path: &str) -> io::Result<Vec<Upgraded>> {
+    let mut http = http2(tls, address).await?;
     let url = format!("https://localhost:{}{path}", address.port());
     let mut sockets = Vec::new();
     for _ in 0..count {

@@ -58,9 +58,18 @@ async fn connect(
 }
 
 async fn http2(node: &Node, certificate: &CertificateDer<'static>) -> Http2 {
+    // What hyper takes by itself.
+    http2_with(node, certificate, 2 * 1_024 * 1_024).await
+}
+
+/// With a window of so many bytes for each stream.
+async fn http2_with(node: &Node, certificate: &CertificateDer<'static>, window: u32) -> Http2 {
     let stream = connect(node, certificate, crate::auth::H2).await.unwrap();
-    let (http, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (http, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(window)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     http
 }
@@ -83,6 +92,14 @@ async fn texts<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
         _ => None,
     });
     timeout(PATIENCE, texts.take(count).collect()).await.expect("messages in time")
+}
+
+/// Publishes more than windows and buffers hold, and waits until a client has taken nothing for a while.
+async fn stick(node: &Node) {
+    for message in numbered(200) {
+        node.publish("room", &message);
+    }
+    node.settle(|node| node.shards.totals().write_timeouts == 1).await;
 }
 
 fn numbered(count: usize) -> Vec<String> {
@@ -188,6 +205,38 @@ async fn an_http2_connection_that_carries_nothing_holds_a_place_and_is_closed() 
     node.settle(|node| waiting(node) == 1).await;
     node.settle(|node| waiting(node) == 0).await;
     assert!(timeout(PATIENCE, http.ready()).await.expect("an end in time").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_stream_whose_window_stays_closed_ends_once_its_shard_has_let_go() {
+    let (node, certificate) =
+        node_with(&SETTINGS.replace("maxConnections: 8", "limits: {writeTimeoutSeconds: 1}")).await;
+    let mut http = http2_with(&node, &certificate, 100).await;
+    let url = format!("https://localhost:{}/sse/room", node.address.port());
+    let request = http::Request::get(url).body(Empty::new()).unwrap();
+    let _events = http.send_request(request).await.unwrap().into_body();
+    node.settle(|node| node.shards.totals().open() == 1 && node.port.0.gate.waiting() == 0).await;
+    stick(&node).await;
+    node.shards.force();
+    // A connection that carries nothing has a place again: the stream has ended, and not by an end of all.
+    node.settle(|node| node.port.0.gate.waiting() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_whose_window_stays_closed_ends_once_its_shard_has_let_go() {
+    let (node, certificate) =
+        node_with(&SETTINGS.replace("maxConnections: 8", "limits: {writeTimeoutSeconds: 1}")).await;
+    let mut http = http2_with(&node, &certificate, 100).await;
+    let tasks = tokio::runtime::Handle::current().metrics();
+    let before = tasks.num_alive_tasks();
+    let url = format!("https://localhost:{}/ws/room", node.address.port());
+    let answer = http.send_request(extended_connect(&url, "websocket")).await.unwrap();
+    let _socket = hyper::upgrade::on(answer).await.unwrap();
+    // A task of ours and one of hyper's carry it, and one of hyper's at the client.
+    node.settle(|_| tasks.num_alive_tasks() == before + 3).await;
+    stick(&node).await;
+    node.shards.force();
+    node.settle(|_| tasks.num_alive_tasks() == before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
