@@ -24,7 +24,14 @@ mod upgrade;
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
-use axum::{Router, extract::State, middleware::map_response_with_state, response::Response, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    middleware::{map_response, map_response_with_state},
+    response::Response,
+    routing::get,
+};
+use http::{HeaderValue, StatusCode, header};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
@@ -119,6 +126,7 @@ impl ClientPort {
             .fallback(error::unknown_path)
             .method_not_allowed_fallback(error::wrong_method)
             .layer(map_response_with_state(self.clone(), count_refusal))
+            .layer(map_response(last))
             .with_state(self.clone())
     }
 
@@ -157,6 +165,15 @@ impl ClientPort {
 async fn count_refusal(State(port): State<ClientPort>, response: Response) -> Response {
     if let Some(error::Reason(reason)) = response.extensions().get() {
         port.metrics().refused(reason);
+    }
+    response
+}
+
+/// An HTTP/1.1 connection carries one request: kept, it would be nobody's, and hold a place among those on their way as
+/// long as it asks for something now and then. From the answers of HTTP/2 hyper takes the header away.
+async fn last(mut response: Response) -> Response {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -230,7 +230,7 @@ impl Conversation {
         let claim = Claim::default();
         let claims = tls.is_none().then(|| claim.clone());
         let streams = tls.is_some().then(Streams::default);
-        let counts = streams.clone();
+        let carried = streams.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let extensions = request.extensions_mut();
             extensions.insert(Peer(peer));
@@ -238,8 +238,8 @@ impl Conversation {
             if let Some(claim) = &claims {
                 extensions.insert(claim.clone());
             }
-            if let Some(streams) = &counts {
-                extensions.insert(streams.open());
+            if let Some(streams) = &carried {
+                extensions.insert(streams.clone());
             }
             router.clone().oneshot(request.map(Body::new))
         });

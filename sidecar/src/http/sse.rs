@@ -21,7 +21,7 @@ use super::{
     gate::Place,
     linger,
     request::{self, Asked},
-    streams::Stream,
+    streams::{Stream, Streams},
 };
 use crate::{
     protocol::Protocol,
@@ -65,7 +65,7 @@ async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
     if let Some(place) = parts.extensions.get::<Place>() {
         place.release();
     }
-    Ok(answer(Events { far, _stream: parts.extensions.get().cloned() }))
+    Ok(answer(Events { far, _stream: parts.extensions.get().map(Streams::open) }))
 }
 
 fn answer(events: Events) -> Response {

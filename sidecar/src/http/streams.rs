@@ -1,31 +1,28 @@
 //! What goes on over one HTTP/2 connection. A connection that carries nothing is no client: it is waited for as long as
 //! for the head of a request, and holds a place among those on their way meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
 
 use super::gate::Place;
 
-/// Counts the requests of a connection that are under way. Cheap to clone.
+/// Counts what a connection carries: event streams and WebSockets. A request that opens none is answered beside, and
+/// keeps nothing open. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Streams(watch::Sender<u32>);
 
-/// One of them, until the last clone is dropped: an event stream and a WebSocket hold one for as long as they last.
-#[derive(Clone, Debug)]
-pub(super) struct Stream(#[expect(dead_code, reason = "it is there to be dropped")] Arc<Counted>);
-
+/// One of them, until it is dropped.
 #[derive(Debug)]
-struct Counted(watch::Sender<u32>);
+pub(super) struct Stream(watch::Sender<u32>);
 
 impl Streams {
     pub(super) fn open(&self) -> Stream {
         self.0.send_modify(|open| *open += 1);
-        Stream(Arc::new(Counted(self.0.clone())))
+        Stream(self.0.clone())
     }
 
-    /// Returns once nothing was asked for `patience`, or nothing goes on any more and `enter` has no place to wait in.
-    /// What is asked and answered in between counts as nothing.
+    /// Returns once nothing was carried for `patience`, or nothing is any more and `enter` has no place to wait in.
     pub(super) async fn unused(&self, patience: Duration, enter: impl Fn() -> Option<Place>) {
         let mut open = self.0.subscribe();
         let mut place = None;
@@ -41,7 +38,7 @@ impl Streams {
     }
 }
 
-impl Drop for Counted {
+impl Drop for Stream {
     fn drop(&mut self) {
         self.0.send_modify(|open| *open -= 1);
     }

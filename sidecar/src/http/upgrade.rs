@@ -26,7 +26,7 @@ use super::{
     gate::Place,
     linger,
     request::{self, Asked},
-    streams::Stream,
+    streams::Streams,
 };
 use crate::{
     protocol::{Protocol, raw, websocket},
@@ -63,7 +63,7 @@ pub(super) async fn accept(
     if let Some(place) = parts.extensions.get::<Place>() {
         place.release();
     }
-    let stream = parts.extensions.get::<Stream>().cloned();
+    let stream = parts.extensions.get().map(Streams::open);
     // What hyper sends with over HTTP/2 would wait for the client's window without its carrier.
     let (carried, over) = oneshot::channel::<()>();
     linger::set(over.map(drop));

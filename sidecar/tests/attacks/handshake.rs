@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, SOON, Sidecar, flood};
+use crate::support::{Client, SOON, Sidecar, flood, until};
 
 #[test]
 fn requests_that_never_end_are_cut_off_and_a_good_client_comes_in_meanwhile() {
@@ -76,4 +76,40 @@ fn a_node_at_its_limit_refuses_thousands_and_keeps_whom_it_has() {
     }
     assert!(sidecar.memory() < before + 16, "{} MiB", sidecar.memory() - before);
     good.echo("still here");
+}
+
+/// Whether a client gets its WebSocket.
+fn is_let_in(sidecar: &Sidecar) -> bool {
+    let mut socket = sidecar.connect();
+    let mut status = [0; 12];
+    // Whoever is one too many may be reset.
+    socket.write_all(HANDSHAKE).is_ok()
+        && socket.read_exact(&mut status).is_ok()
+        && &status == b"HTTP/1.1 101"
+}
+
+const HANDSHAKE: &[u8] =
+    b"GET /ws/lobby HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+    sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const NOWHERE: &[u8] = b"GET /nowhere HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[test]
+fn requests_in_a_row_whose_answers_nobody_reads_keep_nobody_out() {
+    let sidecar = Sidecar::start("{limits: {handshakesInFlight: 1, headerTimeoutSeconds: 1}}");
+    let greedy = sidecar.connect_narrow();
+    flood(&greedy, &NOWHERE.repeat(1_000), 100_000_000);
+    until("there is a place", || is_let_in(&sidecar));
+    drop(greedy);
+}
+
+#[test]
+fn a_request_now_and_then_that_opens_nothing_keeps_nobody_out() {
+    let sidecar = Sidecar::start("{limits: {handshakesInFlight: 1, headerTimeoutSeconds: 1}}");
+    let mut asking = sidecar.connect();
+    let mut answer = [0; 4_096];
+    until("an end", || {
+        std::thread::sleep(Duration::from_millis(300));
+        asking.write_all(NOWHERE).is_err() || asking.read(&mut answer).is_ok_and(|bytes| bytes == 0)
+    });
+    until("there is a place", || is_let_in(&sidecar));
 }

@@ -208,6 +208,25 @@ async fn an_http2_connection_that_carries_nothing_holds_a_place_and_is_closed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_http2_connection_that_opens_nothing_is_closed_however_often_it_asks() {
+    let (node, certificate) =
+        node_with(&SETTINGS.replace("maxConnections: 8", "limits: {headerTimeoutSeconds: 1}")).await;
+    let mut http = http2(&node, &certificate).await;
+    let url = format!("https://localhost:{}/nowhere", node.address.port());
+    let asking = async {
+        loop {
+            let request = http::Request::get(&url).body(Empty::new()).unwrap();
+            if http.ready().await.is_err() || http.send_request(request).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("an end in time");
+    node.settle(|node| node.port.0.gate.waiting() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_stream_whose_window_stays_closed_ends_once_its_shard_has_let_go() {
     let (node, certificate) =
         node_with(&SETTINGS.replace("maxConnections: 8", "limits: {writeTimeoutSeconds: 1}")).await;
