@@ -3,8 +3,8 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
-    io::{self, Write},
-    net::SocketAddr,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr},
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -140,7 +140,7 @@ async fn until_there_is_room(listener: &TcpListener) {
     }
 }
 
-/// Answers without reading: whoever is one too many costs nothing more.
+/// Answers without regard to what was asked: whoever is one too many costs nothing more.
 fn turn_away(socket: TcpStream) {
     const ANSWER: &str = concat!(
         "HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\nconnection: close\r\n",
@@ -150,6 +150,19 @@ fn turn_away(socket: TcpStream) {
     // What cannot be written at once is not written.
     if let Ok(mut socket) = socket.into_std() {
         drop(socket.write(ANSWER.as_bytes()));
+        drop(socket.shutdown(Shutdown::Write));
+        read_what_is_there(&socket);
+    }
+}
+
+/// A socket that is closed with something unread in it is reset, and the answer may be lost by that. Nothing is waited
+/// for, and a request of any sense is shorter.
+fn read_what_is_there(mut socket: &std::net::TcpStream) {
+    let mut scratch = [0; 4_096];
+    for _ in 0..16 {
+        if !matches!(socket.read(&mut scratch), Ok(1..)) {
+            return;
+        }
     }
 }
 

@@ -16,6 +16,11 @@ use crate::{
     support::{Setup, eventually, http, soon, token, with_sidecar},
 };
 
+/// The metric of what is refused for this reason.
+fn refused(reason: &str) -> String {
+    format!("fanout_client_refused_total{{reason=\"{reason}\"}}")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_node_refuses_until_somebody_leaves() {
     with_sidecar(Setup::open().live("hub", json!({"maxConnections": 2})), async |node| {
@@ -80,7 +85,7 @@ async fn channels_names_and_headers_are_bounded() {
         let (status, _) = node.try_connect("/ws/lobby", &longer).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
         // The second one by hyper, which does not get as far as to ask us.
-        node.until_metric("fanout_client_refused_total{reason=\"headers\"}", 2.0).await;
+        node.until_metric(&refused("headers"), 2.0).await;
     })
     .await;
 }
@@ -100,7 +105,7 @@ async fn clients_are_accepted_at_the_pace_of_the_settings_and_half_requests_are_
         let mut half = soon(TcpStream::connect(node.client_address())).await.unwrap();
         half.write_all(b"GET /ws/lobby HTTP/1.1\r\nhost: ").await.unwrap();
         assert_eq!(soon(half.read_to_end(&mut Vec::new())).await.unwrap(), 0);
-        node.until_metric("fanout_client_refused_total{reason=\"timeout\"}", 1.0).await;
+        node.until_metric(&refused("timeout"), 1.0).await;
     })
     .await;
 }
@@ -170,8 +175,8 @@ async fn an_address_and_a_user_hold_so_many_connections_and_no_more() {
         let _third = node.events("/sse/lobby").await;
         let (status, body) = node.try_connect("/ws/lobby", &[]).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
-        node.until_metric("fanout_client_refused_total{reason=\"user\"}", 1.0).await;
-        node.until_metric("fanout_client_refused_total{reason=\"address\"}", 1.0).await;
+        node.until_metric(&refused("user"), 1.0).await;
+        node.until_metric(&refused("address"), 1.0).await;
         drop(first);
         let again = async || node.try_connect("/ws/lobby", &ann).await.ok().map(drop);
         eventually("a place is free", again).await;
@@ -205,9 +210,26 @@ async fn half_requests_hold_a_bounded_number_of_places_and_connections_hold_none
         })
         .await;
         assert!(silent.len() <= 5, "{}", silent.len());
-        assert!(node.metric("fanout_client_refused_total{reason=\"handshakes\"}").unwrap() >= 1.0);
+        assert!(node.metric(&refused("handshakes")).unwrap() >= 1.0);
         drop(silent);
         eventually("a place is free", async || node.try_connect("/ws/lobby", &[]).await.ok()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_one_too_many_on_its_way_and_has_asked_already_reads_why_not() {
+    // Whoever comes after the first two is accepted half a second before it is looked at.
+    let limits = json!({"limits": {"handshakesInFlight": 1, "acceptsPerSecond": 2}});
+    with_sidecar(Setup::open().live("hub", limits), async |node| {
+        let _silent = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        let _refused = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        let mut asks = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        asks.write_all(b"GET /sse/lobby HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        soon(asks.read_to_string(&mut answer)).await.expect("a whole answer and an end, not a reset");
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert_eq!(node.metric(&refused("handshakes")), Some(2.0));
     })
     .await;
 }
