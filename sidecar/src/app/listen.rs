@@ -89,10 +89,14 @@ pub(super) fn max_connections(asked: u32) -> Result<u32, StartError> {
         return Err(StartError::OpenFiles { limit, needed: OTHER_FILES + 1 });
     }
     let most = u32::try_from(room).unwrap_or(u32::MAX);
-    if most < asked {
-        tracing::warn!(open_files = limit, asked, most, "the open-files limit lowers hub.maxConnections");
-    } else {
-        tracing::info!(open_files = limit, "open-files limit");
-    }
+    tracing::info!(open_files = limit, most, "open-files limit");
+    tell_if_lowered(asked, most);
     Ok(most)
+}
+
+/// Tells of settings that ask for more connections than there are descriptors for.
+pub(super) fn tell_if_lowered(asked: u32, most: u32) {
+    if most < asked {
+        tracing::warn!(asked, most, "the open-files limit lowers hub.maxConnections");
+    }
 }

@@ -14,6 +14,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use super::listen::tell_if_lowered;
 use crate::{
     auth::Auth,
     config::{Live, LiveFile, Poll},
@@ -95,6 +96,7 @@ impl Joined {
         http.set_tls(tls);
         publisher.set_max_bytes(settings.hub.max_message_bytes as usize);
         shards.set_rules(&rules(&settings));
+        tell_if_lowered(settings.hub.max_connections, shards.door().capacity());
         log.set(settings.log_level);
         live.send_replace(Arc::new(settings));
         metrics.reloads.inc();

@@ -58,6 +58,15 @@ impl Program {
         fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
+    /// Changes the live document, which the program sees by itself.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Value)) {
+        let at = |name: &str| self.directory.path().join(name);
+        let mut live = serde_json::from_slice(&fs::read(at("live.yaml")).unwrap()).unwrap();
+        change(&mut live);
+        fs::write(at("new"), live.to_string()).unwrap();
+        fs::rename(at("new"), at("live.yaml")).unwrap();
+    }
+
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

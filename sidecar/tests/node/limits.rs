@@ -129,8 +129,20 @@ async fn a_low_limit_of_open_files_lowers_how_many_a_node_holds_and_is_told() {
     let refused = crate::support::connect(program.addresses.client, "/ws/lobby", &[]).await;
     assert_eq!(refused.map(drop).unwrap_err().0, StatusCode::SERVICE_UNAVAILABLE);
     let told = program.log();
-    let told = told.lines().find(|line| line.contains("lowers hub.maxConnections")).expect("it is told");
-    assert!(told.contains("\"open_files\":900") && told.contains("\"most\":4"), "{told}");
+    let line = |text| told.lines().find(|line| line.contains(text)).expect("it is told");
+    let (limit, lowered) = (line("\"open-files limit\""), line("lowers hub.maxConnections"));
+    assert!(limit.contains("\"open_files\":900") && limit.contains("\"most\":4"), "{limit}");
+    assert!(lowered.contains("\"asked\":50000,") && lowered.contains("\"most\":4"), "{lowered}");
+    // A change that asks for more than there is again is told again.
+    program.change(|live| live["hub"]["maxConnections"] = 5.into());
+    eventually("it is told again", async || {
+        let told = program.log();
+        told.lines()
+            .rfind(|line| line.contains("lowers hub.maxConnections"))?
+            .contains("\"asked\":5,")
+            .then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
