@@ -413,3 +413,20 @@ fn set_options(listener: &std::net::TcpListener) -> io::Result<()> {
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_accepted_socket_sends_at_once_and_says_early_that_it_is_full() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        set_options(&listener).unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
+    }
+}

@@ -30,6 +30,10 @@ async fn without_settings_nothing_is_open() {
         let (status, body) = node.try_connect("/ws/lobby", &bearer).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::UNAUTHORIZED);
         assert!(body["error"]["message"].as_str().unwrap().contains("no key is configured"), "{body}");
+        // The first by its shard, the others before there was one.
+        for reason in ["channel", "origin", "token"] {
+            node.until_metric(&format!("fanout_client_refused_total{{reason=\"{reason}\"}}"), 1.0).await;
+        }
     })
     .await;
 }

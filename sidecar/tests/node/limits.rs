@@ -1,6 +1,6 @@
 //! What one connection and one node may do at most.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use reqwest::StatusCode;
 use serde_json::json;
@@ -28,6 +28,7 @@ async fn a_full_node_refuses_until_somebody_leaves() {
         let _second = node.connect("/ws/lobby").await;
         let (status, body) = node.try_connect("/ws/lobby", &[]).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+        node.until_metric(&refused("full"), 1.0).await;
         drop(first);
         let again = async || node.try_connect("/ws/lobby", &[]).await.ok().map(drop);
         eventually("a place is free", again).await;
@@ -76,6 +77,12 @@ async fn channels_names_and_headers_are_bounded() {
         for error in ["too_many_channels", "bad_request"] {
             node.until_metric(&format!("fanout_client_command_errors_total{{error=\"{error}\"}}"), 1.0).await;
         }
+        let framed = [("sec-websocket-protocol", "fanout.v1")];
+        for path in ["/ws/room-34567890", "/ws?channel=lobby&channel=room-1&channel=room-2"] {
+            let (status, body) = node.try_connect(path, &framed).await.map(drop).unwrap_err();
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {body}");
+        }
+        node.until_metric(&refused("channel"), 2.0).await;
         let long = [("x-padding", "x".repeat(3_000))];
         let long: Vec<_> = long.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let (status, _) = node.try_connect("/ws/lobby", &long).await.map(drop).unwrap_err();
@@ -247,17 +254,56 @@ async fn who_is_one_too_many_on_its_way_and_has_asked_already_reads_why_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_speak_tls_where_it_is_spoken_is_cut_off_and_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(at("tls.crt"), certified.cert.pem()).unwrap();
+    fs::write(at("tls.key"), certified.signing_key.serialize_pem()).unwrap();
+    let tls = json!({"certFile": at("tls.crt"), "keyFile": at("tls.key")});
+    let hub = json!({"tls": tls, "limits": {"headerTimeoutSeconds": 1}});
+    with_sidecar(Setup::open().live("hub", hub), async |node| {
+        let mut silent = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        let mut plain = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        plain.write_all(b"GET /ws/lobby HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        node.until_metric(&refused("tls"), 1.0).await;
+        assert_eq!(soon(silent.read(&mut [0; 16])).await.unwrap(), 0);
+        node.until_metric(&refused("timeout"), 1.0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_whose_header_is_bad_or_does_not_come_whole_is_cut_off_and_counted() {
+    let hub = json!({"trustedProxies": ["127.0.0.0/8"], "limits": {"headerTimeoutSeconds": 1}});
+    with_sidecar(Setup::open().live("hub", hub), async |node| {
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        let mut half = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        half.write_all(signature).await.unwrap();
+        let mut bad = soon(TcpStream::connect(node.client_address())).await.unwrap();
+        // A version that there is not.
+        bad.write_all(&[signature.as_slice(), &[0x11, 0x11, 0, 0]].concat()).await.unwrap();
+        node.until_metric(&refused("proxy"), 1.0).await;
+        assert_eq!(soon(half.read(&mut [0; 16])).await.unwrap(), 0);
+        node.until_metric(&refused("timeout"), 1.0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_query_and_a_flood_are_refused() {
     let limits = json!({"limits": {"queryBytes": 100, "messagesPerSecond": 5}});
     with_sidecar(Setup::open().live("hub", limits), async |node| {
         let path = format!("/ws/lobby?x={}", "x".repeat(200));
         let (status, _) = node.try_connect(&path, &[]).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::URI_TOO_LONG);
+        node.until_metric(&refused("query"), 1.0).await;
         let mut flood = node.connect("/ws/lobby").await;
         for _ in 0..11 {
             flood.send("x").await;
         }
         assert_eq!(flood.closed().await.0, 3013);
+        node.until_metric("fanout_client_disconnects_total{reason=\"too_many_requests\"}", 1.0).await;
     })
     .await;
 }
