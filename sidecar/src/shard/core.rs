@@ -8,6 +8,7 @@ use std::{
     io::IoSlice,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -610,7 +611,14 @@ impl Core {
                 if form.is_deflated() {
                     self.append_compressed(lane, about, born, form, publication);
                 } else {
-                    self.append(lane, about, born, |out| form.put_publication(out, publication));
+                    self.append(lane, about, born, |out| {
+                        form.put_publication(out, publication);
+                        #[cfg(test)]
+                        assert!(
+                            !publication.payload.bytes().ends_with(super::read::PANIC_LATER),
+                            "a test provokes it"
+                        );
+                    });
                 }
             }
         }
@@ -645,14 +653,40 @@ impl Core {
         self.metrics.deflate_out.add(self.metrics.log_bytes.get() - before);
     }
 
+    /// Appends to a log, for everybody at once. Where `write` panics, nothing is left of what it wrote, and they are told
+    /// of a loss: the publication would end every node that has subscribers.
     fn append(&mut self, lane_key: u32, about: Key, born: Moment, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.try_append(lane_key, about, born, write).is_err() {
+            self.metrics.gaps.add(1);
+            tracing::error!("making frames of a publication panicked, it is lost to its subscribers");
+            self.gap_in(lane_key, true, "the message could not be sent");
+        }
+    }
+
+    fn try_append(
+        &mut self,
+        lane_key: u32,
+        about: Key,
+        born: Moment,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> thread::Result<()> {
         let lane = self.index.lane_mut(lane_key);
-        let added = lane.log.append(&mut self.spares, about, born, write);
+        let (protocol, mut written) = (lane.form.protocol(), Ok(()));
+        let added = lane.log.append(&mut self.spares, about, born, |out| {
+            let before = out.len();
+            written = catch_unwind(AssertUnwindSafe(|| write(out)));
+            if written.is_err() {
+                out.truncate(before);
+                // A log has no empty frames; this one means nothing to a client.
+                protocol.put_ping(out);
+            }
+        });
         lane.left = lane.subscribers.len() as u32;
         if !std::mem::replace(&mut lane.dirty, true) {
             self.dirty_lanes.push_back(lane_key);
         }
         self.held(added);
+        written
     }
 
     /// Publications were lost. Who has a message for it is told in order with the publications. A bare client can
@@ -683,7 +717,8 @@ impl Core {
         let name = self.index.channel_of(lane).name.clone();
         let reply = Reply::Gap { channel: &name, reason, from: None, to: None };
         let now = Moment::of_us(self.now.us);
-        self.append(lane, NO_KEY, now, |out| protocol.put_reply(out, &reply));
+        // There is nothing to tell instead.
+        let _ = self.try_append(lane, NO_KEY, now, |out| protocol.put_reply(out, &reply));
     }
 
     fn close_all_of(&mut self, lane: u32, reason: CloseReason) {

@@ -10,6 +10,7 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     ops::Deref,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -170,8 +171,14 @@ impl Packer {
         let asked = wanted.take(&delivery.channel);
         let mut sum = 0;
         for (place, form) in WireForm::DEFLATED.into_iter().enumerate().filter(|(place, _)| asked[*place]) {
-            let mut frames = Vec::new();
-            form.put_compressed(&mut frames, delivery, deflater, wanted.level.load(Relaxed));
+            let level = wanted.level.load(Relaxed);
+            let packed = catch_unwind(AssertUnwindSafe(|| {
+                let mut frames = Vec::new();
+                form.put_compressed(&mut frames, delivery, deflater, level);
+                frames
+            }));
+            // A shard meets the same, and can tell whoever should have received it.
+            let Ok(frames) = packed else { continue };
             wanted.bytes_in.add(bytes as u64);
             wanted.bytes_out.add(frames.len() as u64);
             delivery.packed[place] = Some(frames.into_boxed_slice());

@@ -640,6 +640,26 @@ fn a_blocked_connection_with_many_channels_keeps_each_within_its_bounds() {
     assert_eq!(bench.frames(&mut slow).len(), 1);
 }
 
+#[test]
+fn a_publication_that_cannot_be_made_into_frames_is_lost_to_its_subscribers_who_are_told_and_nobody_ends() {
+    let mut bench = Bench::new();
+    let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+    let mut framed = bench.connect(Protocol::RawFramed, &["a"]);
+    let mut other = bench.connect(Protocol::RawBare, &["b"]);
+    bench.frames(&mut framed);
+    bench.publish("a", "1");
+    assert_eq!(bench.frames(&mut bare), ["1"]);
+    bench.publish("a", std::str::from_utf8(crate::shard::read::PANIC_LATER).unwrap());
+    bench.publish("a", "2");
+    bench.publish("b", "3");
+    assert_eq!(bench.frames(&mut bare), ["close 3010"]);
+    assert_eq!(bench.frames(&mut other), ["3"]);
+    let gap = r#"{"gap":{"channel":"a","reason":"the message could not be sent"}}"#;
+    let publication = |data| format!(r#"{{"pub":{{"channel":"a","data":{data}}}}}"#);
+    assert_eq!(bench.frames(&mut framed), [&publication(1), "ping", gap, &publication(2)]);
+    assert_eq!((bench.log_bytes(), bench.core.metrics.gaps.get()), (0, 2), "one for each form");
+}
+
 // === limits ===
 
 fn with_limits(limits: &str) -> Bench {
