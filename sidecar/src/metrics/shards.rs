@@ -122,7 +122,7 @@ impl Page<'_> {
 
     fn durations(&mut self, durations: Durations) -> Result<(), fmt::Error> {
         let Durations { deliveries, queue, turns } = durations;
-        let help = "From a publication's publishing, by the clock of its node, to the kernel's taking it for a subscriber; of an unknown time, from its arrival at the shard";
+        let help = "From a publication's publishing, by the clock of its node, to the kernel's (or a pipe's) taking it for a subscriber; of an unknown time, from its arrival at the shard";
         let mut family =
             self.0.encode_descriptor("node_delivery_seconds", help, None, MetricType::Histogram)?;
         for (namespace, snapshot) in deliveries {
