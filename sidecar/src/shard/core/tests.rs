@@ -1,8 +1,11 @@
 //! A shard whose clock, links and control runtime are turned by hand. Links are pipes: they hold 16 KiB and no byte
 //! more, so that where a write is cut short is known.
 
+mod bounds;
+mod ends;
 mod memory;
 mod model;
+mod slices;
 
 use std::{
     io::Read,
