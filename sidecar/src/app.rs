@@ -425,3 +425,30 @@ async fn serve_clients(http: ClientPort, listener: std::net::TcpListener, drain:
         Err(error) => tracing::error!(%error, "failed to serve the client port"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::shard::Mail;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shard_that_dies_is_a_death_of_the_node() {
+        let directory = tempfile::tempdir().unwrap();
+        let [boot, live] = ["boot.yaml", "live.yaml"].map(|name| directory.path().join(name));
+        let any = "'127.0.0.1:0'";
+        let listen = format!("listen: {{client: {any}, api: {any}, admin: {any}}}");
+        fs::write(&boot, format!("{{broker: {{memory: {{}}}}, {listen}, runtime: {{shards: 2}}}}")).unwrap();
+        fs::write(&live, "{}").unwrap();
+        let config = Config::load(&boot, &live).unwrap();
+        let options =
+            Options { name: "node".to_owned(), log: LogControl::none(), bus: None, allocator: None };
+        let mut app = App::start(config, options).await.unwrap();
+        assert!(timeout(Duration::from_millis(50), app.died()).await.is_err(), "all is well");
+        app.shards.mailboxes()[1].send(Mail::Panic);
+        let death = timeout(Duration::from_secs(20), app.died()).await.expect("told in time");
+        assert_eq!(death.to_string(), "shard 1 ended");
+        app.stop().await;
+    }
+}

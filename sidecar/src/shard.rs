@@ -388,6 +388,12 @@ mod tests {
     use super::*;
     use crate::domain::Policies;
 
+    #[test]
+    fn without_a_number_there_is_a_shard_for_each_core() {
+        let cores = thread::available_parallelism().unwrap().get();
+        assert_eq!((usize::from(Config::count(0)), Config::count(3)), (cores.min(256), 3));
+    }
+
     #[tokio::test]
     async fn a_shard_whose_thread_panics_is_told_and_the_others_still_end() {
         let config = Config {

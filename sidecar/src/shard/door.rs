@@ -223,3 +223,33 @@ impl Seats {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Policies;
+
+    #[test]
+    fn a_client_comes_to_the_shard_with_the_fewest() {
+        let settings = sidecar_config::LiveSettings::default();
+        let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
+        let seats: [Arc<Seats>; 3] = Default::default();
+        let hall = seats.iter().map(|seats| (Mailbox::new(1, || {}).0, Arc::clone(seats)));
+        let door = Door::new(hall.collect(), Arc::new(rules), 100);
+        let enter = || {
+            let (protocol, identity) = (Protocol::RawBare, Identity::default());
+            let remote = "192.0.2.1:5".parse().unwrap();
+            let visitor = Visitor { protocol, deflate: false, identity, channels: Vec::new(), remote };
+            door.enter(visitor).unwrap()
+        };
+        let taken = || [0, 1, 2].map(|shard: usize| seats[shard].taken());
+        let spread: Vec<Ticket> = (0..9).map(|_| enter()).collect();
+        assert_eq!(taken(), [3, 3, 3]);
+        seats[1].give_back();
+        let last = enter();
+        assert_eq!(taken(), [3, 3, 3], "it has the place that was free");
+        seats[1].take();
+        drop((spread, last));
+        assert_eq!(taken(), [0, 0, 0]);
+    }
+}

@@ -76,3 +76,24 @@ impl Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn many_pieces_go_to_a_socket_in_one_call() {
+        // Of datagrams, so that what each call wrote can be told apart.
+        let (kind, flags) = (SocketType::DGRAM, SocketFlags::empty());
+        let (near, far) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let (link, mut far) = (Link::Socket(near.into()), TcpStream::from(far));
+        let pieces: Vec<[u8; 3]> = (0..1_000_u16).map(|at| [b'#', (at >> 8) as u8, at as u8]).collect();
+        let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        assert_eq!(link.write(&slices), Progress::Moved(3_000));
+        let mut received = [0; 4_000];
+        assert_eq!(far.read(&mut received).unwrap(), 3_000);
+        assert_eq!(received[..3_000], *pieces.concat());
+    }
+}

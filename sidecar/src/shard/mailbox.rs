@@ -106,6 +106,8 @@ impl fmt::Debug for Inbox {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use bytes::Bytes;
 
     use super::{super::sync::every_order, *};
@@ -125,6 +127,25 @@ mod tests {
             mailbox.send(Mail::Stop);
             assert_eq!(inbox.take().len(), 2);
             assert_eq!(mailbox.publications(vec![publication(1)]), Ok(()));
+        });
+    }
+
+    #[test]
+    fn a_shard_is_woken_once_for_all_that_comes_before_it_looks() {
+        every_order(|| {
+            let wakes = Arc::<AtomicU32>::default();
+            let counter = Arc::clone(&wakes);
+            let count = move || {
+                counter.fetch_add(1, Ordering::Relaxed);
+            };
+            let (mailbox, inbox) = Mailbox::new(1_000, count);
+            mailbox.publications(vec![publication(1), publication(1)]).unwrap();
+            mailbox.publications(vec![publication(1)]).unwrap();
+            mailbox.send(Mail::Stop);
+            assert_eq!(wakes.load(Ordering::Relaxed), 1);
+            assert_eq!(inbox.take().len(), 3);
+            mailbox.send(Mail::Stop);
+            assert_eq!(wakes.load(Ordering::Relaxed), 2, "it has looked");
         });
     }
 }
