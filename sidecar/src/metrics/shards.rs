@@ -200,3 +200,6 @@ impl fmt::Debug for ShardsCollector {
         f.debug_struct("ShardsCollector").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
