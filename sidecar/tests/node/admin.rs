@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 use crate::{
+    binary::Program,
     redis_server::Server,
-    support::{Setup, eventually, http, with_sidecar},
+    support::{Setup, eventually, http, soon, with_sidecar},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,6 +95,23 @@ async fn metrics_are_openmetrics_and_count_what_happens() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_without_a_descriptor_for_a_client_are_counted() {
+    let program = Program::start(&Setup::open()).await;
+    let allow = |files| {
+        let limit = Rlimit { current: Some(files), maximum: Some(1_024) };
+        prlimit(Some(Pid::from_child(&program.child)), Resource::Nofile, limit).unwrap();
+    };
+    let pauses = async || program.metric("fanout_client_accept_pauses_total").await;
+    assert_eq!(pauses().await, 0);
+    allow(3);
+    let _waiting = soon(TcpStream::connect(program.addresses.client)).await.unwrap();
+    let told = async || program.log().contains("no client can be accepted").then_some(());
+    eventually("a pause", told).await;
+    allow(1_024);
+    assert_eq!(pauses().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Addresses, Client, KEY, Setup, connect, eventually, http, token};
+use crate::support::{Addresses, Client, KEY, Setup, connect, eventually, http, soon, token};
 
 /// A child process that is gone with the test.
 pub(crate) struct Program {
@@ -65,6 +65,14 @@ impl Program {
         change(&mut live);
         fs::write(at("new"), live.to_string()).unwrap();
         fs::rename(at("new"), at("live.yaml")).unwrap();
+    }
+
+    /// A metric's value, by name and labels as they are written.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let request = http().get(format!("http://{}/metrics", self.addresses.admin)).send();
+        let page = soon(soon(request).await.unwrap().text()).await.unwrap();
+        let line = page.lines().find(|line| line.split(' ').next() == Some(name)).expect("it is shown");
+        line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     fn signal(&self, signal: Signal) {

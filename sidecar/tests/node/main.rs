@@ -12,6 +12,7 @@ mod debug;
 mod deflate;
 mod drain;
 mod fanout;
+mod hot;
 mod ingress;
 mod limits;
 mod prometheus;

@@ -1,9 +1,17 @@
 //! Settings that change while clients stay.
 
-use reqwest::StatusCode;
-use serde_json::json;
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
-use crate::support::{Setup, with_sidecar};
+use reqwest::StatusCode;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName},
+};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::support::{Setup, eventually, soon, with_sidecar};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_document_is_in_force_without_closing_a_connection() {
@@ -66,6 +74,47 @@ async fn a_secret_that_goes_missing_leaves_the_old_keys_in_force() {
         std::fs::remove_file(node.directory.path().join("key")).unwrap();
         node.until_metric("fanout_settings_rejected", 1.0).await;
         node.publish("lobby", &json!("by the old key")).await;
+    })
+    .await;
+}
+
+/// Puts a new certificate and its key into a directory.
+fn certify(directory: &Path) -> CertificateDer<'static> {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(directory.join("tls.crt"), cert.pem()).unwrap();
+    fs::write(directory.join("tls.key"), signing_key.serialize_pem()).unwrap();
+    cert.der().clone()
+}
+
+/// Whether a client that trusts this certificate alone is shown it.
+async fn shows(address: SocketAddr, certificate: &CertificateDer<'static>) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let socket = soon(TcpStream::connect(address)).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    soon(TlsConnector::from(Arc::new(config)).connect(name, socket)).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_changes_on_disk_is_shown_without_a_restart() {
+    let files = tempfile::tempdir().unwrap();
+    let at = |name: &str| files.path().join(name);
+    let first = certify(files.path());
+    let tls = json!({"tls": {"certFile": at("tls.crt"), "keyFile": at("tls.key")}});
+    with_sidecar(Setup::open().live("hub", tls), async |node| {
+        assert!(shows(node.client_address(), &first).await);
+        let second = certify(files.path());
+        // Seen by itself: nobody says that the file changed.
+        let new = async || shows(node.client_address(), &second).await.then_some(());
+        eventually("the new certificate", new).await;
+        assert!(!shows(node.client_address(), &first).await);
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use std::{fs, future::Future, net::SocketAddr, path::PathBuf, time::Duration};
 
+use bytes::Bytes;
 pub(crate) use fanout_sidecar::app::Addresses;
 use fanout_sidecar::{
     app::{App, Options},
@@ -305,6 +306,12 @@ impl Client {
 
     pub(crate) async fn send_binary(&mut self, bytes: &[u8]) {
         soon(self.0.send(Message::binary(bytes.to_vec()))).await.expect("sent");
+    }
+
+    /// Sends a ping and waits for its pong.
+    pub(crate) async fn ping(&mut self) {
+        soon(self.0.send(Message::Ping(Bytes::new()))).await.expect("sent");
+        while !matches!(soon(self.0.next()).await, Some(Ok(Message::Pong(_)))) {}
     }
 
     /// One text message in several frames.
