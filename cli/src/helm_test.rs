@@ -29,6 +29,8 @@ const MADE_BY_TEST: &str = "fanout.dev/helm-test";
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Time for a message; the rules of a Service take a second to follow its pods.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Time for one try to subscribe: what was sent where nobody is any more, by rules that were late, is not answered.
+const TRY: Duration = Duration::from_secs(4);
 
 /// Arguments of `kubectl fanout helm-test`.
 #[derive(Debug, clap::Args)]
@@ -195,7 +197,7 @@ impl Trial {
     async fn subscribe(&self, base: &str) -> anyhow::Result<Client> {
         let started = Instant::now();
         loop {
-            match Client::subscribe(base, CHANNEL, PATIENCE).await {
+            match Client::subscribe(base, CHANNEL, TRY).await {
                 Err(_) if started.elapsed() < PATIENCE => sleep(LOOK_EVERY).await,
                 done => return done,
             }
