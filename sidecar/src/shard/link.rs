@@ -88,7 +88,9 @@ mod tests {
         // Of datagrams, so that what each call wrote can be told apart.
         let (kind, flags) = (SocketType::DGRAM, SocketFlags::empty());
         let (near, far) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
-        let (link, mut far) = (Link::Socket(near.into()), TcpStream::from(far));
+        let (near, mut far) = (TcpStream::from(near), TcpStream::from(far));
+        near.set_nonblocking(true).unwrap();
+        let link = Link::Socket(near);
         let pieces: Vec<[u8; 3]> = (0..1_000_u16).map(|at| [b'#', (at >> 8) as u8, at as u8]).collect();
         let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         assert_eq!(link.write(&slices), Progress::Moved(3_000));
