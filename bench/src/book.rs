@@ -390,30 +390,52 @@ fn versions(places: &Places) -> BTreeMap<&'static str, String> {
         let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
         String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
     };
-    let locked = |file: &str, pattern: &str| {
-        let text = fs::read_to_string(places.sources.join(file)).ok()?;
-        let line = text.lines().find(|line| line.contains(pattern))?.trim().trim_matches(',');
-        Some(line.trim_start_matches("require ").replace(['"', '^'], ""))
-    };
-    [
+    let told = [
         ("sidecar", first_line(&places.sidecar.to_string_lossy(), &["--version"])),
         ("redis", first_line("redis-server", &["--version"])),
         ("go", first_line("go", &["version"])),
         ("node", first_line("node", &["--version"])),
         ("nginx", first_line("nginx", &["-v"])),
         ("nchan", first_line("dpkg-query", &["-W", "libnginx-mod-nchan"])),
-        ("centrifuge", locked("go/go.mod", "centrifugal/centrifuge ")),
-        ("gorilla", locked("go/go.mod", "gorilla/websocket ")),
-        ("goRedis", locked("go/go.mod", "redis/go-redis/v9 ")),
-        ("ws", locked("node/package.json", "\"ws\"")),
-        ("ioredis", locked("node/package.json", "\"ioredis\"")),
-        ("socketIo", locked("node/package.json", "\"socket.io\"")),
-        ("socketIoAdapter", locked("node/package.json", "\"@socket.io/redis-adapter\"")),
-        ("socketioxide", locked("socketioxide/Cargo.toml", "socketioxide =")),
+    ];
+    told.into_iter()
+        .chain(locked_versions(&places.sources))
+        .filter_map(|(name, version)| Some((name, version?)))
+        .collect()
+}
+
+/// Versions of the peers' libraries, from the files that pin what is built: a manifest says only what is enough.
+fn locked_versions(sources: &Path) -> [(&'static str, Option<String>); 8] {
+    let read = |file: &str| fs::read_to_string(sources.join(file)).unwrap_or_default();
+    let (go, cargo) = (read("go/go.mod"), read("socketioxide/Cargo.lock"));
+    let npm = serde_json::from_str(&read("node/package-lock.json")).unwrap_or_default();
+    [
+        ("centrifuge", go_version(&go, "github.com/centrifugal/centrifuge")),
+        ("gorilla", go_version(&go, "github.com/gorilla/websocket")),
+        ("goRedis", go_version(&go, "github.com/redis/go-redis/v9")),
+        ("ws", npm_version(&npm, "ws")),
+        ("ioredis", npm_version(&npm, "ioredis")),
+        ("socketIo", npm_version(&npm, "socket.io")),
+        ("socketIoAdapter", npm_version(&npm, "@socket.io/redis-adapter")),
+        ("socketioxide", cargo_version(&cargo, "socketioxide")),
     ]
-    .into_iter()
-    .filter_map(|(name, version)| Some((name, version?)))
-    .collect()
+}
+
+/// Go takes exactly what `go.mod` requires.
+fn go_version(module: &str, package: &str) -> Option<String> {
+    let mut lines = module.lines().map(|line| line.trim().trim_start_matches("require "));
+    let version = lines.find_map(|line| line.strip_prefix(package)?.strip_prefix(' '))?;
+    Some(format!("{package} {}", version.split(' ').next()?))
+}
+
+fn npm_version(lock: &Value, package: &str) -> Option<String> {
+    let version = lock["packages"][format!("node_modules/{package}")]["version"].as_str()?;
+    Some(format!("{package} {version}"))
+}
+
+fn cargo_version(lock: &str, package: &str) -> Option<String> {
+    let (_, entry) = lock.split_once(&format!("name = \"{package}\"\nversion = \""))?;
+    Some(format!("{package} {}", entry.split('"').next()?))
 }
 
 fn commit() -> String {
@@ -471,6 +493,23 @@ mod tests {
             Some(Target::RatioAtLeast(2.0)),
         );
         assert_eq!((row.value, row.baseline, row.ratio, row.met), (Some(1.0), None, None, None));
+    }
+
+    #[test]
+    fn versions_of_peers_are_those_that_the_lock_files_pin() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+        let read = |file: &str| fs::read_to_string(sources.join(file)).expect("a file of the repository");
+        let locks = ["go/go.sum", "node/package-lock.json", "socketioxide/Cargo.lock"].map(read);
+        for (name, told) in locked_versions(&sources) {
+            let told = told.unwrap_or_else(|| panic!("{name} is not pinned"));
+            let (package, version) = told.split_once(' ').expect("a name and a version");
+            let entry = match name {
+                "centrifuge" | "gorilla" | "goRedis" => format!("\n{package} {version} h1:"),
+                "socketioxide" => format!("\nname = \"{package}\"\nversion = \"{version}\"\n"),
+                _ => format!("\"node_modules/{package}\": {{\n      \"version\": \"{version}\",\n"),
+            };
+            assert!(locks.iter().any(|lock| lock.contains(&entry)), "{name}: {told}");
+        }
     }
 
     #[test]
