@@ -68,7 +68,7 @@ pub(crate) struct Figure {
     /// Where on the axis, for measures that are curves.
     pub(crate) at: Option<u64>,
     pub(crate) value: f64,
-    /// Share of the machine that other processes used meanwhile.
+    /// Share of the machine that others used meanwhile: other processes, and other machines on its host.
     pub(crate) foreign: f64,
 }
 

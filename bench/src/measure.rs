@@ -54,7 +54,7 @@ pub(crate) struct Bench<'a> {
 pub(crate) struct Timed {
     pub(crate) outcome: Outcome,
     cpu_nanos: u64,
-    /// Share of the machine that others used meanwhile.
+    /// Share of the machine that others used meanwhile: other processes, and other machines on its host.
     pub(crate) foreign: f64,
 }
 

@@ -55,8 +55,9 @@ impl Results {
              One run of `{target}` on {date}, commit {commit}: {} ({} cores), {} GiB, Linux {}. Everything runs on this \
              machine over loopback, the server on one core. [How it is measured, and what that cannot \
              tell](../bench/README.md). **Read the ratios.**\n\n\
-             Other processes used {:.0} % of the machine meanwhile (load average {load_average} at the start), which lowers absolute \
-             rates and lengthens latencies of all servers alike.\n\n",
+             Others (processes, and machines on the same host) used {:.0} % of the machine meanwhile (load average \
+             {load_average} at the start), which lowers absolute rates and lengthens latencies of all servers \
+             alike.\n\n",
             of("cpu"),
             of("cores"),
             of("memoryGiB"),
