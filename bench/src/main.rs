@@ -18,7 +18,7 @@ mod soak;
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
@@ -116,6 +116,20 @@ impl Part {
             Self::Soak => bench.soak(),
         }
     }
+
+    /// What the system must permit, asked before the first figure rather than late in the run.
+    fn check(self) -> Result<()> {
+        match self {
+            Self::Neighbours => process::may_go_first().map_err(|error| {
+                anyhow!("neighbours cannot be measured (--measures may leave them out): {error:#}")
+            }),
+            Self::FanOut | Self::Connections | Self::Loads | Self::FanOuts | Self::Soak => Ok(()),
+        }
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 fn main() -> Result<()> {
@@ -129,6 +143,8 @@ fn main() -> Result<()> {
 
 impl Run {
     fn run(self) -> Result<()> {
+        let parts = self.parts();
+        parts.iter().try_for_each(|part| part.check())?;
         process::raise_open_files()?;
         let redis = Redis::start()?;
         let places = Places {
@@ -154,13 +170,21 @@ impl Run {
         // A round of each, its connections, its curve of latency, four points of fan-out; three of neighbours; the two with 100,000.
         book.expect(peers.len() * (plan.rounds + 1 + 1 + 4) + 3 + 2);
         let mut bench = Bench { plan, places: &places, redis: &redis, peers: &peers, book: &mut book };
-        for part in Part::value_variants() {
-            if self.measures.as_ref().is_none_or(|chosen| chosen.contains(part)) {
-                part.measure(&mut bench)?;
-            }
+        let measured = parts.iter().try_for_each(|part| {
+            part.measure(&mut bench).with_context(|| format!("the run ended early: {} failed", part.name()))
+        });
+        // An hour's figures are not lost by what came after them.
+        if let Err(error) = &measured {
+            book.remark(&format!("{error:#}"));
         }
         let rows = rows(&book);
-        book.finish(if self.quick { "quick" } else { "full" }, &rows, &places, &self.out)
+        book.finish(if self.quick { "quick" } else { "full" }, &rows, &places, &self.out)?;
+        measured
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        let chosen = |part: &&Part| self.measures.as_ref().is_none_or(|chosen| chosen.contains(part));
+        Part::value_variants().iter().filter(chosen).copied().collect()
     }
 }
 

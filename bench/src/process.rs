@@ -153,9 +153,14 @@ pub(crate) fn keep_first_core_awake(until: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Lets the calling thread run before all others on its core whenever it has something to do (root only).
+/// Lets the calling thread run before all others on its core whenever it has something to do.
 pub(crate) fn go_first() -> Result<()> {
     schedule(&["--fifo", "--pid", "1"])
+}
+
+/// Whether [`go_first`] is permitted, tried by a thread that ends at once.
+pub(crate) fn may_go_first() -> Result<()> {
+    std::thread::spawn(go_first).join().expect("it does not panic")
 }
 
 fn choose_core(core: usize) -> Result<()> {
@@ -167,9 +172,15 @@ fn choose_core(core: usize) -> Result<()> {
 /// Changes how the calling thread is scheduled.
 fn schedule(how: &[&str]) -> Result<()> {
     let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-    let status = Command::new("chrt").args(how).arg(&thread).status();
-    let status = status.context("failed to start `chrt` (util-linux)")?;
-    ensure!(status.success(), "`chrt {}` failed: run as root", how.join(" "));
+    let output = Command::new("chrt").args(how).arg(&thread).output();
+    let output = output.context("failed to start `chrt` (util-linux)")?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    let how = how.join(" ");
+    ensure!(
+        output.status.success(),
+        "`chrt {how}` failed, run as root or with CAP_SYS_NICE: {}",
+        told.trim()
+    );
     Ok(())
 }
 
