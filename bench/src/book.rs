@@ -81,7 +81,10 @@ pub(crate) struct Row {
     pub(crate) baseline: Option<f64>,
     pub(crate) ratio: Option<f64>,
     pub(crate) target: Option<String>,
+    /// None without a target, without what it compares, or where the interval holds the target.
     pub(crate) met: Option<bool>,
+    /// In which the value lies by 95 %, where it is a mean that is judged by it.
+    pub(crate) interval: Option<(f64, f64)>,
 }
 
 /// What a row asks for.
@@ -330,7 +333,25 @@ impl Row {
             ratio,
             target: target.map(|target| target.text(unit)),
             met,
+            interval: None,
         }
+    }
+
+    /// A mean that is to be at most `bound`, which is decided only where its whole interval lies on one side.
+    pub(crate) fn of_interval(
+        name: String,
+        unit: &str,
+        mean: f64,
+        (low, high): (f64, f64),
+        bound: f64,
+    ) -> Self {
+        let row = Self::new(name, unit, Some(mean), None, Some(Target::AtMost(bound)));
+        let met = match (low > bound, high <= bound) {
+            (true, _) => Some(false),
+            (_, true) => Some(true),
+            _ => None,
+        };
+        Self { met, interval: Some((low, high)), ..row }
     }
 }
 
@@ -493,6 +514,17 @@ mod tests {
             Some(Target::RatioAtLeast(2.0)),
         );
         assert_eq!((row.value, row.baseline, row.ratio, row.met), (Some(1.0), None, None, None));
+    }
+
+    #[test]
+    fn an_interval_that_holds_the_target_decides_nothing() {
+        let row = |low, high| Row::of_interval("cost".to_owned(), "x", 1.0, (low, high), 1.02);
+        let met =
+            [(0.99, 1.02), (0.97, 1.12), (1.02, 1.05), (1.03, 1.05)].map(|(low, high)| row(low, high).met);
+        assert_eq!(met, [Some(true), None, None, Some(false)]);
+        assert!(row(0.97, 1.12).line().ends_with("| <= 1.02 x | undecided |"), "{}", row(0.97, 1.12).line());
+        let absent = Row::new("cost".to_owned(), "x", None, None, Some(Target::AtMost(1.02)));
+        assert!(absent.line().ends_with("| <= 1.02 x | - |"), "{}", absent.line());
     }
 
     #[test]

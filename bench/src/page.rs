@@ -150,9 +150,14 @@ fn color(peer: Peer) -> &'static str {
 impl Row {
     /// As a row of a Markdown table.
     pub(crate) fn line(&self) -> String {
-        let Self { name, value, unit, baseline, ratio, target, met } = self;
+        let Self { name, value, unit, baseline, ratio, target, met, interval } = self;
         let number = |value: &Option<f64>| value.map_or("-".to_owned(), rounded);
-        let met = met.map_or("-", |met| if met { "yes" } else { "**no**" });
+        let met = match (met, interval) {
+            (Some(true), _) => "yes",
+            (Some(false), _) => "**no**",
+            (None, Some(_)) => "undecided",
+            (None, None) => "-",
+        };
         let target = target.as_deref().unwrap_or("-");
         format!(
             "| {name} | {} {unit} | {} | {} | {target} | {met} |",
