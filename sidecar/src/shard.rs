@@ -394,6 +394,18 @@ mod tests {
         assert_eq!((usize::from(Config::count(0)), Config::count(3)), (cores.min(256), 3));
     }
 
+    #[test]
+    fn the_logs_of_all_shards_together_may_have_a_quarter_of_the_memory_and_no_shard_more_than_most() {
+        const MIB: usize = 1_024 * 1_024;
+        let memory = |mib: u64| Some(mib * MIB as u64);
+        assert_eq!(Config::log_bytes(1, memory(400)), 100 * MIB);
+        assert_eq!(Config::log_bytes(4, memory(400)), 25 * MIB);
+        let cores = usize::from(Config::count(0));
+        assert_eq!(Config::log_bytes(0, memory(400)), 100 * MIB / cores, "a shard for each core");
+        assert_eq!(Config::log_bytes(1, memory(8_000)), Config::MOST_LOG_BYTES);
+        assert_eq!(Config::log_bytes(4, None), Config::MOST_LOG_BYTES, "no limit is known");
+    }
+
     #[tokio::test]
     async fn a_shard_whose_thread_panics_is_told_and_the_others_still_end() {
         let config = Config {
