@@ -47,6 +47,7 @@ static BENCH: LazyLock<Bench> = LazyLock::new(|| {
         node: NodeId(1),
         max_connections: 100,
         mailbox_bytes: Config::MAILBOX_BYTES,
+        log_bytes: Config::MOST_LOG_BYTES,
         time_deliveries: false,
     };
     let shards = Shards::spawn(config, Arc::new(rules), &work).expect("a thread");
