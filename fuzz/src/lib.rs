@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+mod connection;
 mod frames;
 mod publication;
 mod request;
@@ -15,9 +16,10 @@ mod settings;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("channel_name", settings::channel_name),
     ("commands", frames::commands),
+    ("connection", connection::connection),
     ("deflate", frames::deflate),
     ("envelope", broker::envelope),
     ("frames", frames::frames),

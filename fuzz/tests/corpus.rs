@@ -34,6 +34,7 @@ macro_rules! replays {
 replays! {
     names_of_channels_hold_what_they_promise: "channel_name",
     commands_are_within_their_limits_or_mistakes: "commands",
+    connections_end_and_what_comes_over_them_are_frames: "connection",
     messages_are_unpacked_as_they_were_packed: "deflate",
     envelopes_are_decoded_from_their_own_bytes: "envelope",
     frames_are_the_same_however_they_were_cut: "frames",
