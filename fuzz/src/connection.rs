@@ -18,6 +18,7 @@ use fanout_sidecar::{
 use sidecar_config::LiveSettings;
 use tokio::{
     runtime::{self, Runtime},
+    signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
@@ -57,6 +58,10 @@ static NODE: LazyLock<Node> = LazyLock::new(|| {
     let address = listener.local_addr().expect("bound");
     let runtime =
         runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let entered = runtime.enter();
+    // Handled, so that it does not end the fuzzer: Rust's own start, which a fuzzer has not, ignores it.
+    drop(signal(SignalKind::pipe()).expect("a signal that may be handled"));
+    drop(entered);
     runtime.spawn(port.serve(listener, pending()));
     runtime.spawn(loop_back(work, shards.mailboxes()));
     Node { address, shards, _runtime: runtime }
@@ -80,7 +85,7 @@ async fn loop_back(mut work: mpsc::Receiver<Work>, mailboxes: Vec<Mailbox>) {
     }
 }
 
-/// The connection ends, no code of ours panicked, and behind a handshake come frames.
+/// The connection ends (but for an event stream), no code of ours panicked, and behind a handshake come frames.
 pub(crate) fn connection(data: &[u8]) {
     let Node { address, shards, _runtime } = &*NODE;
     let data = &data[..data.len().min(32 * 1_024)];
@@ -97,22 +102,33 @@ fn converse(mut socket: TcpStream, data: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     // Whoever was refused may be gone already.
     if socket.write_all(data).is_ok() && head_ends(data).is_some() {
-        socket.set_read_timeout(Some(BRIEFLY)).expect("not zero");
-        let mut part = [0; 4_096];
-        while head_ends(&answer).is_none() {
-            match socket.read(&mut part) {
-                Ok(read @ 1..) => answer.extend_from_slice(&part[..read]),
-                _ => break,
-            }
-        }
+        hear(&mut socket, &mut answer, BRIEFLY, |answer| head_ends(answer).is_some());
     }
     let _ = socket.shutdown(Shutdown::Write);
-    socket.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    match socket.read_to_end(&mut answer) {
-        Err(error) => assert_ne!(error.kind(), ErrorKind::WouldBlock, "it does not end"),
-        Ok(_) => {}
-    }
+    // A stream goes on where hyper has still to look at something that came behind its request, until a write fails.
+    let is_stream = |answer: &[u8]| answer.windows(17).any(|text| text == b"text/event-stream");
+    let ended = is_stream(&answer) || hear(&mut socket, &mut answer, PATIENCE, is_stream);
+    assert!(ended, "it does not end: {}", String::from_utf8_lossy(&answer));
     answer
+}
+
+/// Reads until that is enough, or the end; false where nothing comes any more before.
+fn hear(
+    socket: &mut TcpStream,
+    answer: &mut Vec<u8>,
+    patience: Duration,
+    enough: impl Fn(&[u8]) -> bool,
+) -> bool {
+    socket.set_read_timeout(Some(patience)).expect("not zero");
+    let mut part = [0; 4_096];
+    while !enough(answer) {
+        match socket.read(&mut part) {
+            Ok(read @ 1..) => answer.extend_from_slice(&part[..read]),
+            Ok(_) => break,
+            Err(error) => return error.kind() != ErrorKind::WouldBlock,
+        }
+    }
+    true
 }
 
 fn head_ends(bytes: &[u8]) -> Option<usize> {
