@@ -11,9 +11,8 @@ use std::{
 
 use fanout_sidecar::{
     auth::{Auth, AuthRules},
-    domain::{NodeId, Policies, Publication},
-    http::{ClientPort, Metrics},
-    shard::{Completion, Config, Mail, Mailbox, Rules, Shards, Task, Work},
+    domain::Publication,
+    shard::{Completion, Mail, Mailbox, Shards, Task, Work},
 };
 use sidecar_config::LiveSettings;
 use tokio::{
@@ -21,6 +20,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
+
+use crate::client_port;
 
 /// No bound that an input could meet by coming fast.
 const SETTINGS: &str = "
@@ -42,18 +43,8 @@ struct Node {
 static NODE: LazyLock<Node> = LazyLock::new(|| {
     let settings: LiveSettings = sidecar_config::parse(SETTINGS).expect("settings");
     let auth = Auth::new(AuthRules::load(&settings).expect("no secrets"));
-    let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
     let (sender, work) = mpsc::channel(1_024);
-    let config = Config {
-        shards: 1,
-        node: NodeId(1),
-        max_connections: 1_000,
-        mailbox_bytes: Config::MAILBOX_BYTES,
-        log_bytes: Config::MOST_LOG_BYTES,
-        time_deliveries: true,
-    };
-    let shards = Shards::spawn(config, Arc::new(rules), &sender).expect("a thread");
-    let port = ClientPort::new(shards.door().clone(), Arc::new(auth), Metrics::default());
+    let (shards, port) = client_port(settings, auth, &sender);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
     let runtime =

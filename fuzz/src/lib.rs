@@ -12,6 +12,17 @@ mod publication;
 mod request;
 mod settings;
 
+use std::sync::Arc;
+
+use fanout_sidecar::{
+    auth::Auth,
+    domain::{NodeId, Policies},
+    http::{ClientPort, Metrics},
+    shard::{Config, Rules, Shards, Work},
+};
+use sidecar_config::LiveSettings;
+use tokio::sync::mpsc;
+
 /// A target and its name, which is that of its directory in `corpus/`.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -32,4 +43,20 @@ pub const TARGETS: [Target; 10] = [
 /// The first byte, as a parameter, and the rest.
 fn parameter(data: &[u8]) -> Option<(u8, &[u8])> {
     data.split_first().map(|(first, rest)| (*first, rest))
+}
+
+/// A shard, and the client port before it.
+fn client_port(settings: LiveSettings, auth: Auth, work: &mpsc::Sender<Work>) -> (Shards, ClientPort) {
+    let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
+    let config = Config {
+        shards: 1,
+        node: NodeId(1),
+        max_connections: 1_000,
+        mailbox_bytes: Config::MAILBOX_BYTES,
+        log_bytes: Config::MOST_LOG_BYTES,
+        time_deliveries: true,
+    };
+    let shards = Shards::spawn(config, Arc::new(rules), work).expect("a thread");
+    let port = ClientPort::new(shards.door().clone(), Arc::new(auth), Metrics::default());
+    (shards, port)
 }

@@ -1,13 +1,12 @@
 //! What the client port is asked: bytes of an HTTP connection, up to the door of the shards, which is too busy to let
 //! anybody in.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use fanout_sidecar::{
     auth::{Auth, AuthRules},
-    domain::{NodeId, Policies},
-    http::{ClientPort, Metrics},
-    shard::{Config, Rules, Shards},
+    http::ClientPort,
+    shard::Shards,
 };
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
@@ -17,6 +16,8 @@ use tokio::{
     runtime::{self, Runtime},
     sync::mpsc,
 };
+
+use crate::client_port;
 
 const SETTINGS: &str = "
 hub: {allowedOrigins: ['https://*.example'], trustedProxies: ['127.0.0.0/8'], limits: {channelsPerConnection: 4}}
@@ -39,19 +40,9 @@ static BENCH: LazyLock<Bench> = LazyLock::new(|| {
     let jwt = serde_json::json!({"keys": [{"algorithm": "HS256", "file": secret}]});
     settings.auth.jwt = Some(serde_json::from_value(jwt).expect("settings"));
     let auth = Auth::new(AuthRules::load(&settings).expect("the secret is there"));
-    let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
     // Nobody takes the work: a request that asks for a channel is refused as by an overloaded node.
     let (work, _) = mpsc::channel(1);
-    let config = Config {
-        shards: 1,
-        node: NodeId(1),
-        max_connections: 100,
-        mailbox_bytes: Config::MAILBOX_BYTES,
-        log_bytes: Config::MOST_LOG_BYTES,
-        time_deliveries: false,
-    };
-    let shards = Shards::spawn(config, Arc::new(rules), &work).expect("a thread");
-    let port = ClientPort::new(shards.door().clone(), Arc::new(auth), Metrics::default());
+    let (shards, port) = client_port(settings, auth, &work);
     let runtime = runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     Bench { runtime, port, _shards: shards }
 });
