@@ -30,8 +30,10 @@ const HOT: usize = 18_000;
 /// Publications to them, and the time between two: a pass over all takes a good part of it.
 const HOT_PUBLICATIONS: u64 = 60;
 const HOT_INTERVAL: Duration = Duration::from_millis(200);
-/// Runs with deliveries timed, each two beside two without.
+/// Sums over deliveries timed and over deliveries not timed, interleaved in slices of this length: a machine whose
+/// speed changes within seconds changes it for both.
 const PAIRS: usize = 10;
+const SLICE: Duration = Duration::from_millis(250);
 /// What timing deliveries may cost of their CPU, against none.
 const TIMING_COST: f64 = 1.02;
 /// Student's t for 95 % and nine degrees of freedom.
@@ -105,18 +107,20 @@ impl Bench<'_> {
             let (fleet, publisher) = self.ready(&server, self.plan.subscribers)?;
             sides.push((server, fleet, publisher));
         }
-        let step = self.plan.point / 2;
+        let turns = (self.plan.point.as_millis() / 2 / SLICE.as_millis()).max(1);
         for (measure, pace) in [
             (Measure::TimingPaced, Pace::Rate(crate::measure::PACED_RATE)),
             (Measure::TimingSaturated, Pace::Window(WINDOW)),
         ] {
-            for pair in 0..PAIRS {
+            for _ in 0..PAIRS {
                 let mut cpu = [0.0; 2];
-                // Each runs first and last once, and who begins takes turns: what came before a run changes it.
-                let (one, other) = (pair % 2, 1 - pair % 2);
-                for side in [one, other, other, one] {
-                    let (server, fleet, publisher) = &mut sides[side];
-                    cpu[side] += self.timed(server, fleet, publisher, pace, step)?.cpu_us_per_delivery();
+                for turn in 0..turns {
+                    // Each runs first and last once, and who begins takes turns: what came before a run changes it.
+                    let (one, other) = if turn % 2 == 0 { (0, 1) } else { (1, 0) };
+                    for side in [one, other, other, one] {
+                        let (server, fleet, publisher) = &mut sides[side];
+                        cpu[side] += self.timed(server, fleet, publisher, pace, SLICE)?.cpu_us_per_delivery();
+                    }
                 }
                 self.add(Peer::Sidecar, measure, cpu[0] / cpu[1], 0.0);
             }
