@@ -164,11 +164,11 @@ impl Fleet {
     /// Publishes once and says how many it reached, when no more came for half a second.
     fn probe(&mut self, publisher: &mut Publisher, sequence: u64) -> Result<u64> {
         let mut tally = Tally::new(self.len());
-        publisher.publish(Stamp { scheduled: process::now(), sequence })?;
+        publisher.publish(Stamp { scheduled: process::now(), sequence });
         let (mut seen, mut last) = (0, process::now());
         while tally.deliveries() < self.len() as u64 && process::now() < last + Duration::from_millis(500) {
-            self.pump(Some(Duration::from_millis(10)), &mut tally)?;
             publisher.pump()?;
+            self.pump(Some(Duration::from_millis(10)), &mut tally)?;
             if tally.deliveries() > seen {
                 (seen, last) = (tally.deliveries(), process::now());
             }
@@ -199,15 +199,15 @@ impl Fleet {
                     Pace::Rate(rate) => begin + Duration::from_secs_f64(published as f64 / rate),
                     Pace::Window(_) => begin + now,
                 };
-                publisher.publish(Stamp { scheduled, sequence: published })?;
+                publisher.publish(Stamp { scheduled, sequence: published });
                 published += 1;
             }
+            publisher.pump()?;
             if now >= step && tally.complete() >= published || self.closed > 0 || now > step + GRACE {
                 break;
             }
             // A timeout of zero spins: a sleeping receiver would be woken at the sender's cost.
             self.pump(Some(Duration::ZERO), &mut tally)?;
-            publisher.pump()?;
         }
         let (deliveries, elapsed) =
             at_step.unwrap_or_else(|| (tally.deliveries(), process::now().saturating_sub(begin)));

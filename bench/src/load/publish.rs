@@ -68,16 +68,15 @@ impl Publisher {
         })
     }
 
-    /// To the channel given at first.
-    pub(crate) fn publish(&mut self, stamp: Stamp) -> Result<()> {
+    /// To the channel given at first, with the next [`pump`](Self::pump).
+    pub(crate) fn publish(&mut self, stamp: Stamp) {
         let channel = std::mem::take(&mut self.channel);
-        let result = self.publish_to(&channel, stamp);
+        self.publish_to(&channel, stamp);
         self.channel = channel;
-        result
     }
 
-    /// To any channel.
-    pub(crate) fn publish_to(&mut self, channel: &str, stamp: Stamp) -> Result<()> {
+    /// To any channel, with the next [`pump`](Self::pump): what is due at the same time goes out together.
+    pub(crate) fn publish_to(&mut self, channel: &str, stamp: Stamp) {
         let payload = wire::payload(stamp, self.payload_bytes);
         let outgoing = &mut self.outgoing;
         match &self.feed {
@@ -105,7 +104,6 @@ impl Publisher {
                 .as_bytes(),
             ),
         }
-        self.flush()
     }
 
     pub(crate) fn is_flushed(&self) -> bool {
