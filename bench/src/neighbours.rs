@@ -30,9 +30,9 @@ const HOT: usize = 18_000;
 /// Publications to them, and the time between two: a pass over all takes a good part of it.
 const HOT_PUBLICATIONS: u64 = 60;
 const HOT_INTERVAL: Duration = Duration::from_millis(200);
-/// Sums over deliveries timed and over deliveries not timed, interleaved in slices of this length: a machine whose
-/// speed changes within seconds changes it for both.
+/// CPU of deliveries timed beside that of deliveries not timed, each summed over several slices.
 const PAIRS: usize = 10;
+/// The two sides of a pair take turns this often: a machine whose speed changes within seconds changes it for both.
 const SLICE: Duration = Duration::from_millis(250);
 /// What timing deliveries may cost of their CPU, against none.
 const TIMING_COST: f64 = 1.02;

@@ -69,7 +69,7 @@ impl Tally {
 
     /// A subscriber that expected `expected` received `sequence`, `late` after it was due.
     pub(crate) fn receive(&mut self, expected: u64, sequence: u64, late: Duration) {
-        let micros = late.as_secs() * 1_000_000 + u64::from(late.subsec_micros());
+        let micros = late.as_micros() as u64;
         self.deliveries += 1;
         self.disordered += u64::from(expected != sequence);
         self.latency.saturating_record(micros);

@@ -75,8 +75,8 @@ fn stamp(text: &[u8]) -> Option<Stamp> {
 
 /// The eight digits that begin at a place.
 fn number(text: &[u8], at: usize) -> Option<u64> {
-    let bytes = u64::from_be_bytes(text.get(at..at + 8)?.try_into().ok()?);
-    let nibbles = bytes.wrapping_sub(u64::from_ne_bytes([ZERO; 8]));
+    let digits = u64::from_be_bytes(text.get(at..at + 8)?.try_into().ok()?);
+    let nibbles = digits.wrapping_sub(u64::from_ne_bytes([ZERO; 8]));
     // A byte that is no digit leaves bits here; one below zero borrows from the next, and leaves some itself.
     if nibbles & 0xf0f0_f0f0_f0f0_f0f0 != 0 {
         return None;
