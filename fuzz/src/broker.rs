@@ -2,15 +2,21 @@
 
 use bytes::Bytes;
 use fanout_sidecar::{
-    broker::{envelope, redis::resp},
+    broker::{
+        envelope::{self, Decoded},
+        redis::resp,
+    },
     domain::ChannelName,
 };
 
 /// What was decoded is decoded again from its own envelope.
 pub(crate) fn envelope(data: &[u8]) {
     let channel: ChannelName = "a".parse().expect("a name");
-    if let Ok(publication) = envelope::decode(channel.clone(), Bytes::copy_from_slice(data)) {
-        assert_eq!(envelope::decode(channel, envelope::encode(&publication)), Ok(publication));
+    if let Ok(Decoded::Publication(publication)) =
+        envelope::decode(channel.clone(), Bytes::copy_from_slice(data))
+    {
+        let again = envelope::decode(channel, envelope::encode(&publication));
+        assert_eq!(again, Ok(Decoded::Publication(publication)));
     }
 }
 
@@ -23,10 +29,17 @@ pub(crate) fn resp(data: &[u8]) {
             resp::Item::Message { channel, payload } => {
                 assert!(data.get(channel).is_some() && data.get(payload).is_some());
             }
-            resp::Item::Subscribed(range) | resp::Item::Status(range) | resp::Item::Error(range) => {
+            resp::Item::Role(resp::Role::Replica { host, port }) => {
+                assert!(data.get(host).is_some() && data.get(port).is_some());
+            }
+            resp::Item::Subscribed(range)
+            | resp::Item::Unsubscribed(range)
+            | resp::Item::Bulk(range)
+            | resp::Item::Status(range)
+            | resp::Item::Error(range) => {
                 assert!(data.get(range).is_some());
             }
-            resp::Item::Unsubscribed | resp::Item::Pong | resp::Item::Other => {}
+            resp::Item::Role(_) | resp::Item::Pong | resp::Item::Other => {}
         }
         at = next;
     }

@@ -69,7 +69,7 @@ async fn loop_back(mut work: mpsc::Receiver<Work>, mailboxes: Vec<Mailbox>) {
                 let publication = Publication::bare(channel.clone(), payload);
                 // A full mailbox is a loss that nobody here counts.
                 let _ = mailbox.publications(vec![Arc::new(publication.into())]);
-                Completion::Published { connection, channel, id, result: Ok(()) }
+                Completion::Published { connection, channel, id, result: Ok(false) }
             }
         };
         mailbox.send(Mail::Completion(completion));

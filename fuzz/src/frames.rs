@@ -119,7 +119,7 @@ impl From<Event<'_>> for Owned {
 pub(crate) fn commands(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match raw::framed::parse(text, MAX_MESSAGE) {
-        Message::Command(Command::Publish { channel, payload, id }) => {
+        Message::Command(Command::Publish { channel, payload, id, idempotency_key: _ }) => {
             assert!(payload.bytes().len() <= MAX_MESSAGE);
             check_told(&channel, id.as_deref());
         }

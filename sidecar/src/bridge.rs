@@ -11,7 +11,11 @@ mod gaps;
 mod metrics;
 mod peers;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{FutureExt, future::BoxFuture};
 use tokio::{
@@ -29,7 +33,7 @@ pub use self::{
     peers::{Counts, NodeInfo, Peers, Who},
 };
 use crate::{
-    broker::{Broker, BrokerEvent, Events, INTERNAL_NAMESPACE},
+    broker::{Broker, BrokerError, BrokerEvent, Events, INTERNAL_NAMESPACE, LinkId},
     domain::{ChannelName, Publication},
     hub::Hub,
     shard::{Mailbox, Packer},
@@ -38,6 +42,8 @@ use crate::{
 
 /// Events handled before what they brought is mailed: what is there by then, and no more than this.
 const BATCH: usize = 4_096;
+/// Before the nodes' own channels are asked for again where the broker refuses them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What `app` joins by a bridge.
 pub struct Parts {
@@ -89,6 +95,8 @@ pub struct Bridge {
 pub struct BrokerHealth {
     /// All subscriptions are live.
     pub connected: bool,
+    /// The broker refuses this node's publications, and brings those of others.
+    pub receive_only: bool,
     /// The last canary came back in time: what is published here arrives here, by the way of all publications.
     pub verified: bool,
     /// When a canary last came back.
@@ -105,9 +113,10 @@ pub fn start(parts: Parts) -> Bridge {
     let tasks = TaskTracker::new();
     let (notes, canary_notes) = mpsc::unbounded_channel();
     let (canary, health) = Canary::new(node.run.id, Arc::clone(&broker), metrics.clone(), canary_notes);
-    let channels = Internal { canary: canary.channel().clone() };
+    let canaries = canary.channels();
     let peers = Peers::new(node, Arc::clone(&broker), Arc::clone(&mailboxes), counts, tasks.clone());
-    let internal = vec![channels.canary.clone(), peers::nodes_channel(), peers.own_channel().clone()];
+    let own = [peers::nodes_channel(), peers.own_channel().clone()];
+    let internal = canaries.iter().map(|(_, channel)| channel.clone()).chain(own).collect();
 
     let died = CancellationToken::new();
     let needed = |task: BoxFuture<'static, ()>| {
@@ -121,15 +130,15 @@ pub fn start(parts: Parts) -> Bridge {
     let until_shutdown = |task| shutdown.clone().run_until_cancelled_owned(task).map(drop);
     needed(until_shutdown(canary.run().boxed()).boxed());
     needed(peers.clone().announce(shutdown.clone()).boxed());
-    let deliver = Deliver::new(hub, &mailboxes, packer, metrics.clone());
+    let deliver = Deliver::new(hub, Arc::clone(&broker), &mailboxes, packer, metrics.clone());
     let pump = Pump {
         deliver,
-        channels,
+        links: vec![Link::default(); broker.links().into()],
+        canaries: canaries.iter().map(|(link, channel)| (channel.clone(), *link)).collect(),
+        refused: HashSet::new(),
         peers: peers.clone(),
         notes: notes.clone(),
         metrics,
-        was_connected: false,
-        lost: false,
     };
     needed(until_shutdown(pump.run(events).boxed()).boxed());
     tasks.spawn(until_shutdown(listen(broker, internal, notes, peers.clone()).boxed()));
@@ -140,33 +149,44 @@ pub fn start(parts: Parts) -> Bridge {
 /// Subscribes to the nodes' own channels, for as long as it takes.
 async fn listen(
     broker: Arc<dyn Broker>,
-    channels: Vec<ChannelName>,
-    notes: mpsc::UnboundedSender<Note>,
+    mut channels: Vec<ChannelName>,
+    notes: mpsc::UnboundedSender<(LinkId, Note)>,
     peers: Peers,
 ) {
-    while let Err(error) = broker.subscribe(channels.clone()).await {
-        tracing::debug!(%error, "failed to subscribe to the nodes' channels");
-        sleep(Duration::from_millis(250)).await;
+    let mut pause = Duration::from_millis(250);
+    loop {
+        let failed = broker.subscribe(channels).await;
+        let Some((channel, error)) = failed.first() else { break };
+        if let BrokerError::Refused(_) = error {
+            tracing::warn!(%channel, %error, "the broker refuses a channel of the nodes' own");
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+        channels = failed.into_iter().map(|(channel, _)| channel).collect();
+        sleep(pause).await;
     }
     peers.say_hello();
-    // Refused only at the end, by a canary that is gone.
-    let _ = notes.send(Note::Listening);
+    for link in 0..broker.links() {
+        // Not taken only at the end, by a canary that is gone.
+        let _ = notes.send((LinkId(link), Note::Listening));
+    }
 }
 
 /// The loop.
 struct Pump {
     deliver: Deliver,
-    channels: Internal,
+    links: Vec<Link>,
+    canaries: HashMap<ChannelName, LinkId>,
+    /// Channels that the broker refuses, although they were live.
+    refused: HashSet<ChannelName>,
     peers: Peers,
-    notes: mpsc::UnboundedSender<Note>,
+    notes: mpsc::UnboundedSender<(LinkId, Note)>,
     metrics: Metrics,
-    was_connected: bool,
-    /// The connection was lost and is not back.
-    lost: bool,
 }
 
-struct Internal {
-    canary: ChannelName,
+#[derive(Clone, Copy, Default)]
+struct Link {
+    is_connected: bool,
+    was_connected: bool,
 }
 
 impl Pump {
@@ -189,14 +209,20 @@ impl Pump {
         for event in batch {
             match event {
                 BrokerEvent::Publication(publication) => self.publication(publication, now_us),
-                BrokerEvent::Connected => self.connected(),
-                BrokerEvent::Disconnected { reason } => self.disconnected(reason),
-                BrokerEvent::Resumed => self.deliver.resumed(),
+                BrokerEvent::Void { channel, origin } => self.deliver.void(&channel, origin),
+                BrokerEvent::Connected { link } => self.connected(link),
+                BrokerEvent::Disconnected { link, reason } => self.disconnected(link, reason),
+                BrokerEvent::Resumed { link } => self.deliver.resumed(link),
+                BrokerEvent::ChannelLost { channel, reason } => self.channel_lost(channel, &reason),
+                BrokerEvent::ChannelResumed { channel } => self.channel_resumed(&channel),
                 BrokerEvent::Malformed { channel } => {
                     self.metrics.malformed.inc();
                     tracing::debug!(%channel, "dropped a publication of an unknown envelope version");
                 }
             }
+        }
+        if !self.refused.is_empty() {
+            self.count_refused();
         }
     }
 
@@ -206,27 +232,51 @@ impl Pump {
         }
         if publication.channel.namespace() != INTERNAL_NAMESPACE {
             self.deliver.publication(publication);
-        } else if publication.channel == self.channels.canary {
-            let _ = self.notes.send(Note::Returned(publication.payload.bytes().clone()));
+        } else if let Some(link) = self.canaries.get(&publication.channel) {
+            let _ = self.notes.send((*link, Note::Returned(publication.payload.bytes().clone())));
         } else {
             self.peers.received(publication.payload.bytes());
         }
     }
 
-    fn connected(&mut self) {
-        if std::mem::take(&mut self.lost) {
+    fn connected(&mut self, id: LinkId) {
+        self.deliver.connected(id);
+        let Some(link) = self.links.get_mut(usize::from(id.0)) else { return };
+        if std::mem::replace(link, Link { is_connected: true, was_connected: true }).was_connected {
             self.metrics.reconnects.inc();
             self.peers.say_hello();
         }
-        self.was_connected = true;
-        self.metrics.connected.set(1);
-        let _ = self.notes.send(Note::Connected);
+        self.metrics.connected.set(i64::from(self.links.iter().all(|link| link.is_connected)));
+        let _ = self.notes.send((id, Note::Connected));
     }
 
-    fn disconnected(&mut self, reason: String) {
-        self.lost = self.was_connected;
+    fn disconnected(&mut self, id: LinkId, reason: String) {
+        self.deliver.disconnected(id);
+        if let Some(link) = self.links.get_mut(usize::from(id.0)) {
+            link.is_connected = false;
+        }
         self.metrics.connected.set(0);
-        let _ = self.notes.send(Note::Disconnected(reason.into()));
+        let _ = self.notes.send((id, Note::Disconnected(reason.into())));
+    }
+
+    fn channel_lost(&mut self, channel: ChannelName, reason: &str) {
+        tracing::warn!(%channel, reason, "the broker no longer delivers a channel, trying again with back-off");
+        self.deliver.lost(&channel);
+        self.refused.insert(channel);
+    }
+
+    fn channel_resumed(&mut self, channel: &ChannelName) {
+        tracing::info!(%channel, "the broker delivers a channel again");
+        self.deliver.lost(channel);
+        self.refused.remove(channel);
+        self.count_refused();
+    }
+
+    fn count_refused(&mut self) {
+        // Without subscribers a channel is no longer tried.
+        let Self { deliver, refused, .. } = self;
+        refused.retain(|channel| deliver.is_wanted(channel));
+        self.metrics.refused_channels.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
     }
 }
 

@@ -177,6 +177,11 @@ impl Channels {
 }
 
 impl Routes<'_> {
+    /// All channels, and the shards that have subscribers of each.
+    pub fn all(&self) -> impl Iterator<Item = (&ChannelName, &[u16])> {
+        self.0.entries.iter().map(|(channel, entry)| (channel, &entry.shards[..]))
+    }
+
     /// Where the channel's publications go; `None` where nobody here asked for it.
     pub fn of(&self, channel: &ChannelName) -> Option<Route<'_>> {
         self.0.entries.get(channel).map(|Entry { shards, life, .. }| Route { shards, life: *life })

@@ -48,7 +48,7 @@ pub enum Reply<'a> {
     /// A subscription has ended.
     Unsubscribed { channel: &'a ChannelName, id: Option<&'a str> },
     /// The broker took a publication.
-    Published { channel: &'a ChannelName, id: &'a str },
+    Published { channel: &'a ChannelName, id: &'a str, duplicate: bool },
     /// A command failed.
     Error { error: &'a CommandError, channel: Option<&'a ChannelName>, id: Option<&'a str> },
     /// Publications were lost, between these offsets where known.

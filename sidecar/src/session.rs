@@ -13,7 +13,7 @@ pub use rate::Buckets;
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Step {
     /// Hand it to the broker.
-    Publish { channel: ChannelName, payload: Payload, id: Option<String> },
+    Publish { channel: ChannelName, payload: Payload, id: Option<String>, idempotency_key: Option<String> },
     /// Make a subscription.
     Subscribe { channel: ChannelName, id: Option<String> },
     /// End a subscription.
@@ -58,10 +58,13 @@ impl Session {
     /// Decides about a command.
     pub fn on(&mut self, command: Command, now: &Circumstances<'_>) -> Step {
         match command {
-            Command::Publish { channel, payload, id } => match self.may_publish(&channel, now) {
-                Ok(()) => Step::Publish { channel, payload, id },
-                Err(error) => Step::Refuse { error, channel, id },
-            },
+            Command::Publish { channel, payload, id, idempotency_key } => {
+                let keyed = idempotency_key.is_some();
+                match self.may_publish(&channel, now).and_then(|()| self.may_use_key(keyed)) {
+                    Ok(()) => Step::Publish { channel, payload, id, idempotency_key },
+                    Err(error) => Step::Refuse { error, channel, id },
+                }
+            }
             Command::Subscribe { channel, id } => match self.may_subscribe(&channel, now) {
                 Ok(()) => Step::Subscribe { channel, id },
                 Err(error) => Step::Refuse { error, channel, id },
@@ -91,6 +94,15 @@ impl Session {
         } else {
             Ok(())
         }
+    }
+
+    /// A key is its user's: without one, any client could make another's message a repetition.
+    fn may_use_key(&self, keyed: bool) -> Result<(), CommandError> {
+        if keyed && self.identity.user.is_none() {
+            let text = "an idempotencyKey needs a token that names a user (`sub`)";
+            return Err(CommandError::BadRequest(text.to_owned()));
+        }
+        Ok(())
     }
 
     fn may_publish(&mut self, channel: &ChannelName, now: &Circumstances<'_>) -> Result<(), CommandError> {

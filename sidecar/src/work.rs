@@ -8,19 +8,24 @@ mod grace;
 mod metrics;
 mod publish;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+};
 
-use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::sync::mpsc;
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use self::grace::Grace;
 pub(crate) use self::publish::now_us;
 pub use self::{
     metrics::Metrics,
-    publish::{Draft, NodeRun, PublishError, Publisher},
+    publish::{Draft, Lane, NodeRun, PublishError, Publisher, Room},
 };
 use crate::{
-    broker::{Broker, BrokerError},
+    broker::{Broker, BrokerError, NotSubscribed},
     domain::{ChannelName, CommandError, ConnectionId},
     hub::{Hub, Join},
     shard::{Completion, Mail, Mailbox, Task, Work},
@@ -34,6 +39,8 @@ const BATCH: usize = 1_024;
 
 /// Does what the shards ask for.
 pub struct Desk {
+    /// Taken and not begun, because the first of it waits for room.
+    taken: VecDeque<Work>,
     hub: Hub,
     broker: Arc<dyn Broker>,
     publisher: Publisher,
@@ -44,27 +51,49 @@ pub struct Desk {
 
 /// What the broker said.
 enum Answer {
-    Subscribed { channels: Vec<ChannelName>, result: Result<(), BrokerError> },
-    Unsubscribed,
+    Subscribed { channels: Vec<ChannelName>, failed: Vec<NotSubscribed> },
     Published { shard: u16, completion: Completion },
+}
+
+/// A publication that waits for room.
+type Blocked = (Pin<Box<dyn Future<Output = Room> + Send>>, Waiting);
+
+/// A publication to be sent, and all that goes with it.
+struct Waiting {
+    shard: u16,
+    connection: ConnectionId,
+    id: Option<String>,
+    draft: Draft,
+    held: OwnedSemaphorePermit,
 }
 
 impl Desk {
     /// A desk that answers to `mailboxes`, one a shard, in their order.
     pub fn new(hub: Hub, broker: Arc<dyn Broker>, publisher: Publisher, mailboxes: Arc<[Mailbox]>) -> Self {
-        Self { hub, broker, publisher, mailboxes, grace: Grace::default(), waiting: FuturesUnordered::new() }
+        let (taken, grace, waiting) = (VecDeque::new(), Grace::default(), FuturesUnordered::new());
+        Self { taken, hub, broker, publisher, mailboxes, grace, waiting }
     }
 
     /// Works until every shard has dropped its end of `work`, then answers what is left.
     pub async fn run(mut self, mut work: mpsc::Receiver<Work>) {
         let mut batch = Vec::new();
         let mut open = true;
-        while open || !self.waiting.is_empty() {
-            let room = open && self.waiting.len() < MAX_WAITING;
+        // The publication that waits for room. What came behind it waits too, for the order of a connection's
+        // commands is kept; the queue fills, and the shards answer "overloaded".
+        let mut blocked: Option<Blocked> = None;
+        while open || blocked.is_some() || !self.waiting.is_empty() {
+            let room = open && blocked.is_none() && self.waiting.len() < MAX_WAITING;
             tokio::select! {
                 taken = work.recv_many(&mut batch, BATCH), if room => {
                     open = taken > 0;
-                    self.take(batch.drain(..));
+                    self.taken.extend(batch.drain(..));
+                    blocked = self.take();
+                }
+                room = until_room(&mut blocked), if blocked.is_some() => {
+                    if let Some((_, waiting)) = blocked.take() {
+                        self.publish(waiting, room);
+                    }
+                    blocked = self.take();
                 }
                 Some(answer) = self.waiting.next() => self.answer(answer),
                 emptied = self.grace.next() => self.give_back(&emptied),
@@ -72,9 +101,12 @@ impl Desk {
         }
     }
 
-    fn take(&mut self, batch: impl Iterator<Item = Work>) {
-        let mut first = Vec::new();
-        for Work { shard, task } in batch {
+    /// Begins what was taken, up to a publication that has to wait for room.
+    fn take(&mut self) -> Option<Blocked> {
+        let (mut first, mut blocked) = (Vec::new(), None);
+        while blocked.is_none()
+            && let Some(Work { shard, task }) = self.taken.pop_front()
+        {
             match task {
                 Task::Subscribe { channel } => match self.hub.join(&channel, shard) {
                     Join::First => first.push(channel),
@@ -82,15 +114,27 @@ impl Desk {
                     Join::Live => self.subscribed(shard, channel, Ok(())),
                 },
                 Task::Unsubscribe { channel } => self.grace.extend(self.hub.leave(&channel, shard)),
-                Task::Publish { connection, channel, payload, id, user, held } => {
+                Task::Publish { connection, channel, payload, id, idempotency_key, user, held } => {
                     let user = user.map(|user| user.to_string());
-                    let draft = Draft { id: id.clone(), user, ..Draft::new(channel, payload) };
-                    self.publish(shard, connection, id, draft);
-                    drop(held);
+                    let draft =
+                        Draft { id: id.clone(), user, idempotency_key, ..Draft::new(channel, payload) };
+                    blocked = self.publish_or_wait(Waiting { shard, connection, id, draft, held });
                 }
             }
         }
         self.ask(first);
+        blocked
+    }
+
+    fn publish_or_wait(&mut self, waiting: Waiting) -> Option<Blocked> {
+        let mut room = Box::pin(self.publisher.room(Lane::Clients, &waiting.draft));
+        match room.as_mut().now_or_never() {
+            Some(room) => {
+                self.publish(waiting, room);
+                None
+            }
+            None => Some((room, waiting)),
+        }
     }
 
     fn ask(&mut self, channels: Vec<ChannelName>) {
@@ -98,15 +142,18 @@ impl Desk {
             return;
         }
         let asked = self.broker.subscribe(channels.clone());
-        self.waiting.push(Box::pin(async { Answer::Subscribed { channels, result: asked.await } }));
+        self.waiting.push(Box::pin(async { Answer::Subscribed { channels, failed: asked.await } }));
     }
 
-    fn publish(&mut self, shard: u16, connection: ConnectionId, id: Option<String>, draft: Draft) {
-        let channel = draft.channel.clone();
+    fn publish(&mut self, waiting: Waiting, room: Room) {
+        let Waiting { shard, connection, id, draft, held } = waiting;
+        let (channel, keyed) = (draft.channel.clone(), draft.idempotency_key.is_some());
         // Called here, in the order of the work; only its answer is awaited later.
-        let published = self.publisher.publish(draft);
+        let published = self.publisher.publish(draft, room);
+        drop(held);
         self.waiting.push(Box::pin(async move {
-            let result = published.await.map(|_position| ()).map_err(|error| refusal(&error));
+            let result = published.await.map(|published| published.duplicate);
+            let result = result.map_err(|error| publish_error(&error, keyed));
             Answer::Published { shard, completion: Completion::Published { connection, channel, id, result } }
         }));
     }
@@ -114,22 +161,23 @@ impl Desk {
     fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Published { shard, completion } => self.mail(shard, completion),
-            Answer::Unsubscribed => {}
-            Answer::Subscribed { channels, result } => {
-                if let Err(error) = &result {
-                    tracing::warn!(channels = channels.len(), %error, "failed to subscribe");
-                }
-                for channel in channels {
-                    let joined = self.hub.joined(&channel, result.is_ok());
-                    self.grace.extend(joined.emptied);
-                    for shard in joined.waiting {
-                        let result = match &result {
-                            Ok(()) => Ok(()),
-                            Err(_) => Err(CommandError::Unavailable),
-                        };
-                        self.subscribed(shard, channel.clone(), result);
-                    }
-                }
+            Answer::Subscribed { channels, failed } => self.joined(channels, failed),
+        }
+    }
+
+    fn joined(&mut self, channels: Vec<ChannelName>, failed: Vec<NotSubscribed>) {
+        if let Some((channel, error)) = failed.first() {
+            let (failed, of) = (failed.len(), channels.len());
+            tracing::warn!(failed, of, %channel, %error, "failed to subscribe");
+        }
+        let failed: HashMap<_, _> = failed.into_iter().collect();
+        for channel in channels {
+            let error = failed.get(&channel);
+            let joined = self.hub.joined(&channel, error.is_none());
+            self.grace.extend(joined.emptied);
+            for shard in joined.waiting {
+                let result = error.map_or(Ok(()), |error| Err(subscribe_error(error)));
+                self.subscribed(shard, channel.clone(), result);
             }
         }
     }
@@ -137,15 +185,9 @@ impl Desk {
     fn give_back(&mut self, emptied: &[crate::hub::Emptied]) {
         let over = emptied.iter().filter(|emptied| self.hub.expire(emptied));
         let channels: Vec<_> = over.map(|emptied| emptied.channel.clone()).collect();
-        if channels.is_empty() {
-            return;
+        if !channels.is_empty() {
+            self.broker.unsubscribe(channels);
         }
-        let asked = self.broker.unsubscribe(channels);
-        self.waiting.push(Box::pin(async {
-            // A broker that is out of reach brings nothing, and does not subscribe anew to what was given back.
-            let _ = asked.await;
-            Answer::Unsubscribed
-        }));
     }
 
     fn subscribed(&self, shard: u16, channel: ChannelName, result: Result<(), CommandError>) {
@@ -159,15 +201,34 @@ impl Desk {
     }
 }
 
-/// What a client is told.
-fn refusal(error: &PublishError) -> CommandError {
+/// Resolves once there is room for the publication that waits; never without one. Loses nothing when dropped.
+async fn until_room(blocked: &mut Option<Blocked>) -> Room {
+    match blocked {
+        Some((room, _)) => room.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a client is told whose subscription failed.
+fn subscribe_error(error: &BrokerError) -> CommandError {
+    match error {
+        BrokerError::Refused(_) => CommandError::BrokerRefused,
+        // Subscribing again changes nothing, so that it does not matter whether the first attempt was executed.
+        BrokerError::Unavailable(_) | BrokerError::Unknown(_) | BrokerError::Closed => {
+            CommandError::Unavailable
+        }
+    }
+}
+
+/// What a client is told whose publication failed; `keyed` if it may be repeated without being published twice.
+fn publish_error(error: &PublishError, keyed: bool) -> CommandError {
     match error {
         PublishError::TooLarge { .. } | PublishError::Reserved(_) => {
             CommandError::BadRequest(error.to_string())
         }
-        PublishError::Broker(BrokerError::Unavailable(_) | BrokerError::Refused(_) | BrokerError::Closed) => {
-            CommandError::Unavailable
-        }
+        PublishError::Broker(BrokerError::Unknown(_)) => CommandError::OutcomeUnknown { keyed },
+        PublishError::Broker(BrokerError::Refused(_)) => CommandError::BrokerRefused,
+        PublishError::Broker(BrokerError::Unavailable(_) | BrokerError::Closed) => CommandError::Unavailable,
     }
 }
 

@@ -85,12 +85,14 @@ impl BrokerRule {
         policy: OnUnavailable,
         since: Duration,
     ) -> Result<(), String> {
-        self.was_verified |= health.verified;
+        // A node that may not publish is proved as far as it can be: its subscriptions are answered.
+        let proved = health.verified || health.receive_only;
+        self.was_verified |= proved;
         let ready = match policy {
             OnUnavailable::KeepClients => {
                 self.was_verified || (self.app_containers && since >= Self::APP_WAIT)
             }
-            OnUnavailable::NotReady => health.verified,
+            OnUnavailable::NotReady => proved,
         };
         let reason =
             || health.reason.as_deref().unwrap_or("no message has come back from the broker yet").to_owned();

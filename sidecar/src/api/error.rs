@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{
+    broker::BrokerError,
     domain::{Denied, InvalidChannelName},
     work::PublishError,
 };
@@ -35,7 +36,8 @@ pub(super) enum Reply<T> {
 /// Why it was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct ErrorBody {
-    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 107 bad request.
+    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 107 bad request. Of our own: 120, it is
+    /// unknown whether the message was published.
     pub(super) code: u16,
     /// For people.
     pub(super) message: String,
@@ -58,12 +60,21 @@ pub(super) enum ApiError {
     BadRequest(String),
     #[error("{0}; the message was not published, try again later")]
     Unavailable(String),
+    #[error("{0}; the message was not published")]
+    Refused(String),
+    #[error("{error}: the message was published or not; {}", if *.keyed {
+        "repeat the call with the same `idempotency_key`"
+    } else {
+        "only with an `idempotency_key` is it safe to repeat the call"
+    })]
+    OutcomeUnknown { error: String, keyed: bool },
 }
 
 impl ApiError {
     pub(super) fn code(&self) -> u16 {
         match self {
-            Self::Unavailable(_) => 100,
+            Self::Unavailable(_) | Self::Refused(_) => 100,
+            Self::OutcomeUnknown { .. } => 120,
             Self::Unauthorized => 101,
             Self::UnknownChannel => 102,
             Self::MediaType | Self::BodyTooLarge { .. } | Self::BadRequest(_) => 107,
@@ -75,10 +86,19 @@ impl ApiError {
             (Self::Unauthorized, _) => StatusCode::UNAUTHORIZED,
             (Self::MediaType, _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             (Self::BodyTooLarge { .. }, _) => StatusCode::PAYLOAD_TOO_LARGE,
-            (Self::UnknownChannel | Self::BadRequest(_) | Self::Unavailable(_), Mode::Body) => StatusCode::OK,
+            (
+                Self::UnknownChannel
+                | Self::BadRequest(_)
+                | Self::Unavailable(_)
+                | Self::Refused(_)
+                | Self::OutcomeUnknown { .. },
+                Mode::Body,
+            ) => StatusCode::OK,
             (Self::UnknownChannel, Mode::Transport) => StatusCode::NOT_FOUND,
             (Self::BadRequest(_), Mode::Transport) => StatusCode::BAD_REQUEST,
             (Self::Unavailable(_), Mode::Transport) => StatusCode::SERVICE_UNAVAILABLE,
+            (Self::Refused(_), Mode::Transport) => StatusCode::BAD_GATEWAY,
+            (Self::OutcomeUnknown { .. }, Mode::Transport) => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -104,11 +124,16 @@ impl Mode {
     }
 }
 
-impl From<PublishError> for ApiError {
-    fn from(error: PublishError) -> Self {
+impl ApiError {
+    /// The answer to a publication that failed; `keyed` if it has an idempotency key.
+    pub(super) fn of(error: PublishError, keyed: bool) -> Self {
         match error {
             PublishError::TooLarge { .. } | PublishError::Reserved(_) => Self::BadRequest(error.to_string()),
-            PublishError::Broker(error) => Self::Unavailable(error.to_string()),
+            PublishError::Broker(error) => match error {
+                BrokerError::Unavailable(_) | BrokerError::Closed => Self::Unavailable(error.to_string()),
+                BrokerError::Refused(_) => Self::Refused(error.to_string()),
+                BrokerError::Unknown(_) => Self::OutcomeUnknown { error: error.to_string(), keyed },
+            },
         }
     }
 }

@@ -17,13 +17,14 @@ use super::{
 };
 use crate::{
     bridge::Who,
+    broker::Published,
     domain::{ChannelName, CloseReason, Payload, StreamPosition, parse_client_id},
-    work::Draft,
+    work::{Draft, Lane},
 };
 
 /// Channels of one broadcast.
 const MAX_CHANNELS: usize = 10_000;
-/// Bytes of a conflation key.
+/// Bytes of a conflation key, or of an idempotency key.
 const MAX_KEY: usize = 255;
 
 /// A method of the server API.
@@ -59,8 +60,10 @@ pub(super) struct PublishRequest {
     /// The message as base64, in place of `data`: subscribers get its bytes as a binary message.
     #[serde(default)]
     b64data: Option<String>,
-    /// A name of the message; subscribers and other nodes recognise a repetition by it.
+    /// A name of the message. Within five minutes a channel takes one message of each name from backends; a repetition,
+    /// on whatever node, is answered as the first one was, with `duplicate`.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 255))]
     idempotency_key: Option<String>,
     /// What the message is about: where the namespace conflates, a slow client receives the latest of each key.
     #[serde(default)]
@@ -80,6 +83,9 @@ pub(super) struct PublishReply {
     /// Which life of the stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     epoch: Option<String>,
+    /// The channel had the message already, by its `idempotency_key`; it was not published again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
 }
 
 impl Method for Publish {
@@ -91,13 +97,10 @@ impl Method for Publish {
 
     async fn call(api: &Api, request: PublishRequest) -> Result<PublishReply, ApiError> {
         let PublishRequest { channel, data, b64data, idempotency_key, key, tags } = request;
-        check_key(key.as_deref())?;
+        let labels = Labels::new(idempotency_key, key, tags)?;
         let payload = payload(data, b64data)?;
         let channel = channel_name(api, &channel)?;
-        let tags = tags.into_iter().collect();
-        let draft =
-            Draft { id: idempotency_key, key: key.map(Into::into), tags, ..Draft::new(channel, payload) };
-        Ok(api.publisher.publish(draft).await?.into())
+        labels.publish(api, channel, payload).await.await
     }
 }
 
@@ -118,8 +121,10 @@ pub(super) struct BroadcastRequest {
     /// The message as base64, in place of `data`: subscribers get its bytes as a binary message.
     #[serde(default)]
     b64data: Option<String>,
-    /// A name of the message; subscribers and other nodes recognise a repetition by it.
+    /// A name of the message. Within five minutes a channel takes one message of each name from backends; a repetition,
+    /// on whatever node, is answered as the first one was, with `duplicate`.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 255))]
     idempotency_key: Option<String>,
     /// What the message is about: where the namespace conflates, a slow client receives the latest of each key.
     #[serde(default)]
@@ -156,22 +161,21 @@ impl Method for Broadcast {
 
     async fn call(api: &Api, request: BroadcastRequest) -> Result<BroadcastReply, ApiError> {
         let BroadcastRequest { channels, data, b64data, idempotency_key, key, tags } = request;
-        check_key(key.as_deref())?;
+        let labels = Labels::new(idempotency_key, key, tags)?;
         if channels.is_empty() || channels.len() > MAX_CHANNELS {
             return Err(ApiError::BadRequest(format!("`channels` must list 1 to {MAX_CHANNELS} channels")));
         }
         let payload = payload(data, b64data)?;
-        let tags: Vec<_> = tags.into_iter().collect();
-        let publish = |channel: String| {
-            // Called here, so that the messages leave in the order of the channels; answers are awaited together.
-            let published = channel_name(api, &channel).map(|channel| {
-                let draft = Draft::new(channel, payload.clone());
-                let (id, key, tags) = (idempotency_key.clone(), key.clone().map(Into::into), tags.clone());
-                api.publisher.publish(Draft { id, key, tags, ..draft })
-            });
-            async { Ok::<_, ApiError>(PublishReply::from(published?.await?)) }
-        };
-        let answers = join_all(channels.into_iter().map(publish)).await;
+        let mut answers = Vec::with_capacity(channels.len());
+        for channel in channels {
+            // Waits for room, one channel after the other, and leaves in their order; answers are awaited together.
+            let published = match channel_name(api, &channel) {
+                Ok(channel) => Ok(labels.publish(api, channel, payload.clone()).await),
+                Err(error) => Err(error),
+            };
+            answers.push(async { published?.await });
+        }
+        let answers = join_all(answers).await;
         Ok(BroadcastReply { responses: answers.into_iter().map(BroadcastPart::from).collect() })
     }
 }
@@ -333,13 +337,51 @@ fn payload(data: Option<Box<RawValue>>, b64data: Option<String>) -> Result<Paylo
     }
 }
 
-/// It is compared and kept with each message, so it is short.
-fn check_key(key: Option<&str>) -> Result<(), ApiError> {
-    match key {
-        Some(key) if key.len() > MAX_KEY => {
-            Err(ApiError::BadRequest(format!("`key` has {} bytes, at most {MAX_KEY} are allowed", key.len())))
+/// What a message carries beside its payload.
+struct Labels {
+    idempotency_key: Option<String>,
+    key: Option<String>,
+    tags: Vec<(String, String)>,
+}
+
+impl Labels {
+    fn new(
+        idempotency_key: Option<String>,
+        key: Option<String>,
+        tags: BTreeMap<String, String>,
+    ) -> Result<Self, ApiError> {
+        // Both are compared and kept with each message, so they are short.
+        for (name, text) in [("idempotency_key", &idempotency_key), ("key", &key)] {
+            let length = text.as_ref().map_or(0, String::len);
+            if length > MAX_KEY {
+                let text = format!("`{name}` has {length} bytes, at most {MAX_KEY} are allowed");
+                return Err(ApiError::BadRequest(text));
+            }
         }
-        _ => Ok(()),
+        // Centrifugo's clients send an empty one for none.
+        let idempotency_key = idempotency_key.filter(|key| !key.is_empty());
+        Ok(Self { idempotency_key, key, tags: tags.into_iter().collect() })
+    }
+
+    /// Publishes once there is room; the inner future resolves with the outcome.
+    async fn publish(
+        &self,
+        api: &Api,
+        channel: ChannelName,
+        payload: Payload,
+    ) -> impl Future<Output = Result<PublishReply, ApiError>> + Send + use<> {
+        let Self { idempotency_key, key, tags } = self;
+        let keyed = idempotency_key.is_some();
+        let draft = Draft {
+            id: idempotency_key.clone(),
+            idempotency_key: idempotency_key.clone(),
+            key: key.clone().map(Into::into),
+            tags: tags.clone(),
+            ..Draft::new(channel, payload)
+        };
+        let room = api.publisher.room(Lane::Api, &draft).await;
+        let published = api.publisher.publish(draft, room);
+        async move { published.await.map(PublishReply::from).map_err(|error| ApiError::of(error, keyed)) }
     }
 }
 
@@ -358,12 +400,10 @@ fn channel_name(api: &Api, text: &str) -> Result<ChannelName, ApiError> {
     Ok(name)
 }
 
-impl From<Option<StreamPosition>> for PublishReply {
-    fn from(position: Option<StreamPosition>) -> Self {
-        position.map_or_else(Self::default, |StreamPosition { epoch, offset }| Self {
-            offset: Some(offset),
-            epoch: Some(format!("{epoch:016x}")),
-        })
+impl From<Published> for PublishReply {
+    fn from(Published { position, duplicate }: Published) -> Self {
+        let epoch = position.map(|StreamPosition { epoch, .. }| format!("{epoch:016x}"));
+        Self { offset: position.map(|position| position.offset), epoch, duplicate }
     }
 }
 

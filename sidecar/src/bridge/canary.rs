@@ -1,17 +1,23 @@
-//! The proof that publications get through: each node publishes on a channel of its own, by the way of all
-//! publications, and expects it back. A connection that is silent is dead: it is torn down and made anew.
+//! The proof that publications get through: each node publishes on a channel of its own, one for each link, by the way
+//! of all publications, and expects it back.
+//!
+//! The remedy fits the diagnosis. A canary that was taken and does not come back means that the subscribing connection
+//! is silent, or that the two connections reach different servers: first that one is torn down and made again, then the
+//! publishing one, in turn and with back-off. One that the broker refuses is an answer: it is reported,
+//! and nothing is torn down. One that has no outcome, or finds no connection, is the publishing connection's own matter,
+//! which makes itself again.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{BrokerHealth, Metrics};
 use crate::{
-    broker::{Broker, BrokerError, INTERNAL_NAMESPACE},
+    broker::{Broker, BrokerError, INTERNAL_NAMESPACE, LinkId, PublishOptions, Side, Watchdog},
     domain::{ChannelName, NodeId, Payload, Publication},
     work::now_us,
 };
@@ -20,14 +26,18 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(5);
 /// Between canaries while none came back: soon enough for a start, no load for a struggling Redis.
 const UNVERIFIED: Duration = Duration::from_secs(2);
-/// Before the next try where the broker did not even take it.
-const REFUSED: Duration = Duration::from_millis(250);
-/// Intervals without a canary after which the connection counts as dead.
+/// Before the next try where there was no connection to publish.
+const NOT_TAKEN: Duration = Duration::from_millis(250);
+/// Intervals without a canary after which the way counts as broken.
 const MISSES: u32 = 3;
+/// The longest time between two times that a silent connection is torn down.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Canaries that may still come back.
 const OUT: usize = 8;
+/// How often what is due is looked at; the watchdog asks for several times a second.
+const TICK: Duration = Duration::from_millis(250);
 
-/// What the bridge and the broker tell.
+/// What the bridge and the broker tell of a link.
 #[derive(Debug)]
 pub(super) enum Note {
     /// Subscriptions are live.
@@ -38,31 +48,51 @@ pub(super) enum Note {
     Disconnected(Arc<str>),
     /// A canary came back.
     Returned(Bytes),
-    /// The broker did not take a canary.
-    Refused(BrokerError),
+    /// What became of a canary.
+    Sent(Result<(), BrokerError>),
 }
 
 /// The task.
 pub(super) struct Canary {
-    channel: ChannelName,
     broker: Arc<dyn Broker>,
-    state: State,
-    notes: mpsc::UnboundedReceiver<Note>,
-    refused: (mpsc::UnboundedSender<Note>, mpsc::UnboundedReceiver<Note>),
+    links: Vec<Link>,
+    notes: mpsc::UnboundedReceiver<(LinkId, Note)>,
+    /// What became of canaries, told by their own tasks.
+    outcomes: Outcomes,
     health: watch::Sender<BrokerHealth>,
     metrics: Metrics,
 }
 
-/// What is known, and what is due; pure.
+type Outcomes = (mpsc::UnboundedSender<(LinkId, Note)>, mpsc::UnboundedReceiver<(LinkId, Note)>);
+
+struct Link {
+    id: LinkId,
+    channel: ChannelName,
+    state: State,
+}
+
+/// What is known of a link, and what is due; pure.
 struct State {
     health: BrokerHealth,
     number: u64,
     out: VecDeque<(u64, Instant)>,
     /// Since when there is the connection that there was last.
     connected_at: Instant,
+    /// The canary's channel is live on this connection.
+    listening: bool,
     send_at: Instant,
-    /// When the connection counts as dead, if no canary comes back before.
-    dead_at: Instant,
+    /// Since a canary came back last, or a connection was made.
+    watchdog: Watchdog,
+    /// A canary was taken since then.
+    taken: bool,
+    /// Why the broker refuses canaries.
+    refused: Option<Arc<str>>,
+    /// Nothing is torn down before, ...
+    rebuild_at: Instant,
+    /// ... so long was waited for it, ...
+    pause: Duration,
+    /// ... and this one is next.
+    side: Side,
 }
 
 /// What is to be done now.
@@ -70,7 +100,7 @@ struct State {
 enum Due {
     Nothing,
     Send(u64),
-    Rebuild,
+    Rebuild(Side),
 }
 
 impl Canary {
@@ -78,97 +108,134 @@ impl Canary {
         node: NodeId,
         broker: Arc<dyn Broker>,
         metrics: Metrics,
-        notes: mpsc::UnboundedReceiver<Note>,
+        notes: mpsc::UnboundedReceiver<(LinkId, Note)>,
     ) -> (Self, watch::Receiver<BrokerHealth>) {
-        let channel = format!("{INTERNAL_NAMESPACE}:canary:{node}").parse().expect("a good name");
+        let now = Instant::now();
+        let link = |id| Link { id, channel: channel_of(node, id, &*broker), state: State::new(now) };
+        let links = (0..broker.links()).map(LinkId).map(link).collect();
         let (health, receiver) = watch::channel(BrokerHealth::default());
-        let (state, refused) = (State::new(Instant::now()), mpsc::unbounded_channel());
-        (Self { channel, broker, state, notes, refused, health, metrics }, receiver)
+        let outcomes = mpsc::unbounded_channel();
+        (Self { links, broker, notes, outcomes, health, metrics }, receiver)
     }
 
-    pub(super) fn channel(&self) -> &ChannelName {
-        &self.channel
+    /// The canaries' channels, each on its link.
+    pub(super) fn channels(&self) -> Vec<(LinkId, ChannelName)> {
+        self.links.iter().map(|link| (link.id, link.channel.clone())).collect()
     }
 
     pub(super) async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let note = tokio::select! {
-                note = self.notes.recv() => note,
-                note = self.refused.1.recv() => note,
-                () = sleep_until(self.state.next_at()) => { self.act(); continue }
-            };
-            let Some(note) = note else { return };
-            self.note(note);
+            tokio::select! {
+                note = self.notes.recv() => match note {
+                    Some((link, note)) => self.note(link, note),
+                    None => return,
+                },
+                Some((link, note)) = self.outcomes.1.recv() => self.note(link, note),
+                _ = tick.tick() => {}
+            }
             self.act();
         }
     }
 
-    fn note(&mut self, note: Note) {
+    fn note(&mut self, link: LinkId, note: Note) {
+        let Self { links, metrics, .. } = self;
+        let Some(Link { state, .. }) = links.get_mut(usize::from(link.0)) else { return };
         let now = Instant::now();
         match note {
-            Note::Connected => self.state.connected(now),
-            Note::Listening => self.state.listening(now),
-            Note::Disconnected(reason) => self.state.disconnected(reason),
-            Note::Refused(error) => self.state.refused(&error, now),
+            Note::Connected => state.connected(now),
+            Note::Listening => state.listening(now),
+            Note::Disconnected(reason) => state.disconnected(reason),
+            Note::Sent(outcome) => state.sent(outcome, now),
             Note::Returned(number) => {
-                if let Some(round_trip) = self.state.returned(&number, now) {
-                    self.metrics.round_trip.observe(round_trip.as_secs_f64());
+                if let Some(round_trip) = state.returned(&number, now) {
+                    metrics.round_trip.observe(round_trip.as_secs_f64());
                 }
             }
         }
     }
 
     fn act(&mut self) {
-        match self.state.due(Instant::now()) {
-            Due::Nothing => {}
-            Due::Send(number) => self.send(number),
-            Due::Rebuild => {
-                self.metrics.rebuilds.inc();
-                self.broker.rebuild("no canary came back");
+        let Self { broker, links, outcomes, metrics, .. } = self;
+        for Link { id, channel, state } in links {
+            match state.due(Instant::now()) {
+                Due::Nothing => {}
+                Due::Send(number) => send(&**broker, *id, channel.clone(), number, outcomes.0.clone()),
+                Due::Rebuild(side) => {
+                    metrics.rebuilds.inc();
+                    broker.rebuild(*id, side, "no canary came back");
+                }
             }
         }
-        let health = &self.state.health;
-        self.metrics.verified.set(i64::from(self.state.is_proven()));
-        self.health.send_if_modified(|last| {
-            last != health && {
-                *last = health.clone();
-                true
-            }
-        });
+        self.tell();
     }
 
-    fn send(&self, number: u64) {
-        let payload = Payload::Text(number.to_string().into());
-        let publication = Publication {
-            published_at_us: Some(now_us()),
-            ..Publication::bare(self.channel.clone(), payload)
+    /// The node's health is that of its worst link.
+    fn tell(&self) {
+        let Self { links, health, metrics, .. } = self;
+        metrics.verified.set(i64::from(links.iter().all(|link| link.state.is_proven())));
+        metrics.publish_refused.set(i64::from(links.iter().any(|link| link.state.refused.is_some())));
+        let rank = |link: &&Link| {
+            let BrokerHealth { connected, verified, receive_only, .. } = link.state.health;
+            (connected, verified || receive_only, verified)
         };
-        let answer = self.broker.publish(publication);
-        let refused = self.refused.0.clone();
-        tokio::spawn(async move {
-            if let Err(error) = answer.await {
-                // Nobody listens once the canary has ended.
-                let _ = refused.send(Note::Refused(error));
+        let Some(worst) = links.iter().min_by_key(rank) else { return };
+        health.send_if_modified(|last| {
+            *last != worst.state.health && {
+                last.clone_from(&worst.state.health);
+                true
             }
         });
     }
 }
 
+/// A channel of the node's own that lives on the link.
+fn channel_of(node: NodeId, link: LinkId, broker: &dyn Broker) -> ChannelName {
+    let plain = std::iter::once(format!("{INTERNAL_NAMESPACE}:canary:{node}"));
+    let others = (1..).map(|number: u32| format!("{INTERNAL_NAMESPACE}:canary:{node}:{number}"));
+    let names = plain.chain(others).map(|name| name.parse::<ChannelName>().expect("a good name"));
+    names.into_iter().find(|name| broker.link(name) == link).expect("every link carries some name")
+}
+
+fn send(
+    broker: &dyn Broker,
+    link: LinkId,
+    channel: ChannelName,
+    number: u64,
+    sent: mpsc::UnboundedSender<(LinkId, Note)>,
+) {
+    let payload = Payload::Text(number.to_string().into());
+    let publication = Publication { published_at_us: Some(now_us()), ..Publication::bare(channel, payload) };
+    let answer = broker.publish(publication, PublishOptions::default());
+    tokio::spawn(async move {
+        // Nobody listens once the canary has ended.
+        let _ = sent.send((link, Note::Sent(answer.await.map(drop))));
+    });
+}
+
 impl State {
     fn new(now: Instant) -> Self {
-        let health = BrokerHealth { reason: Some("not connected yet".into()), ..BrokerHealth::default() };
-        let (out, dead_at) = (VecDeque::new(), now + MISSES * UNVERIFIED);
-        Self { health, number: 0, out, connected_at: now, send_at: now, dead_at }
+        Self {
+            health: BrokerHealth { reason: Some("not connected yet".into()), ..BrokerHealth::default() },
+            number: 0,
+            out: VecDeque::new(),
+            connected_at: now,
+            listening: false,
+            send_at: now,
+            watchdog: Watchdog::new(now),
+            taken: false,
+            refused: None,
+            rebuild_at: now,
+            pause: Duration::ZERO,
+            side: Side::Subscriber,
+        }
     }
 
-    /// Whether a canary came back in time, and over the connection that there is now.
+    /// Returns `true` if a canary came back in time, and over the present connection.
     fn is_proven(&self) -> bool {
         let BrokerHealth { connected, verified, verified_at, .. } = self.health;
         connected && verified && verified_at.is_some_and(|at| at >= self.connected_at)
-    }
-
-    fn next_at(&self) -> Instant {
-        self.send_at.min(self.dead_at)
     }
 
     fn interval(&self) -> Duration {
@@ -177,29 +244,52 @@ impl State {
 
     fn connected(&mut self, now: Instant) {
         self.health.connected = true;
-        self.connected_at = now;
+        (self.connected_at, self.taken) = (now, false);
         if !self.health.verified {
             self.health.reason = Some("no canary came back yet".into());
         }
         self.send_at = now;
-        self.dead_at = self.dead_at.max(now + MISSES * UNVERIFIED);
+        self.watchdog.heard(now);
     }
 
     fn listening(&mut self, now: Instant) {
+        self.listening = true;
         self.send_at = now;
     }
 
     fn disconnected(&mut self, reason: Arc<str>) {
         self.health.connected = false;
+        self.health.receive_only = false;
         self.health.reason = Some(reason);
         self.out.clear();
     }
 
-    fn refused(&mut self, error: &BrokerError, now: Instant) {
-        if !self.health.verified && self.health.connected {
-            self.health.reason = Some(error.to_string().into());
+    fn sent(&mut self, outcome: Result<(), BrokerError>, now: Instant) {
+        match outcome {
+            Ok(()) => {
+                self.taken = true;
+                self.refused = None;
+            }
+            Err(BrokerError::Refused(text)) => self.publish_refused(&text),
+            Err(error) => {
+                if !self.health.verified && self.health.connected {
+                    self.health.reason = Some(error.to_string().into());
+                }
+                self.send_at = self.send_at.min(now + NOT_TAKEN);
+            }
         }
-        self.send_at = self.send_at.min(now + REFUSED);
+    }
+
+    fn publish_refused(&mut self, text: &str) {
+        let reason: Arc<str> = format!("the broker refuses this node's publications: {text}").into();
+        if self.refused.is_none() {
+            tracing::warn!(%reason, "delivery cannot be verified");
+        }
+        self.health.verified = false;
+        // Its subscription was answered, so that what others publish arrives.
+        self.health.receive_only = self.health.connected && self.listening;
+        self.health.reason = Some(Arc::clone(&reason));
+        self.refused = Some(reason);
     }
 
     fn returned(&mut self, number: &[u8], now: Instant) -> Option<Duration> {
@@ -209,31 +299,40 @@ impl State {
         let round_trip = now - sent_at;
         let health = &mut self.health;
         (health.verified, health.verified_at, health.round_trip) = (true, Some(now), Some(round_trip));
-        health.reason = None;
+        (health.receive_only, health.reason, self.refused) = (false, None, None);
+        self.taken = false;
+        (self.rebuild_at, self.pause, self.side) = (now, Duration::ZERO, Side::Subscriber);
         self.send_at = now + IDLE;
-        self.dead_at = now + MISSES * IDLE;
+        self.watchdog.heard(now);
         Some(round_trip)
     }
 
     fn due(&mut self, now: Instant) -> Due {
-        if now >= self.dead_at {
-            self.give_up(now)
-        } else if now >= self.send_at {
-            self.send(now)
-        } else {
-            Due::Nothing
+        self.watchdog.check(now);
+        let silent = self.watchdog.silence(now) >= MISSES * self.interval();
+        match silent.then(|| self.give_up(now)).flatten() {
+            Some(side) => Due::Rebuild(side),
+            None if now >= self.send_at => self.send(now),
+            None => Due::Nothing,
         }
     }
 
-    fn give_up(&mut self, now: Instant) -> Due {
+    /// No canary came back in time. Returns the connection to tear down, if canaries were taken and the connections were
+    /// left alone for long enough.
+    fn give_up(&mut self, now: Instant) -> Option<Side> {
         self.health.verified = false;
-        self.dead_at = now + MISSES * UNVERIFIED;
-        self.send_at = now + UNVERIFIED;
-        if !self.health.connected {
-            return Due::Nothing;
+        if !self.health.connected || !self.taken || self.refused.is_some() || now < self.rebuild_at {
+            return None;
         }
         self.health.reason = Some("no canary came back in time".into());
-        Due::Rebuild
+        self.pause = (2 * self.pause).clamp(MISSES * UNVERIFIED, LONGEST_PAUSE);
+        self.rebuild_at = now + self.pause;
+        self.watchdog.heard(now);
+        let next = match self.side {
+            Side::Subscriber => Side::Publisher,
+            Side::Publisher => Side::Subscriber,
+        };
+        Some(std::mem::replace(&mut self.side, next))
     }
 
     fn send(&mut self, now: Instant) -> Due {
@@ -256,60 +355,124 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// A state that is connected and whose broker takes all canaries.
+    fn connected(start: Instant) -> State {
+        let mut state = State::new(start);
+        state.listening(start);
+        state.connected(start);
+        assert_eq!(state.due(start), Due::Send(1));
+        state.sent(Ok(()), start);
+        state
+    }
+
+    /// What is due at each quarter of a second until `seconds` after `start`, but for nothing. All canaries are taken.
+    fn watch(state: &mut State, start: Instant, from: u32, seconds: u32) -> Vec<(u32, Due)> {
+        let mut told = Vec::new();
+        for quarter in 4 * from + 1..=4 * seconds {
+            match state.due(start + quarter * SECOND / 4) {
+                Due::Nothing => {}
+                due => {
+                    if state.refused.is_none() {
+                        state.sent(Ok(()), start + quarter * SECOND / 4);
+                    }
+                    told.push((quarter / 4, due));
+                }
+            }
+        }
+        told
+    }
+
+    fn rebuilds(told: &[(u32, Due)]) -> Vec<u32> {
+        told.iter().filter(|(_, due)| matches!(due, Due::Rebuild(_))).map(|(second, _)| *second).collect()
+    }
+
     #[test]
-    fn a_canary_that_comes_back_verifies_the_way_until_three_are_missing() {
+    fn a_canary_that_comes_back_verifies_until_three_are_missing() {
         let start = Instant::now();
         let mut state = State::new(start);
         assert_eq!(state.due(start), Due::Nothing, "nothing is sent before a connection");
-        state.connected(start);
-        assert_eq!(state.due(start), Due::Send(1));
+        let mut state = connected(start);
         assert!(!state.health.verified);
         let back = start + Duration::from_millis(3);
         assert_eq!(state.returned(b"1", back), Some(Duration::from_millis(3)));
         assert!(state.health.verified && state.health.reason.is_none());
-        assert_eq!(state.due(back), Due::Nothing);
-        assert_eq!(state.due(back + 5 * SECOND), Due::Send(2));
-        assert_eq!(state.due(back + 10 * SECOND), Due::Send(3));
-        assert_eq!(state.due(back + 15 * SECOND), Due::Rebuild);
+        let told = watch(&mut state, back, 0, 15);
+        assert_eq!(told, [(5, Due::Send(2)), (10, Due::Send(3)), (15, Due::Rebuild(Side::Subscriber))]);
         assert!(!state.health.verified);
     }
 
     #[test]
-    fn a_connection_that_never_brought_one_back_is_made_anew_every_six_seconds() {
+    fn a_silent_connection_is_made_again_with_growing_pauses() {
         let start = Instant::now();
-        let mut state = State::new(start);
-        state.connected(start);
-        let mut rebuilt = Vec::new();
-        for second in 0..=20 {
-            if state.due(start + second * SECOND) == Due::Rebuild {
-                rebuilt.push(second);
-            }
-        }
-        assert_eq!(rebuilt, [6, 12, 18]);
+        let mut state = connected(start);
+        let told = watch(&mut state, start, 0, 200);
+        assert_eq!(rebuilds(&told), [6, 12, 24, 48, 96, 156]);
+        let sides: Vec<_> =
+            told.iter().filter(|(_, due)| matches!(due, Due::Rebuild(_))).map(|(_, due)| due).collect();
+        assert_eq!(sides[..2], [&Due::Rebuild(Side::Subscriber), &Due::Rebuild(Side::Publisher)]);
     }
 
     #[test]
-    fn a_short_outage_does_not_end_what_was_verified_and_a_long_one_does() {
+    fn what_was_not_watched_is_no_silence() {
+        let start = Instant::now();
+        let mut state = connected(start);
+        state.returned(b"1", start);
+        assert!(rebuilds(&watch(&mut state, start, 0, 14)).is_empty());
+        // The process is stopped for 13 seconds.
+        assert!(rebuilds(&watch(&mut state, start, 27, 40)).is_empty());
+        assert!(state.health.verified, "the canaries may lie in the socket");
+        assert_eq!(rebuilds(&watch(&mut state, start, 40, 43)), [42]);
+    }
+
+    #[test]
+    fn a_refusal_is_told_and_nothing_is_torn_down() {
+        let start = Instant::now();
+        let mut state = connected(start);
+        state.sent(Err(BrokerError::Refused("NOPERM".into())), start);
+        assert!(rebuilds(&watch(&mut state, start, 0, 120)).is_empty());
+        let BrokerHealth { verified, receive_only, reason, .. } = &state.health;
+        assert!(!verified && *receive_only, "what others publish arrives");
+        assert!(reason.as_deref().is_some_and(|reason| reason.contains("NOPERM")), "{reason:?}");
+        state.sent(Ok(()), start + 121 * SECOND);
+        let number = state.number.to_string();
+        assert!(state.returned(number.as_bytes(), start + 121 * SECOND).is_some());
+        assert!(state.health.verified && !state.health.receive_only && state.health.reason.is_none());
+    }
+
+    #[test]
+    fn a_canary_without_an_outcome_tears_nothing_down() {
         let start = Instant::now();
         let mut state = State::new(start);
         state.connected(start);
-        state.due(start);
+        for quarter in 0..240 {
+            let now = start + quarter * SECOND / 4;
+            match state.due(now) {
+                Due::Send(_) => state.sent(Err(BrokerError::Unavailable("no connection".into())), now),
+                due => assert_eq!(due, Due::Nothing),
+            }
+        }
+        let reason = state.health.reason.as_deref();
+        assert_eq!(reason, Some("the broker is not available: no connection"));
+    }
+
+    #[test]
+    fn a_short_outage_keeps_what_was_verified_and_a_long_one_does_not() {
+        let start = Instant::now();
+        let mut state = connected(start);
         state.returned(b"1", start);
         state.disconnected("gone".into());
-        assert_eq!(state.due(start + 5 * SECOND), Due::Nothing);
+        assert_eq!(watch(&mut state, start, 0, 14), []);
         assert!(state.health.verified && !state.health.connected && !state.is_proven());
-        assert_eq!(state.due(start + 15 * SECOND), Due::Nothing, "there is no connection to tear down");
+        assert_eq!(watch(&mut state, start, 14, 16), [], "there is no connection to tear down");
         assert!(!state.health.verified);
         state.connected(start + 17 * SECOND);
         assert_eq!(state.due(start + 17 * SECOND), Due::Send(2), "a new connection is tried at once");
     }
 
     #[test]
-    fn a_connection_made_anew_is_proven_by_its_own_canary_alone() {
+    fn a_connection_is_proven_by_its_own_canary_alone() {
         let start = Instant::now();
-        let mut state = State::new(start);
-        state.connected(start);
-        state.due(start);
+        let mut state = connected(start);
         state.returned(b"1", start);
         assert!(state.is_proven());
         state.disconnected("gone".into());
@@ -324,11 +487,9 @@ mod tests {
     }
 
     #[test]
-    fn a_canary_of_a_lost_connection_or_of_another_life_proves_nothing() {
+    fn a_canary_of_a_lost_connection_proves_nothing() {
         let start = Instant::now();
-        let mut state = State::new(start);
-        state.connected(start);
-        state.due(start);
+        let mut state = connected(start);
         assert_eq!(state.returned(b"7", start), None);
         assert_eq!(state.returned(b"x\xff", start), None);
         state.disconnected("gone".into());
@@ -337,16 +498,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_canary_is_tried_again_soon() {
+    fn a_canary_that_found_no_connection_is_tried_again_soon() {
         let start = Instant::now();
-        let mut state = State::new(start);
-        state.connected(start);
-        state.due(start);
-        state.refused(&BrokerError::Unavailable("no connection to publish".into()), start);
-        assert_eq!(state.due(start + REFUSED), Due::Send(2));
-        assert_eq!(
-            state.health.reason.as_deref(),
-            Some("the broker is not available: no connection to publish")
-        );
+        let mut state = connected(start);
+        state.sent(Err(BrokerError::Unavailable("no connection to publish".into())), start);
+        assert_eq!(state.due(start + NOT_TAKEN), Due::Send(2));
     }
 }

@@ -6,7 +6,8 @@ use smallvec::SmallVec;
 
 use super::{Metrics, gaps::Gaps, metrics::GapCause};
 use crate::{
-    domain::{ChannelName, Publication},
+    broker::{Broker, LinkId},
+    domain::{ChannelName, Origin, Publication},
     hub::{Hub, Route},
     shard::{Delivery, Full, Mail, Mailbox, Packer},
 };
@@ -17,6 +18,7 @@ const MOST_PACKED: usize = 256 * 1_024;
 /// What waits to be mailed.
 pub(super) struct Deliver {
     hub: Hub,
+    broker: Arc<dyn Broker>,
     gaps: Gaps,
     shards: Vec<Outgoing>,
     packer: Packer,
@@ -36,19 +38,26 @@ struct Outgoing {
 }
 
 impl Deliver {
-    pub(super) fn new(hub: Hub, mailboxes: &[Mailbox], packer: Packer, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        hub: Hub,
+        broker: Arc<dyn Broker>,
+        mailboxes: &[Mailbox],
+        packer: Packer,
+        metrics: Metrics,
+    ) -> Self {
         let outgoing = |mailbox: &Mailbox| Outgoing {
             mailbox: mailbox.clone(),
             batch: Vec::new(),
             told: HashSet::new(),
         };
         let shards = mailboxes.iter().map(outgoing).collect();
-        Self { hub, gaps: Gaps::new(), shards, packer, packed: 0, metrics, came: 0 }
+        let gaps = Gaps::new(broker.links());
+        Self { hub, broker, gaps, shards, packer, packed: 0, metrics, came: 0 }
     }
 
     /// For the shards that have subscribers of its channel.
     pub(super) fn publication(&mut self, publication: Publication) {
-        let Self { hub, gaps, shards, packer, packed, metrics, came } = self;
+        let Self { hub, broker, gaps, shards, packer, packed, metrics, came } = self;
         *came += 1;
         // Copied, for nothing is compressed under a lock.
         let route = hub
@@ -56,7 +65,9 @@ impl Deliver {
             .of(&publication.channel)
             .map(|Route { shards, life }| (SmallVec::<[u16; 6]>::from_slice(shards), life));
         let Some((route, life)) = route else { return };
-        let is_gap = publication.origin.is_some_and(|origin| gaps.is_gap(&publication.channel, life, origin));
+        let link = broker.link(&publication.channel);
+        let channel = &publication.channel;
+        let is_gap = publication.origin.is_some_and(|origin| gaps.is_gap(channel, life, link, origin));
         let mut delivery = Delivery::from(publication);
         if route.len() > 1 {
             *packed += packer.pack(&mut delivery);
@@ -65,7 +76,7 @@ impl Deliver {
         for shard in route {
             let Some(shard) = shards.get_mut(usize::from(shard)) else { continue };
             if is_gap {
-                shard.tell_gap(Some(&delivery.channel), GapCause::Sequence, metrics);
+                shard.tell_gap(vec![delivery.channel.clone()], GapCause::Sequence, metrics);
             }
             shard.batch.push(Arc::clone(&delivery));
         }
@@ -77,18 +88,67 @@ impl Deliver {
         }
     }
 
-    /// Anything may be lost, on every channel.
-    pub(super) fn resumed(&mut self) {
-        self.gaps.forget();
-        for shard in &mut self.shards {
-            shard.tell_gap(None, GapCause::Reconnect, &self.metrics);
+    /// Counts the number of a publication that repeated an earlier one, so that nobody misses it.
+    pub(super) fn void(&mut self, channel: &ChannelName, origin: Origin) {
+        let life = self.hub.routes().of(channel).map(|route| route.life);
+        let link = self.broker.link(channel);
+        if life.is_some_and(|life| self.gaps.is_gap(channel, life, link, origin)) {
+            self.channel_gap(channel, GapCause::Sequence);
+        }
+    }
+
+    /// Returns `true` if the channel has subscribers on this node, or had some a moment ago.
+    pub(super) fn is_wanted(&self, channel: &ChannelName) -> bool {
+        self.hub.routes().of(channel).is_some()
+    }
+
+    /// The link's connection is gone.
+    pub(super) fn disconnected(&mut self, link: LinkId) {
+        self.gaps.disconnected(link);
+    }
+
+    /// All subscriptions of the link are live.
+    pub(super) fn connected(&mut self, link: LinkId) {
+        self.gaps.connected(link);
+    }
+
+    /// Publications of any channel of the link may be lost.
+    pub(super) fn resumed(&mut self, link: LinkId) {
+        let mut channels = vec![Vec::new(); self.shards.len()];
+        for (channel, shards) in
+            self.hub.routes().all().filter(|(channel, _)| self.broker.link(channel) == link)
+        {
+            for shard in shards {
+                if let Some(channels) = channels.get_mut(usize::from(*shard)) {
+                    channels.push(channel.clone());
+                }
+            }
+        }
+        for (shard, channels) in self.shards.iter_mut().zip(channels) {
+            shard.tell_gap(channels, GapCause::Reconnect, &self.metrics);
         }
         self.metrics.gap(GapCause::Reconnect);
     }
 
+    /// The channel alone is not delivered any more, or is again.
+    pub(super) fn lost(&mut self, channel: &ChannelName) {
+        self.gaps.lost(channel);
+        self.channel_gap(channel, GapCause::Refused);
+    }
+
+    fn channel_gap(&mut self, channel: &ChannelName, cause: GapCause) {
+        let route = self.hub.routes().of(channel).map(|route| SmallVec::<[u16; 6]>::from_slice(route.shards));
+        for shard in route.into_iter().flatten() {
+            if let Some(shard) = self.shards.get_mut(usize::from(shard)) {
+                shard.tell_gap(vec![channel.clone()], cause, &self.metrics);
+            }
+        }
+        self.metrics.gap(cause);
+    }
+
     /// Mails what waits.
     pub(super) fn flush(&mut self) {
-        let Self { hub: _, packer: _, gaps, shards, packed, metrics, came } = self;
+        let Self { hub: _, broker: _, packer: _, gaps, shards, packed, metrics, came } = self;
         *packed = 0;
         shards.iter_mut().for_each(|shard| shard.flush(metrics));
         metrics.received.inc_by(mem::take(came));
@@ -98,9 +158,16 @@ impl Deliver {
 
 impl Outgoing {
     /// Behind what came before it.
-    fn tell_gap(&mut self, channel: Option<&ChannelName>, cause: GapCause, metrics: &Metrics) {
+    fn tell_gap(&mut self, channels: Vec<ChannelName>, cause: GapCause, metrics: &Metrics) {
         self.flush(metrics);
-        self.mailbox.send(Mail::Gap { channel: channel.cloned(), reason: cause.reason() });
+        self.mail_gap(channels, cause);
+    }
+
+    fn mail_gap(&self, channels: Vec<ChannelName>, cause: GapCause) {
+        if !channels.is_empty() {
+            let (certain, reason) = (cause.is_certain(), cause.reason());
+            self.mailbox.send(Mail::Gap { channels, certain, reason });
+        }
     }
 
     fn flush(&mut self, metrics: &Metrics) {
@@ -118,8 +185,7 @@ impl Outgoing {
         for publication in lost {
             if self.told.insert(publication.channel.clone()) {
                 metrics.gap(GapCause::MailboxFull);
-                let channel = Some(publication.channel.clone());
-                self.mailbox.send(Mail::Gap { channel, reason: GapCause::MailboxFull.reason() });
+                self.mail_gap(vec![publication.channel.clone()], GapCause::MailboxFull);
             }
         }
     }

@@ -1,9 +1,12 @@
 //! Notices what is missing: on a channel without a stream, each publication names the one before it from its node.
+//!
+//! What was learned over a link ends with its connection. Until the link has resumed, publications are only learned
+//! from: the loss of the time without a connection is told once, by the link.
 
 use smallvec::SmallVec;
 
 use crate::{
-    broker::Recent,
+    broker::{LinkId, Recent},
     domain::{ChannelName, NodeId, Origin},
 };
 
@@ -13,25 +16,38 @@ const CHANNELS: usize = 100_000;
 const NODES: usize = 256;
 
 /// The last publication of each node on each channel.
-pub(super) struct Gaps(Recent<ChannelName, Watched>);
+pub(super) struct Gaps {
+    channels: Recent<ChannelName, Watched>,
+    links: Vec<Connection>,
+}
+
+/// A link's present connection, or its last one.
+#[derive(Clone, Copy, Default)]
+struct Connection {
+    number: u64,
+    is_live: bool,
+}
 
 #[derive(Default)]
 struct Watched {
-    /// The stay of the channel at this node that `seen` belongs to.
+    /// The stay of the channel at this node, and the connection of its link, that `seen` belongs to.
     life: u64,
+    connection: u64,
     seen: SmallVec<[(NodeId, u64); 3]>,
 }
 
 impl Gaps {
-    pub(super) fn new() -> Self {
-        Self(Recent::new(CHANNELS))
+    pub(super) fn new(links: u16) -> Self {
+        Self { channels: Recent::new(CHANNELS), links: vec![Connection::default(); links.into()] }
     }
 
-    /// A publication came. Whether one before it is missing.
-    pub(super) fn is_gap(&mut self, channel: &ChannelName, life: u64, origin: Origin) -> bool {
-        let watched = self.0.entry(channel, Watched::default);
-        if watched.life != life {
-            *watched = Watched { life, seen: SmallVec::new() };
+    /// Takes a publication in; returns `true` if one before it is missing.
+    pub(super) fn is_gap(&mut self, channel: &ChannelName, life: u64, link: LinkId, origin: Origin) -> bool {
+        let Connection { number: connection, is_live } =
+            self.links.get(usize::from(link.0)).copied().unwrap_or_default();
+        let watched = self.channels.entry(channel, Watched::default);
+        if (watched.life, watched.connection) != (life, connection) {
+            *watched = Watched { life, connection, seen: SmallVec::new() };
         }
         let Origin { node, node_start: _, sequence, previous_sequence: previous } = origin;
         let Some((_, last)) = watched.seen.iter_mut().find(|(seen, _)| *seen == node) else {
@@ -44,17 +60,33 @@ impl Gaps {
         // 0: the publisher forgot, or told its client that the one before failed.
         let gap = previous > *last;
         *last = if previous == 0 { sequence } else { sequence.max(*last) };
-        gap
+        gap && is_live
     }
 
-    /// Everything may be missing, and everybody was told so.
-    pub(super) fn forget(&mut self) {
-        self.0.clear();
+    /// The link's connection is gone, and with it what was learned over it.
+    pub(super) fn disconnected(&mut self, link: LinkId) {
+        if let Some(connection) = self.links.get_mut(usize::from(link.0)) {
+            *connection = Connection { number: connection.number + 1, is_live: false };
+        }
+    }
+
+    /// All subscriptions of the link are live.
+    pub(super) fn connected(&mut self, link: LinkId) {
+        if let Some(connection) = self.links.get_mut(usize::from(link.0)) {
+            connection.is_live = true;
+        }
+    }
+
+    /// The broker ended the channel's subscription: what comes next has unknown predecessors.
+    pub(super) fn lost(&mut self, channel: &ChannelName) {
+        if let Some(watched) = self.channels.get_mut(channel) {
+            watched.seen.clear();
+        }
     }
 
     /// Channels forgotten for want of room since the last call.
     pub(super) fn take_forgotten(&mut self) -> u64 {
-        self.0.take_forgotten()
+        self.channels.take_forgotten()
     }
 }
 
@@ -62,13 +94,39 @@ impl Gaps {
 mod tests {
     use super::*;
 
+    const LINK: LinkId = LinkId(0);
+
+    fn origin(previous_sequence: u64, sequence: u64) -> Origin {
+        Origin { node: NodeId(1), node_start: 1, sequence, previous_sequence }
+    }
+
+    #[test]
+    fn a_lost_connection_ends_what_was_learned_over_it_alone() {
+        let mut gaps = Gaps::new(2);
+        let channel: ChannelName = "a".parse().unwrap();
+        let feed = |gaps: &mut Gaps, link, (previous, sequence)| {
+            gaps.is_gap(&channel, 1, LinkId(link), origin(previous, sequence))
+        };
+        gaps.connected(LinkId(0));
+        assert!(!feed(&mut gaps, 0, (0, 1)));
+        gaps.disconnected(LinkId(1));
+        assert!(feed(&mut gaps, 0, (2, 3)), "another link's loss changes nothing");
+        gaps.disconnected(LinkId(0));
+        assert!(!feed(&mut gaps, 0, (7, 8)), "while the link subscribes again");
+        assert!(!feed(&mut gaps, 0, (9, 10)), "that loss is told by the link");
+        gaps.connected(LinkId(0));
+        assert!(!feed(&mut gaps, 0, (10, 11)));
+        assert!(feed(&mut gaps, 0, (12, 13)));
+    }
+
     /// Feeds (life, node, previous, sequence); which of them told a gap.
     fn gaps(publications: &[(u64, u64, u64, u64)]) -> Vec<bool> {
-        let mut gaps = Gaps::new();
+        let mut gaps = Gaps::new(1);
+        gaps.connected(LINK);
         let channel: ChannelName = "a".parse().unwrap();
         let mut feed = |&(life, node, previous_sequence, sequence): &(u64, u64, u64, u64)| {
             let origin = Origin { node: NodeId(node), node_start: 1, sequence, previous_sequence };
-            gaps.is_gap(&channel, life, origin)
+            gaps.is_gap(&channel, life, LINK, origin)
         };
         publications.iter().map(&mut feed).collect()
     }

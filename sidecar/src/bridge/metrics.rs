@@ -15,6 +15,8 @@ pub struct Metrics {
     pub(super) verified: Gauge,
     pub(super) reconnects: Counter,
     pub(super) rebuilds: Counter,
+    pub(super) publish_refused: Gauge,
+    pub(super) refused_channels: Gauge,
     pub(super) received: Counter,
     pub(super) malformed: Counter,
     pub(super) mailbox_full: Counter,
@@ -33,6 +35,8 @@ pub(super) enum GapCause {
     Reconnect,
     /// A shard did not keep up.
     MailboxFull,
+    /// The broker refused the channel that it had brought before.
+    Refused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +51,15 @@ impl GapCause {
             Self::Sequence => "lost between nodes",
             Self::Reconnect => "the broker was away",
             Self::MailboxFull => "the node is overloaded",
+            Self::Refused => "the broker refuses the channel",
+        }
+    }
+
+    /// Returns `true` if publications are lost, `false` if they may be.
+    pub(super) fn is_certain(self) -> bool {
+        match self {
+            Self::Sequence | Self::MailboxFull | Self::Refused => true,
+            Self::Reconnect => false,
         }
     }
 }
@@ -60,6 +73,8 @@ impl Default for Metrics {
             verified: Gauge::default(),
             reconnects: Counter::default(),
             rebuilds: Counter::default(),
+            publish_refused: Gauge::default(),
+            refused_channels: Gauge::default(),
             received: Counter::default(),
             malformed: Counter::default(),
             mailbox_full: Counter::default(),
@@ -79,6 +94,8 @@ impl Metrics {
             verified,
             reconnects,
             rebuilds,
+            publish_refused,
+            refused_channels,
             received,
             malformed,
             mailbox_full,
@@ -96,6 +113,10 @@ impl Metrics {
         );
         broker.register("reconnects", "Connections made anew after a loss", reconnects.clone());
         broker.register("rebuilds", "Connections torn down because no canary came back", rebuilds.clone());
+        let help = "1 while the broker refuses this node's canary by its access rules: nothing is verified";
+        broker.register("publish_refused", help, publish_refused.clone());
+        let help = "Channels with subscribers that the broker refuses by its access rules; tried again with back-off";
+        broker.register("refused_channels", help, refused_channels.clone());
         broker.register("received", "Publications received from the broker", received.clone());
         broker.register("malformed", "Publications dropped for an unknown envelope", malformed.clone());
         let help = "From publishing a canary to its return";

@@ -30,7 +30,7 @@ use self::{
 };
 use super::Node;
 use crate::{
-    broker::{Broker, BrokerError, INTERNAL_NAMESPACE},
+    broker::{Broker, BrokerError, INTERNAL_NAMESPACE, PublishOptions},
     domain::{ChannelName, CloseReason, ConnectionId, NodeId, Payload, Publication},
     shard::{Mail, Mailbox},
     work::now_us,
@@ -282,8 +282,9 @@ impl Peers {
         message: &Message,
     ) -> impl Future<Output = Result<(), BrokerError>> + use<> {
         let payload = serde_json::to_vec(message).expect("messages are plain data");
-        let published = self.0.broker.publish(Publication::bare(channel, Payload::Text(payload.into())));
-        async { published.await.map(|_position| ()) }
+        let publication = Publication::bare(channel, Payload::Text(payload.into()));
+        let published = self.0.broker.publish(publication, PublishOptions::default());
+        async { published.await.map(drop) }
     }
 
     async fn reply(&self, to: NodeId, request: u64, question: &Question) {

@@ -3,8 +3,8 @@ use tokio::time::timeout;
 
 use super::{metrics::GapCause, *};
 use crate::{
-    broker::{Bus, Reply, conformance::text},
-    domain::{CloseReason, ConnectionId, NodeId, Origin, StreamPosition},
+    broker::{Bus, NotSubscribed, PublishOptions, Published, Reply, Side, conformance::text},
+    domain::{CloseReason, ConnectionId, NodeId, Origin},
     hub::Join,
     shard::{Delivery, Inbox, Mail},
 };
@@ -45,9 +45,13 @@ fn node_over(broker: Arc<dyn Broker>, events: Events, name: &str) -> Fixture {
 }
 
 impl Fixture {
+    async fn publish(&self, publication: Publication) {
+        self.broker.publish(publication, PublishOptions::default()).await.unwrap();
+    }
+
     async fn join(&self, name: &str, shard: u16) {
         if self.hub.join(&channel(name), shard) == Join::First {
-            self.broker.subscribe(vec![channel(name)]).await.unwrap();
+            assert_eq!(self.broker.subscribe(vec![channel(name)]).await, []);
             self.hub.joined(&channel(name), true);
         }
     }
@@ -59,7 +63,9 @@ impl Fixture {
                 let text = |p: &Arc<Delivery>| String::from_utf8_lossy(p.payload.bytes()).into_owned();
                 batch.iter().map(text).collect::<Vec<_>>().join(" ")
             }
-            Mail::Gap { channel, reason } => format!("gap {channel:?}: {reason}"),
+            Mail::Gap { channels, certain, reason } => {
+                format!("gap {channels:?}: {reason}{}", if certain { "" } else { ", perhaps" })
+            }
             other => panic!("unexpected {other:?}"),
         };
         self.inboxes[shard].take().into_iter().map(tell).collect()
@@ -112,7 +118,7 @@ async fn a_publication_goes_to_the_shards_that_want_its_channel_in_one_mail_a_ba
     f.join("b", 0).await;
     f.join("b", 1).await;
     for (name, payload) in [("a", "1"), ("b", "2"), ("a", "3"), ("nobody", "4")] {
-        f.broker.publish(text(&channel(name), payload)).await.unwrap();
+        f.publish(text(&channel(name), payload)).await;
     }
     settle().await;
     assert_eq!((f.mail(0), f.mail(1)), (vec!["1 2 3".to_owned()], vec!["2".to_owned()]));
@@ -124,10 +130,10 @@ async fn a_hole_in_a_nodes_sequence_is_told_where_it_is() {
     f.join("a", 0).await;
     f.join("b", 1).await;
     for publication in [stamped("a", 0, 1), stamped("a", 2, 3), stamped("b", 4, 5), stamped("a", 3, 4)] {
-        f.broker.publish(publication).await.unwrap();
+        f.publish(publication).await;
     }
     settle().await;
-    assert_eq!(f.mail(0), ["1", "gap Some(\"a\"): lost between nodes", "3 4"]);
+    assert_eq!(f.mail(0), ["1", "gap [\"a\"]: lost between nodes", "3 4"]);
     assert_eq!(f.mail(1), ["5"]);
     assert_eq!(f.metrics.gaps_of(GapCause::Sequence), 1);
 }
@@ -138,20 +144,55 @@ async fn a_reconnect_is_a_gap_on_every_channel_of_every_shard() {
     let (broker, _) = Bus::default().join();
     let f = node_over(broker, receiver, "a");
     f.join("a", 0).await;
+    let link = LinkId(0);
+    let disconnected = |reason: &str| BrokerEvent::Disconnected { link, reason: reason.into() };
     let lost = [
-        BrokerEvent::Disconnected { reason: "not there yet".into() },
-        BrokerEvent::Connected,
+        disconnected("not there yet"),
+        BrokerEvent::Connected { link },
         BrokerEvent::Publication(stamped("a", 1, 2)),
-        BrokerEvent::Disconnected { reason: "x".into() },
-        BrokerEvent::Connected,
-        BrokerEvent::Resumed,
-        BrokerEvent::Publication(stamped("a", 8, 9)),
+        disconnected("x"),
+        disconnected("x"),
+        // While other channels are subscribed again.
+        BrokerEvent::Publication(stamped("a", 6, 7)),
+        BrokerEvent::Connected { link },
+        BrokerEvent::Resumed { link },
+        BrokerEvent::Publication(stamped("a", 7, 8)),
     ];
     events.send(lost.into()).await.unwrap();
     settle().await;
-    assert_eq!(f.mail(0), ["2", "gap None: the broker was away", "9"], "one gap, told once");
-    assert_eq!(f.mail(1), ["gap None: the broker was away"]);
+    let told = "gap [\"a\"]: the broker was away, perhaps";
+    assert_eq!(f.mail(0), ["2 7", told, "8"], "one gap, told once");
+    assert!(f.mail(1).is_empty(), "it has no channel");
     assert_eq!(f.metrics.reconnects.get(), 1);
+    assert_eq!(f.metrics.gaps_of(GapCause::Sequence), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_channel_is_told_alone_and_a_void_leaves_no_hole() {
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    f.join("a", 0).await;
+    f.join("b", 0).await;
+    let Publication { origin, .. } = stamped("b", 2, 3);
+    let told = [
+        BrokerEvent::Connected { link: LinkId(0) },
+        BrokerEvent::Publication(stamped("a", 0, 1)),
+        BrokerEvent::Publication(stamped("b", 1, 2)),
+        BrokerEvent::ChannelLost { channel: channel("a"), reason: "NOPERM".into() },
+        BrokerEvent::Void { channel: channel("b"), origin: origin.unwrap() },
+        BrokerEvent::Publication(stamped("b", 3, 4)),
+    ];
+    events.send(told.into()).await.unwrap();
+    settle().await;
+    assert_eq!(f.mail(0), ["1 2", "gap [\"a\"]: the broker refuses the channel", "4"]);
+    assert_eq!(f.metrics.refused_channels.get(), 1);
+    let told =
+        [BrokerEvent::ChannelResumed { channel: channel("a") }, BrokerEvent::Publication(stamped("a", 5, 6))];
+    events.send(told.into()).await.unwrap();
+    settle().await;
+    assert_eq!(f.mail(0), ["gap [\"a\"]: the broker refuses the channel", "6"]);
+    assert_eq!(f.metrics.refused_channels.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,14 +203,14 @@ async fn a_shard_that_does_not_keep_up_is_told_once_what_it_lost_and_delays_nobo
     f.join("small", 1).await;
     let big = "x".repeat(60_000);
     for payload in [&big, &big, "also lost"] {
-        f.broker.publish(text(&channel("big"), payload)).await.unwrap();
+        f.publish(text(&channel("big"), payload)).await;
         settle().await;
     }
-    f.broker.publish(text(&channel("small"), "fits")).await.unwrap();
+    f.publish(text(&channel("small"), "fits")).await;
     settle().await;
     let mail = f.mail(0);
     assert_eq!(mail[0].len(), 60_000);
-    assert_eq!(mail[1..], ["gap Some(\"big\"): the node is overloaded", "also lost", "fits"]);
+    assert_eq!(mail[1..], ["gap [\"big\"]: the node is overloaded", "also lost", "fits"]);
     assert_eq!(f.mail(1), ["fits"]);
     assert_eq!(f.metrics.mailbox_full.get(), 1);
 }
@@ -192,21 +233,28 @@ struct Silent {
 }
 
 impl Broker for Silent {
-    fn subscribe(&self, _channels: Vec<ChannelName>) -> Reply<()> {
-        Box::pin(async { Ok(()) })
+    fn subscribe(&self, _channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
+        Box::pin(async { Vec::new() })
     }
 
-    fn unsubscribe(&self, _channels: Vec<ChannelName>) -> Reply<()> {
-        Box::pin(async { Ok(()) })
+    fn unsubscribe(&self, _channels: Vec<ChannelName>) {}
+
+    fn publish(&self, _: Publication, _: PublishOptions) -> Reply<Result<Published, BrokerError>> {
+        Box::pin(async { Ok(Published::default()) })
     }
 
-    fn publish(&self, _publication: Publication) -> Reply<Option<StreamPosition>> {
-        Box::pin(async { Ok(None) })
+    fn link(&self, _channel: &ChannelName) -> LinkId {
+        LinkId(0)
     }
 
-    fn rebuild(&self, reason: &str) {
+    fn links(&self) -> u16 {
+        1
+    }
+
+    fn rebuild(&self, link: LinkId, side: Side, reason: &str) {
+        assert_eq!(side, Side::Subscriber, "the publisher took all canaries");
         self.rebuilt.send(reason.to_owned()).unwrap();
-        self.events.try_send(vec![BrokerEvent::Disconnected { reason: reason.to_owned() }]).unwrap();
+        self.events.try_send(vec![BrokerEvent::Disconnected { link, reason: reason.to_owned() }]).unwrap();
     }
 }
 
@@ -214,7 +262,7 @@ impl Broker for Silent {
 async fn a_silent_connection_is_torn_down_and_never_counts_as_verified() {
     let (events, receiver) = mpsc::channel(8);
     let (rebuilt, mut rebuilds) = mpsc::unbounded_channel();
-    events.try_send(vec![BrokerEvent::Connected]).unwrap();
+    events.try_send(vec![BrokerEvent::Connected { link: LinkId(0) }]).unwrap();
     let f = node_over(Arc::new(Silent { events, rebuilt }), receiver, "a");
     let reason = timeout(Duration::from_secs(7), rebuilds.recv()).await.expect("within the deadline");
     assert_eq!(reason.as_deref(), Some("no canary came back"));
@@ -245,8 +293,8 @@ async fn a_node_that_falls_silent_is_forgotten() {
     let (here, gone) = (node(&bus, "here"), node(&bus, "gone"));
     settle().await;
     assert_eq!(here.bridge.peers.nodes().len(), 2);
-    gone.broker.unsubscribe(vec![peers::nodes_channel()]).await.unwrap();
-    here.broker.unsubscribe(vec![peers::nodes_channel()]).await.unwrap();
+    gone.broker.unsubscribe(vec![peers::nodes_channel()]);
+    here.broker.unsubscribe(vec![peers::nodes_channel()]);
     sleep(Duration::from_secs(11)).await;
     let left: Vec<_> = here.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
     assert_eq!(left, ["here"]);
@@ -289,7 +337,7 @@ async fn a_node_that_does_not_answer_is_not_waited_for_longer_than_the_limit() {
     let nodes = [node(&bus, "a"), node(&bus, "b")];
     nodes[0].play_shards(&[("lobby", 1)], 0);
     settle().await;
-    nodes[1].broker.unsubscribe(vec![peers::nodes_channel()]).await.unwrap();
+    nodes[1].broker.unsubscribe(vec![peers::nodes_channel()]);
     let started = Instant::now();
     assert_eq!(nodes[0].bridge.peers.channels(None).await.len(), 1);
     assert!(started.elapsed() < Duration::from_secs(3));
@@ -299,15 +347,10 @@ async fn a_node_that_does_not_answer_is_not_waited_for_longer_than_the_limit() {
 async fn nonsense_on_the_nodes_channel_is_skipped() {
     let f = node(&Bus::default(), "a");
     for payload in ["", "{}", r#"{"type":"later","from":1}"#] {
-        f.broker.publish(text(&peers::nodes_channel(), payload)).await.unwrap();
+        f.publish(text(&peers::nodes_channel(), payload)).await;
     }
-    f.broker
-        .publish(Publication::bare(
-            peers::nodes_channel(),
-            crate::domain::Payload::Binary(Bytes::from_static(b"\xff")),
-        ))
-        .await
-        .unwrap();
+    let binary = crate::domain::Payload::Binary(Bytes::from_static(b"\xff"));
+    f.publish(Publication::bare(peers::nodes_channel(), binary)).await;
     settle().await;
     assert_eq!(f.bridge.peers.nodes().len(), 1);
 }
@@ -316,7 +359,7 @@ async fn nonsense_on_the_nodes_channel_is_skipped() {
 async fn nodes_that_come_back_together_answer_each_other_once() {
     let bus = Bus::default();
     let (listener, mut events) = bus.join();
-    listener.subscribe(vec![peers::nodes_channel()]).await.unwrap();
+    listener.subscribe(vec![peers::nodes_channel()]).await;
     let nodes: Vec<_> = (0..20).map(|number| node(&bus, &number.to_string())).collect();
     settle().await;
     assert!(nodes.iter().all(|node| node.bridge.peers.nodes().len() == 20));

@@ -7,7 +7,7 @@
 //! `F5` never occurs in UTF-8, so a text that somebody publishes with `redis-cli` is never taken for an
 //! envelope: what does not begin with `F5 46 4E` is a bare publication. The fourth byte is the version; another
 //! one is counted and told, never parsed. Of the flags, the upper four bits must be understood by a reader and
-//! the lower four may be ignored; version 1 defines none. Unknown header fields are skipped.
+//! the lower four may be ignored; `0x10` is a void, an envelope without a message. Unknown header fields are skipped.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -21,6 +21,8 @@ pub const VERSION: u8 = 1;
 
 /// Flags that a reader must understand.
 const CRITICAL_FLAGS: u8 = 0xF0;
+/// Of these: there is no message, only a sequence number that was used up.
+const VOID: u8 = 0x10;
 /// A header of version 1 is small; its free-form fields are bounded by what the API takes.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
@@ -39,6 +41,9 @@ pub enum Malformed {
     /// The header is no protobuf.
     #[error("envelope header is broken: {0}")]
     Header(String),
+    /// A void of nobody.
+    #[error("envelope is a void and names no node")]
+    Void,
     /// Says text, holds something else.
     #[error("envelope says that its payload is text, but it is no UTF-8")]
     Text,
@@ -116,28 +121,45 @@ pub struct ClientInfo {
     pub user: String,
 }
 
-/// The publication as an envelope.
+/// A decoded envelope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A publication.
+    Publication(Publication),
+    /// No message: the publication of this origin repeated an earlier one.
+    Void(Origin),
+}
+
+/// Returns the publication as an envelope.
 pub fn encode(publication: &Publication) -> Bytes {
-    let header = Header::of(publication);
-    let payload = publication.payload.bytes();
+    put(&Header::of(publication), 0, publication.payload.bytes())
+}
+
+/// Returns the envelope that stands for the publication where it turns out to repeat an earlier one.
+pub fn encode_void(publication: &Publication) -> Bytes {
+    let Header { node_id, node_start, sequence, previous_sequence, .. } = Header::of(publication);
+    put(&Header { node_id, node_start, sequence, previous_sequence, ..Header::default() }, VOID, &[])
+}
+
+fn put(header: &Header, flags: u8, payload: &[u8]) -> Bytes {
     let header_length = header.encoded_len();
     let mut bytes = BytesMut::with_capacity(MAGIC.len() + 7 + header_length + payload.len());
     bytes.put_slice(&MAGIC);
     bytes.put_u8(VERSION);
-    bytes.put_u8(0);
+    bytes.put_u8(flags);
     prost::encoding::encode_varint(header_length as u64, &mut bytes);
     header.encode_raw(&mut bytes);
     bytes.put_slice(payload);
     bytes.freeze()
 }
 
-/// What was published on `channel`: an envelope, or a bare payload. The payload shares the memory of `bytes`.
+/// Decodes what was published on `channel`: an envelope, or a bare payload. The payload shares the memory of `bytes`.
 ///
 /// # Errors
 /// [`Malformed`] for bytes that claim to be an envelope and are none of version 1.
-pub fn decode(channel: ChannelName, mut bytes: Bytes) -> Result<Publication, Malformed> {
+pub fn decode(channel: ChannelName, mut bytes: Bytes) -> Result<Decoded, Malformed> {
     if !bytes.starts_with(&MAGIC) {
-        return Ok(Publication::bare(channel, Payload::sniff(bytes)));
+        return Ok(Decoded::Publication(Publication::bare(channel, Payload::sniff(bytes))));
     }
     bytes.advance(MAGIC.len());
     match bytes.try_get_u8().map_err(|_| Malformed::Truncated)? {
@@ -145,11 +167,14 @@ pub fn decode(channel: ChannelName, mut bytes: Bytes) -> Result<Publication, Mal
         version => return Err(Malformed::Version(version)),
     }
     let flags = bytes.try_get_u8().map_err(|_| Malformed::Truncated)?;
-    if flags & CRITICAL_FLAGS != 0 {
+    if flags & CRITICAL_FLAGS & !VOID != 0 {
         return Err(Malformed::Flags(flags));
     }
     let header = take_header(&mut bytes)?;
-    header.into_publication(channel, bytes)
+    if flags & VOID != 0 {
+        return header.origin().map(Decoded::Void).ok_or(Malformed::Void);
+    }
+    header.into_publication(channel, bytes).map(Decoded::Publication)
 }
 
 fn take_header(bytes: &mut Bytes) -> Result<Header, Malformed> {
@@ -193,18 +218,23 @@ impl Header {
         }
     }
 
+    fn origin(&self) -> Option<Origin> {
+        let &Self { node_id, node_start, sequence, previous_sequence, .. } = self;
+        (node_id != 0).then_some(Origin { node: NodeId(node_id), node_start, sequence, previous_sequence })
+    }
+
     fn into_publication(self, channel: ChannelName, payload: Bytes) -> Result<Publication, Malformed> {
         let payload = match Payload::sniff(payload) {
             Payload::Text(bytes) | Payload::Binary(bytes) if self.binary => Payload::Binary(bytes),
             Payload::Text(bytes) => Payload::Text(bytes),
             Payload::Binary(_) => return Err(Malformed::Text),
         };
-        let Self { node_id, node_start, sequence, previous_sequence, epoch, offset, .. } = self;
-        let node = NodeId(node_id);
+        let origin = self.origin();
+        let Self { epoch, offset, .. } = self;
         Ok(Publication {
             channel,
             payload,
-            origin: (node_id != 0).then_some(Origin { node, node_start, sequence, previous_sequence }),
+            origin,
             position: (offset != 0).then_some(StreamPosition { epoch, offset }),
             published_at_us: (self.published_at_ms != 0).then(|| {
                 self.published_at_ms.saturating_mul(1_000).saturating_add(self.published_at_rest_us.into())
@@ -258,9 +288,9 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_version_1() {
         assert_eq!(encode(&full()).escape_ascii().to_string(), GOLDEN.escape_ascii().to_string());
-        assert_eq!(decode(full().channel, Bytes::from_static(GOLDEN)), Ok(full()));
+        assert_eq!(decode(full().channel, Bytes::from_static(GOLDEN)), Ok(Decoded::Publication(full())));
         let finer = Publication { published_at_us: Some(1_700_000_000_123_456), ..full() };
-        assert_eq!(decode(full().channel, encode(&finer)), Ok(finer));
+        assert_eq!(decode(full().channel, encode(&finer)), Ok(Decoded::Publication(finer)));
         let bare = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::from_static(b"\xff")));
         assert_eq!(encode(&bare), &b"\xF5FN\x01\x00\x02\x40\x01\xff"[..]);
     }
@@ -274,7 +304,7 @@ mod tests {
             (b"\xF5", Payload::Binary(Bytes::from_static(b"\xF5"))),
             (b"\xF5F\x00", Payload::Binary(Bytes::from_static(b"\xF5F\x00"))),
         ] {
-            let expected = Publication::bare(channel.clone(), payload);
+            let expected = Decoded::Publication(Publication::bare(channel.clone(), payload));
             assert_eq!(decode(channel.clone(), Bytes::copy_from_slice(bytes)), Ok(expected));
         }
     }
@@ -282,7 +312,8 @@ mod tests {
     #[test]
     fn unknown_header_fields_and_harmless_flags_are_skipped() {
         let unknown = b"\xF5FN\x01\x0f\x08\xfa\x06\x03new\x40\x01hi";
-        let expected = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::from_static(b"hi")));
+        let bare = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::from_static(b"hi")));
+        let expected = Decoded::Publication(bare);
         assert_eq!(decode("a".parse().unwrap(), Bytes::from_static(unknown)), Ok(expected));
     }
 
@@ -292,7 +323,8 @@ mod tests {
             (&b"\xF5FN"[..], Malformed::Truncated),
             (b"\xF5FN\x02\x00\x00hi", Malformed::Version(2)),
             (b"\xF5FN\x01", Malformed::Truncated),
-            (b"\xF5FN\x01\x10\x00hi", Malformed::Flags(0x10)),
+            (b"\xF5FN\x01\x20\x00hi", Malformed::Flags(0x20)),
+            (b"\xF5FN\x01\x10\x00", Malformed::Void),
             (b"\xF5FN\x01\x00", Malformed::Truncated),
             (b"\xF5FN\x01\x00\xff", Malformed::Truncated),
             (b"\xF5FN\x01\x00\x05hi", Malformed::Truncated),
@@ -321,7 +353,10 @@ mod tests {
             publication.payload = Payload::sniff(payload.into());
             publication.origin.as_mut().unwrap().sequence = sequence;
             (publication.id, publication.tags) = (Some(id), tags);
-            prop_assert_eq!(decode(publication.channel.clone(), encode(&publication)), Ok(publication));
+            let void = Decoded::Void(publication.origin.unwrap());
+            prop_assert_eq!(decode(publication.channel.clone(), encode_void(&publication)), Ok(void));
+            let decoded = decode(publication.channel.clone(), encode(&publication));
+            prop_assert_eq!(decoded, Ok(Decoded::Publication(publication)));
         }
     }
 }

@@ -1,44 +1,44 @@
 //! Redis or Valkey Pub/Sub, standalone: at most once.
 //!
-//! Two connections. The subscriber's is read by our own parser, without a copy: a general client costs five times
-//! as much a message. The publisher's is the `redis` crate's pipeline. Each is made anew by itself, with the files
-//! of its credentials read again, so that a rotated password heals without a restart.
+//! A [`link`] has two connections to a server. The subscriber's is read by our own parser, without a copy: a general
+//! client costs five times as much a message. The publisher's is the `redis` crate's pipeline. Each is made again by
+//! itself, with the address resolved and the files of its credentials read again, so that a moved primary and a rotated
+//! password heal without a restart. Which channel lives on which link is the [`topology`]'s.
 //!
 //! A channel is `<prefix>:<channel>` in Redis. Where the bridge does not keep up, the subscriber stops reading;
 //! Redis then closes the connection at its output buffer's limit, and what was lost is told as by any reconnect.
 
+mod address;
+mod connector;
 mod interests;
+mod link;
 mod publisher;
 pub mod resp;
+mod role;
 mod subscriber;
 mod tls;
 mod topology;
 
 use std::sync::Arc;
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::{FutureExt, future::join_all};
 use sidecar_config::RedisBroker;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use self::{
-    publisher::{Gate, Publish, PublishTask},
-    subscriber::{Command, SubscribeTask},
-    topology::Connector,
+use self::{connector::Connector, link::Link, topology::Topology};
+use super::{
+    Broker, BrokerError, Events, IdempotencyKey, LinkId, NotSubscribed, PublishOptions, Published, Reply,
+    Side,
 };
-use super::{Broker, BrokerError, Events, Reply, envelope};
-use crate::domain::{ChannelName, Publication, StreamPosition};
+use crate::domain::{ChannelName, Publication};
 
 /// Batches between subscriber and bridge, each of one read: some MiB, or as many large messages.
 const EVENTS: usize = 32;
 
 /// The handle; its tasks end when it is dropped.
-struct Redis {
-    prefix: Prefix,
-    commands: mpsc::UnboundedSender<Command>,
-    queue: mpsc::UnboundedSender<Publish>,
-    rebuild: mpsc::Sender<String>,
-    gate: Arc<Gate>,
-}
+struct Redis(Topology);
 
 /// What stands before each channel name in Redis, the colon included.
 #[derive(Clone, Debug)]
@@ -47,56 +47,44 @@ struct Prefix(Arc<str>);
 /// Starts the broker's tasks on the current runtime.
 pub(super) fn open(settings: &RedisBroker, client_name: &str) -> (Arc<dyn Broker>, Events) {
     let prefix = Prefix(format!("{}:", settings.channel_prefix).into());
-    let connector = Connector::new(settings.clone(), client_name);
-    let (commands, received) = mpsc::unbounded_channel();
-    let (queue, queued) = mpsc::unbounded_channel();
-    let (rebuild, rebuilds) = mpsc::channel(1);
     let (events, receiver) = mpsc::channel(EVENTS);
-    let gate = Arc::new(Gate::default());
-    tokio::spawn(SubscribeTask::new(connector.clone(), prefix.clone(), received, events).run());
-    tokio::spawn(PublishTask::new(connector, queued, rebuilds, Arc::clone(&gate)).run());
-    (Arc::new(Redis { prefix, commands, queue, rebuild, gate }), receiver)
-}
-
-impl Redis {
-    fn ask<T: Send + 'static>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, BrokerError>>) -> Command,
-    ) -> Reply<T> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.commands.send(command(reply));
-        Box::pin(async move {
-            sent.map_err(|_| BrokerError::Closed)?;
-            answer.await.unwrap_or(Err(BrokerError::Closed))
-        })
-    }
+    let link = Link::open(LinkId(0), Connector::new(settings.clone(), client_name), prefix, events);
+    (Arc::new(Redis(Topology::standalone(link))), receiver)
 }
 
 impl Broker for Redis {
-    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
-        self.ask(|reply| Command::Subscribe { channels, reply })
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
+        let asked = self.0.split(channels).into_iter().map(|(link, channels)| link.subscribe(channels));
+        Box::pin(join_all(asked).map(|answers| answers.into_iter().flatten().collect()))
     }
 
-    fn unsubscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
-        self.ask(|reply| Command::Unsubscribe { channels, reply })
+    fn unsubscribe(&self, channels: Vec<ChannelName>) {
+        self.0.split(channels).into_iter().for_each(|(link, channels)| link.unsubscribe(channels));
     }
 
-    fn publish(&self, publication: Publication) -> Reply<Option<StreamPosition>> {
-        let channel = self.prefix.name(&publication.channel);
-        let (publish, answer) = Publish::new(channel, envelope::encode(&publication));
-        let taken = self.gate.admit(publish, &self.queue);
-        Box::pin(async move {
-            taken?;
-            // Its pipeline was dropped with the connection.
-            let lost = |_| Err(BrokerError::Unavailable("the connection to Redis was lost".to_owned()));
-            answer.await.unwrap_or_else(lost).map(|()| None)
-        })
+    fn publish(
+        &self,
+        publication: Publication,
+        options: PublishOptions,
+    ) -> Reply<Result<Published, BrokerError>> {
+        match self.0.link(self.link(&publication.channel)) {
+            Some(link) => link.publish(publication, options),
+            None => Box::pin(std::future::ready(Err(BrokerError::Closed))),
+        }
     }
 
-    fn rebuild(&self, reason: &str) {
-        // Fails only where the subscriber has ended, or a rebuild of the publisher waits already.
-        let _ = self.commands.send(Command::Rebuild(reason.to_owned()));
-        let _ = self.rebuild.try_send(reason.to_owned());
+    fn link(&self, channel: &ChannelName) -> LinkId {
+        self.0.link_of(channel)
+    }
+
+    fn links(&self) -> u16 {
+        self.0.links()
+    }
+
+    fn rebuild(&self, link: LinkId, side: Side, reason: &str) {
+        if let Some(link) = self.0.link(link) {
+            link.rebuild(side, reason);
+        }
     }
 }
 
@@ -107,5 +95,16 @@ impl Prefix {
         name.put_slice(self.0.as_bytes());
         name.put_slice(channel.as_str().as_bytes());
         name.freeze()
+    }
+
+    /// The key that remembers an idempotency key of the channel: in the channel's slot, of bounded length.
+    fn idempotency_key(&self, channel: &ChannelName, IdempotencyKey(digest): IdempotencyKey) -> Vec<u8> {
+        let digest = BASE64_URL_SAFE_NO_PAD.encode(digest);
+        format!("{{{}{}}}:idem:{digest}", self.0, channel.as_str()).into_bytes()
+    }
+
+    /// The ACL's pattern of all keys of the cluster.
+    fn key_pattern(&self) -> String {
+        format!("~{{{}*", self.0)
     }
 }

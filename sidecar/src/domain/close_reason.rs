@@ -31,6 +31,8 @@ pub enum CloseReason {
     MaxAge,
     /// The broker did not take a publication and the protocol has no error reply.
     Unavailable,
+    /// It is unknown whether a publication was published and the protocol has no error reply.
+    OutcomeUnknown,
     /// A frame against RFC 6455.
     ProtocolError,
     /// A message that is not what the protocol speaks.
@@ -56,7 +58,7 @@ pub enum Reconnect {
 
 impl CloseReason {
     /// All of them, for the generated documents.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ClientClosed,
         Self::ConnectionLost,
         Self::Drain,
@@ -71,6 +73,7 @@ impl CloseReason {
         Self::Idle,
         Self::MaxAge,
         Self::Unavailable,
+        Self::OutcomeUnknown,
         Self::ProtocolError,
         Self::BadRequest,
         Self::InvalidUtf8,
@@ -95,6 +98,7 @@ impl CloseReason {
             Self::Idle => "idle",
             Self::MaxAge => "max_age",
             Self::Unavailable => "unavailable",
+            Self::OutcomeUnknown => "outcome_unknown",
             Self::ProtocolError => "protocol_error",
             Self::BadRequest => "bad_request",
             Self::InvalidUtf8 => "invalid_utf8",
@@ -116,6 +120,7 @@ impl CloseReason {
             | Self::TokenExpired
             | Self::TooManyRequests
             | Self::Unavailable
+            | Self::OutcomeUnknown
             | Self::Internal => Reconnect::WithBackOff,
             Self::ClientClosed
             | Self::Idle

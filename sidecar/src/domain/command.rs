@@ -7,7 +7,7 @@ use super::{ChannelName, Payload};
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Command {
     /// Send a payload to a channel's subscribers, the sender included where it subscribes.
-    Publish { channel: ChannelName, payload: Payload, id: Option<String> },
+    Publish { channel: ChannelName, payload: Payload, id: Option<String>, idempotency_key: Option<String> },
     /// Receive a channel's publications from now on.
     Subscribe { channel: ChannelName, id: Option<String> },
     /// Receive them no longer.
@@ -21,9 +21,19 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum CommandError {
-    /// The broker did not take it, or not in time.
-    #[error("the broker is not available: the message was not published, try again later")]
+    /// The broker is out of reach; the command was not executed.
+    #[error("the broker is not available and nothing was done, try again later")]
     Unavailable,
+    /// The broker refuses what was asked, by its access rules; the command was not executed.
+    #[error("the broker refused it and nothing was done; the server's log has the reason")]
+    BrokerRefused,
+    /// The publication was sent to the broker and no answer came; `keyed` if it carries an idempotency key, with which
+    /// it is safe to repeat.
+    #[error(
+        "it is unknown whether the message was published, {}",
+        if *keyed { "send it again with the same idempotencyKey" } else { "only with an idempotencyKey is it safe to send again" }
+    )]
+    OutcomeUnknown { keyed: bool },
     /// This node has more to do than it can.
     #[error("this node is overloaded, try again later")]
     Overloaded,
@@ -55,7 +65,7 @@ pub enum CommandError {
 
 impl CommandError {
     /// Names of all kinds, for metrics.
-    pub const KINDS: [&'static str; 10] = [
+    pub const KINDS: [&'static str; 12] = [
         "unavailable",
         "overloaded",
         "unknown_channel",
@@ -66,6 +76,8 @@ impl CommandError {
         "too_many_requests",
         "no_history",
         "bad_request",
+        "broker_refused",
+        "outcome_unknown",
     ];
 
     /// Its place in [`Self::KINDS`].
@@ -81,13 +93,16 @@ impl CommandError {
             Self::TooManyRequests { .. } => 7,
             Self::NoHistory => 8,
             Self::BadRequest(_) => 9,
+            Self::BrokerRefused => 10,
+            Self::OutcomeUnknown { .. } => 11,
         }
     }
 
     /// The number that protocols send.
     pub fn code(&self) -> u16 {
         match self {
-            Self::Unavailable => 100,
+            Self::Unavailable | Self::BrokerRefused => 100,
+            Self::OutcomeUnknown { .. } => 120,
             Self::Overloaded => 111,
             Self::UnknownChannel => 102,
             Self::PermissionDenied => 103,
@@ -99,8 +114,19 @@ impl CommandError {
         }
     }
 
-    /// Whether the same command may succeed later.
+    /// Returns `true` if the same command may be sent again later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unavailable | Self::Overloaded | Self::TooManyRequests { .. })
+        match self {
+            Self::Unavailable | Self::Overloaded | Self::TooManyRequests { .. } => true,
+            Self::OutcomeUnknown { keyed } => *keyed,
+            Self::BrokerRefused
+            | Self::UnknownChannel
+            | Self::PermissionDenied
+            | Self::AlreadySubscribed
+            | Self::NotSubscribed
+            | Self::TooManyChannels { .. }
+            | Self::NoHistory
+            | Self::BadRequest(_) => false,
+        }
     }
 }

@@ -155,7 +155,10 @@ impl Refused {
             Self::Full | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Self::AddressFull | Self::UserFull => StatusCode::TOO_MANY_REQUESTS,
             Self::Command { error, .. } | Self::History(error) => match error {
-                CommandError::Unavailable | CommandError::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+                CommandError::Unavailable
+                | CommandError::Overloaded
+                | CommandError::BrokerRefused
+                | CommandError::OutcomeUnknown { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 CommandError::UnknownChannel => StatusCode::NOT_FOUND,
                 CommandError::PermissionDenied => StatusCode::FORBIDDEN,
                 CommandError::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,

@@ -162,7 +162,7 @@ async fn loop_back(
                         mailbox.publications(vec![Arc::clone(&publication)]).unwrap();
                     }
                 }
-                Completion::Published { connection, channel, id, result: Ok(()) }
+                Completion::Published { connection, channel, id, result: Ok(false) }
             }
         };
         mailbox.send(Mail::Completion(completion));

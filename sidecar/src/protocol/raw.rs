@@ -35,6 +35,7 @@ pub fn close_code(reason: CloseReason) -> (u16, &'static str) {
         CloseReason::TooManyRequests => (3013, "too many requests"),
         CloseReason::Unavailable => (3014, "broker unavailable"),
         CloseReason::MaxAge => (3015, "connection age"),
+        CloseReason::OutcomeUnknown => (4020, "publication outcome unknown"),
         CloseReason::Idle => (3511, "idle"),
         CloseReason::Internal => (3004, "internal server error"),
         CloseReason::BadRequest => (3501, "bad request"),

@@ -46,7 +46,12 @@ impl Desk {
 
     fn publish(&mut self, channel: &str) -> Result<(), CommandError> {
         let payload = Payload::Text("x".into());
-        match self.on(Command::Publish { channel: channel.parse().unwrap(), payload, id: None }) {
+        match self.on(Command::Publish {
+            channel: channel.parse().unwrap(),
+            payload,
+            id: None,
+            idempotency_key: None,
+        }) {
             Step::Publish { .. } => Ok(()),
             Step::Refuse { error, .. } => Err(error),
             other => panic!("{other:?}"),

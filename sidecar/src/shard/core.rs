@@ -556,15 +556,15 @@ impl Core {
         slot: u32,
         channel: &ChannelName,
         id: Option<&str>,
-        result: Result<(), CommandError>,
+        result: Result<bool, CommandError>,
     ) {
         let cold = self.slots[slot].cold();
         cold.in_flight = cold.in_flight.saturating_sub(1);
         let leaving = cold.leaving.take_if(|_| cold.in_flight == 0);
         self.slots[slot].cool();
         match (result, id) {
-            (Ok(()), Some(id)) => self.reply(slot, &Reply::Published { channel, id }),
-            (Ok(()), None) => {}
+            (Ok(duplicate), Some(id)) => self.reply(slot, &Reply::Published { channel, id, duplicate }),
+            (Ok(_), None) => {}
             (Err(error), id) => self.fail(slot, &error, Some(channel), id),
         }
         if let Some((reason, advice)) = leaving
@@ -689,17 +689,13 @@ impl Core {
         written
     }
 
-    /// Publications were lost. Who has a message for it is told in order with the publications. A bare client can
-    /// only be told by closing, which is done where one channel lost something for certain, but not where every
-    /// channel may have: that would close all clients of the node at once.
-    pub(crate) fn gap(&mut self, channel: Option<&ChannelName>, reason: &'static str) {
+    /// Tells subscribers that publications were lost, in order with the publications. A bare client can only be told by
+    /// closing, which is done where the loss is certain, but not where every channel of a link may have lost something:
+    /// that would close all clients of the node at once.
+    pub(crate) fn gap(&mut self, channels: &[ChannelName], certain: bool, reason: &'static str) {
         self.metrics.gaps.add(1);
-        let certain = channel.is_some();
-        let keys: Vec<u32> = match channel {
-            Some(channel) => self.index.find(channel).into_iter().collect(),
-            None => self.index.channels().map(|(key, _)| key).collect(),
-        };
-        let lanes: Vec<u32> = keys.into_iter().flat_map(|key| self.index.lanes_of(key)).collect();
+        let keys = channels.iter().filter_map(|channel| self.index.find(channel));
+        let lanes: Vec<u32> = keys.flat_map(|key| self.index.lanes_of(key)).collect();
         for lane in lanes {
             self.gap_in(lane, certain, reason);
         }

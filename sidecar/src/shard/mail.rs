@@ -18,8 +18,8 @@ use crate::domain::{ChannelName, CloseReason, CommandError, ConnectionId, Payloa
 pub enum Mail {
     /// Publications of channels that this shard subscribed to, in order.
     Publications { batch: Vec<Arc<Delivery>>, sent: Instant },
-    /// Publications of a channel (`None`: of every channel) were, or may have been, lost: tell its subscribers.
-    Gap { channel: Option<ChannelName>, reason: &'static str },
+    /// Publications of these channels were lost, or, where that is not `certain`, may have been: tell their subscribers.
+    Gap { channels: Vec<ChannelName>, certain: bool, reason: &'static str },
     /// The answer to a [`Task`].
     Completion(Completion),
     /// A client's request passed the door: make it a place, subscribe, then say so, in this order, so that nothing
@@ -142,6 +142,7 @@ pub enum Task {
         channel: ChannelName,
         payload: Payload,
         id: Option<String>,
+        idempotency_key: Option<String>,
         user: Option<Arc<str>>,
         /// Its bytes, of those that a shard may have waiting; dropped once the broker has them.
         held: OwnedSemaphorePermit,
@@ -163,11 +164,11 @@ pub struct Work {
 pub enum Completion {
     /// From here on the channel's publications come to this shard, or why not.
     Subscribed { channel: ChannelName, result: Result<(), CommandError> },
-    /// The broker has it, or why not. A stale connection's answer is dropped.
+    /// The broker has it, `true` if it had it before, or why not. A stale connection's answer is dropped.
     Published {
         connection: ConnectionId,
         channel: ChannelName,
         id: Option<String>,
-        result: Result<(), CommandError>,
+        result: Result<bool, CommandError>,
     },
 }

@@ -142,7 +142,7 @@ impl Reactor {
                 core.metrics.queue.record(waited, batch.len() as u64);
                 core.publications(&batch);
             }
-            Mail::Gap { channel, reason } => core.gap(channel.as_ref(), reason),
+            Mail::Gap { channels, certain, reason } => core.gap(&channels, certain, reason),
             Mail::Completion(completion) => core.complete(completion),
             Mail::Reserve(reservation) => core.reserve(*reservation),
             Mail::Attach { connection, link, leftover } => self.attach(connection, link, &leftover),

@@ -273,7 +273,9 @@ impl Core {
         self.slots[slot].passport = Some(passport);
         let Some(step) = step else { return self.violated(slot, CloseReason::Internal) };
         match step {
-            Step::Publish { channel, payload, id } => self.publish(slot, channel, payload, id),
+            Step::Publish { channel, payload, id, idempotency_key } => {
+                self.publish(slot, channel, payload, id, idempotency_key);
+            }
             Step::Subscribe { channel, id } => {
                 if let Err(error) = self.subscribe(slot, &channel, id.clone()) {
                     self.fail(slot, &error, Some(&channel), id.as_deref());
@@ -288,9 +290,17 @@ impl Core {
         }
     }
 
-    fn publish(&mut self, slot: u32, channel: ChannelName, payload: Payload, id: Option<String>) {
+    fn publish(
+        &mut self,
+        slot: u32,
+        channel: ChannelName,
+        payload: Payload,
+        id: Option<String>,
+        idempotency_key: Option<String>,
+    ) {
         // A constant a message bounds empty payloads too; one that is larger than all that may wait waits alone.
-        let bytes = (payload.bytes().len() + 128).min(WORK_BYTES);
+        let key_bytes = idempotency_key.as_deref().map_or(0, str::len);
+        let bytes = (payload.bytes().len() + key_bytes + 128).min(WORK_BYTES);
         let held = Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32);
         let (Ok(room), Ok(held)) = (self.work.try_reserve(), held) else {
             self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());
@@ -298,7 +308,7 @@ impl Core {
         };
         let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
         let (connection, user) = (self.id(slot), passport.session.identity.user.clone());
-        let task = Task::Publish { connection, channel, payload, id, user, held };
+        let task = Task::Publish { connection, channel, payload, id, idempotency_key, user, held };
         room.send(Work { shard: self.shard, task });
         let cold = self.slots[slot].cold();
         cold.in_flight += 1;

@@ -9,11 +9,21 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::Metrics;
 use crate::{
-    broker::{Broker, BrokerError, INTERNAL_NAMESPACE, Recent},
-    domain::{ChannelName, NodeId, Origin, Payload, Publication, StreamPosition},
+    broker::{
+        Broker, BrokerError, INTERNAL_NAMESPACE, IdempotencyKey, PublishOptions, Published, Recent, Reply,
+    },
+    domain::{ChannelName, NodeId, Origin, Payload, Publication},
 };
+
+/// Bytes of publications of one [`Lane`] that may wait for the broker; beyond it their publishers wait.
+const LANE_BYTES: usize = 32 << 20;
+/// What a waiting publication holds beside its channel, payload and labels.
+const OVERHEAD: usize = 256;
 
 /// Channels whose last sequence is remembered; of the order of what a node sends in a minute, in a few MB.
 const REMEMBERED_CHANNELS: usize = 100_000;
@@ -42,7 +52,23 @@ pub struct Draft {
     pub tags: Vec<(String, String)>,
     /// User whose client publishes.
     pub user: Option<String>,
+    /// Publishes at most once per key, channel and publisher: `user`, or the server API.
+    pub idempotency_key: Option<String>,
 }
+
+/// Publishers that share the memory for publications that wait for the broker. What one lane has does not keep the
+/// other waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Backends, by the server API.
+    Api,
+    /// Clients.
+    Clients,
+}
+
+/// A draft's share of the memory of its lane.
+#[derive(Debug)]
+pub struct Room(OwnedSemaphorePermit);
 
 /// Why a draft was not published.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,13 +99,15 @@ struct Shared {
     max_bytes: AtomicUsize,
     /// Held while the broker is called, so that sequences and calls have one order.
     sequences: Mutex<Recent<ChannelName, Sequence>>,
+    api: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
     metrics: Metrics,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Sequence {
     last: u64,
-    /// The last one did not reach the broker, and its publisher was told so: nobody is to miss it.
+    /// The last one was not published, and its publisher was told so: nobody is to miss it.
     failed: bool,
 }
 
@@ -94,7 +122,34 @@ impl NodeRun {
 impl Draft {
     /// A payload and where it goes.
     pub fn new(channel: ChannelName, payload: Payload) -> Self {
-        Self { channel, payload, id: None, key: None, tags: Vec::new(), user: None }
+        let (id, key, tags, user, idempotency_key) = (None, None, Vec::new(), None, None);
+        Self { channel, payload, id, key, tags, user, idempotency_key }
+    }
+
+    /// Bytes that it holds while it waits.
+    fn weight(&self) -> usize {
+        let tags: usize = self.tags.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let texts = [&self.id, &self.user, &self.idempotency_key];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let key = self.key.as_deref().map_or(0, str::len);
+        OVERHEAD + self.channel.as_str().len() + self.payload.bytes().len() + tags + texts + key
+    }
+
+    fn idempotency(&self) -> Option<IdempotencyKey> {
+        let key = self.idempotency_key.as_deref()?;
+        let mut hash = Sha256::new();
+        match &self.user {
+            None => hash.update(b"api"),
+            Some(user) => {
+                hash.update(b"user");
+                hash.update((user.len() as u64).to_be_bytes());
+                hash.update(user.as_bytes());
+            }
+        }
+        hash.update(key.as_bytes());
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hash.finalize()[..16]);
+        Some(IdempotencyKey(digest))
     }
 }
 
@@ -102,7 +157,9 @@ impl Publisher {
     /// Publishes for `node`, payloads of at most `max_bytes`.
     pub fn new(broker: Arc<dyn Broker>, node: NodeRun, max_bytes: usize, metrics: Metrics) -> Self {
         let sequences = Mutex::new(Recent::new(REMEMBERED_CHANNELS));
-        Self(Arc::new(Shared { broker, node, max_bytes: max_bytes.into(), sequences, metrics }))
+        let lane = || Arc::new(Semaphore::new(LANE_BYTES));
+        let (api, clients) = (lane(), lane());
+        Self(Arc::new(Shared { broker, node, max_bytes: max_bytes.into(), sequences, api, clients, metrics }))
     }
 
     /// The node that it publishes for.
@@ -115,30 +172,38 @@ impl Publisher {
         self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
     }
 
+    /// Waits until the lane has room for the draft; the waiting are served in their order. Holds nothing while it
+    /// waits, and never waits for ever: a broker that takes nothing fails what it has.
+    pub fn room(&self, lane: Lane, draft: &Draft) -> impl Future<Output = Room> + Send + use<> {
+        let lane = match lane {
+            Lane::Api => &self.0.api,
+            Lane::Clients => &self.0.clients,
+        };
+        let lane = Arc::clone(lane);
+        // A draft that is larger than the lane has it for itself.
+        let weight = u32::try_from(draft.weight().min(LANE_BYTES)).unwrap_or(u32::MAX);
+        async move { Room(lane.acquire_many_owned(weight).await.expect("a lane is never closed")) }
+    }
+
     /// Sends the draft, in the order of the calls; the future only waits for the broker's answer, and dropping it
     /// does not undo the call.
     ///
     /// # Errors
-    /// Why it was not published.
+    /// Why it was not published, or that this is unknown.
     pub fn publish(
         &self,
         draft: Draft,
-    ) -> impl Future<Output = Result<Option<StreamPosition>, PublishError>> + Send + use<> {
+        Room(room): Room,
+    ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
         let channel = draft.channel.clone();
-        let sent = self.check(&draft).map(|()| self.send(draft));
+        let sent = self.check(&draft).map(|()| self.send(draft, room));
         let shared = Arc::clone(&self.0);
         async move {
             let answer = match sent {
                 Err(error) => Err(error),
-                Ok(sent) => sent.await.map_err(|error| {
-                    shared.failed(&channel);
-                    PublishError::Broker(error)
-                }),
+                Ok(sent) => sent.await.map_err(|error| shared.not_published(&channel, error)),
             };
-            shared.metrics.published.inc();
-            if answer.is_err() {
-                shared.metrics.errors.inc();
-            }
+            shared.count(&answer);
             answer
         }
     }
@@ -154,8 +219,9 @@ impl Publisher {
         Ok(())
     }
 
-    fn send(&self, draft: Draft) -> crate::broker::Reply<Option<StreamPosition>> {
-        let Draft { channel, payload, id, key, tags, user } = draft;
+    fn send(&self, draft: Draft, room: OwnedSemaphorePermit) -> Reply<Result<Published, BrokerError>> {
+        let options = PublishOptions { idempotency: draft.idempotency(), room: Some(room) };
+        let Draft { channel, payload, id, key, tags, user, idempotency_key: _ } = draft;
         let NodeRun { id: node, start: node_start } = self.0.node;
         let mut sequences = self.0.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         let (previous_sequence, sequence) = sequences.entry(&channel, Sequence::default).next();
@@ -164,15 +230,39 @@ impl Publisher {
         self.0.metrics.sequences_forgotten.inc_by(sequences.take_forgotten());
         let publication =
             Publication { channel, payload, origin, position: None, published_at_us, id, key, tags, user };
-        self.0.broker.publish(publication)
+        self.0.broker.publish(publication, options)
     }
 }
 
 impl Shared {
+    fn not_published(&self, channel: &ChannelName, error: BrokerError) -> PublishError {
+        match &error {
+            // Should it be lost, subscribers miss it.
+            BrokerError::Unknown(_) => {}
+            BrokerError::Refused(text) => {
+                tracing::warn!(%channel, error = %text, "the broker refused a publication");
+                self.failed(channel);
+            }
+            BrokerError::Unavailable(_) | BrokerError::Closed => self.failed(channel),
+        }
+        PublishError::Broker(error)
+    }
+
     fn failed(&self, channel: &ChannelName) {
         let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sequence) = sequences.get_mut(channel) {
             sequence.failed = true;
+        }
+    }
+
+    fn count(&self, answer: &Result<Published, PublishError>) {
+        let Metrics { published, errors, unknown, duplicates, .. } = &self.metrics;
+        published.inc();
+        match answer {
+            Ok(Published { duplicate: false, .. }) => {}
+            Ok(_) => drop(duplicates.inc()),
+            Err(PublishError::Broker(BrokerError::Unknown(_))) => drop(unknown.inc()),
+            Err(_) => drop(errors.inc()),
         }
     }
 }

@@ -8,8 +8,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    broker::Reply,
-    domain::{NodeId, Origin, Payload, Publication, StreamPosition},
+    broker::{LinkId, PublishOptions, Published, Reply, Side},
+    domain::{NodeId, Origin, Payload, Publication},
     shard::Inbox,
 };
 
@@ -18,18 +18,20 @@ use crate::{
 struct Script {
     calls: StdMutex<Vec<String>>,
     publications: StdMutex<Vec<Publication>>,
-    open: StdMutex<VecDeque<oneshot::Sender<Result<(), BrokerError>>>>,
+    open: StdMutex<VecDeque<oneshot::Sender<Result<bool, BrokerError>>>>,
+    /// What the publications that were not answered hold.
+    rooms: StdMutex<Vec<PublishOptions>>,
 }
 
 impl Script {
-    fn call(&self, text: String) -> oneshot::Receiver<Result<(), BrokerError>> {
+    fn call(&self, text: String) -> oneshot::Receiver<Result<bool, BrokerError>> {
         let (sender, receiver) = oneshot::channel();
         self.calls.lock().unwrap().push(text);
         self.open.lock().unwrap().push_back(sender);
         receiver
     }
 
-    fn answer(&self, result: Result<(), BrokerError>) {
+    fn answer(&self, result: Result<bool, BrokerError>) {
         self.open.lock().unwrap().pop_front().expect("a call is open").send(result).expect("it waits");
     }
 
@@ -39,23 +41,41 @@ impl Script {
 }
 
 impl Broker for Script {
-    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
+    /// An error is that of the first channel.
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
         let answer = self.call(format!("subscribe {channels:?}"));
-        Box::pin(async { answer.await.expect("answered") })
+        Box::pin(async move {
+            let failed = answer.await.expect("answered").err();
+            channels.into_iter().zip(failed).collect()
+        })
     }
 
-    fn unsubscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
-        let answer = self.call(format!("unsubscribe {channels:?}"));
-        Box::pin(async { answer.await.expect("answered") })
+    fn unsubscribe(&self, channels: Vec<ChannelName>) {
+        self.calls.lock().unwrap().push(format!("unsubscribe {channels:?}"));
     }
 
-    fn publish(&self, publication: Publication) -> Reply<Option<StreamPosition>> {
+    fn publish(
+        &self,
+        publication: Publication,
+        options: PublishOptions,
+    ) -> Reply<Result<Published, BrokerError>> {
         let answer = self.call(format!("publish {}", publication.channel));
         self.publications.lock().unwrap().push(publication);
-        Box::pin(async { answer.await.expect("answered").map(|()| None) })
+        self.rooms.lock().unwrap().push(options);
+        Box::pin(async {
+            answer.await.expect("answered").map(|duplicate| Published { position: None, duplicate })
+        })
     }
 
-    fn rebuild(&self, _reason: &str) {}
+    fn link(&self, _channel: &ChannelName) -> LinkId {
+        LinkId(0)
+    }
+
+    fn links(&self) -> u16 {
+        1
+    }
+
+    fn rebuild(&self, _link: LinkId, _side: Side, _reason: &str) {}
 }
 
 struct Fixture {
@@ -114,6 +134,7 @@ fn publish(name: &str, id: &str, payload: &'static str) -> Task {
         channel: channel(name),
         payload: Payload::Text(Bytes::from_static(payload.as_bytes())),
         id: Some(id.into()),
+        idempotency_key: None,
         user: None,
         held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     }
@@ -126,7 +147,7 @@ async fn shards_that_want_the_same_channel_share_one_subscription_and_its_answer
     f.ask(1, subscribe("a")).await;
     assert_eq!(f.script.calls(), ["subscribe [\"a\"]"]);
     assert!(f.told(0).is_empty() && f.told(1).is_empty(), "nobody is told before the broker answered");
-    f.script.answer(Ok(()));
+    f.script.answer(Ok(false));
     f.settle().await;
     assert_eq!((f.told(0), f.told(1)), (vec!["a Ok(())".to_owned()], vec!["a Ok(())".to_owned()]));
 }
@@ -146,7 +167,7 @@ async fn a_refused_subscription_is_told_and_may_be_tried_again() {
 async fn a_client_that_comes_back_within_the_grace_does_not_reach_the_broker() {
     let f = fixture();
     f.ask(0, subscribe("a")).await;
-    f.script.answer(Ok(()));
+    f.script.answer(Ok(false));
     f.ask(0, unsubscribe("a")).await;
     f.ask(1, subscribe("a")).await;
     assert_eq!(f.told(1), ["a Ok(())"]);
@@ -164,16 +185,86 @@ async fn publications_do_not_wait_for_each_other_and_are_answered_one_by_one() {
         f.ask(0, publish("a", id, "x")).await;
     }
     assert_eq!(f.script.calls(), ["publish a"; 3]);
-    f.script.answer(Ok(()));
+    f.script.answer(Ok(false));
     f.script.answer(Err(BrokerError::Unavailable("down".into())));
+    f.script.answer(Err(BrokerError::Unknown("lost".into())));
     f.settle().await;
-    assert_eq!(f.told(0), ["Some(\"1\") Ok(())", "Some(\"2\") Err(Unavailable)"]);
+    assert_eq!(
+        f.told(0),
+        [
+            "Some(\"1\") Ok(false)",
+            "Some(\"2\") Err(Unavailable)",
+            "Some(\"3\") Err(OutcomeUnknown { keyed: false })"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_channel_is_told_alone() {
+    let f = fixture();
+    for name in ["a", "b", "c"] {
+        f.work.send(Work { shard: 0, task: subscribe(name) }).await.unwrap();
+    }
+    f.settle().await;
+    f.script.answer(Err(BrokerError::Refused("NOPERM".into())));
+    f.settle().await;
+    assert_eq!(f.told(0), ["a Err(BrokerRefused)", "b Ok(())", "c Ok(())"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn publications_wait_for_room_in_order_and_backends_have_their_own() {
+    let script = Arc::new(Script::default());
+    let publisher =
+        Publisher::new(script.clone(), NodeRun { id: NodeId(7), start: 8 }, usize::MAX, Metrics::default());
+    let (mailbox, inbox) = Mailbox::new(1 << 20, || {});
+    let desk = Desk::new(Hub::default(), script.clone(), publisher.clone(), vec![mailbox].into());
+    let (work, receiver) = mpsc::channel(64);
+    tokio::spawn(desk.run(receiver));
+    let f = Fixture { script, work, inboxes: vec![inbox] };
+    let large: &'static str = Box::leak("x".repeat(20 << 20).into_boxed_str());
+    f.ask(0, publish("a", "1", large)).await;
+    f.ask(0, publish("a", "2", large)).await;
+    f.ask(0, publish("a", "3", "small")).await;
+    assert_eq!(f.script.calls(), ["publish a"], "the second waits for room, the third for its turn");
+    let draft = Draft::new(channel("b"), Payload::Text(Bytes::from_static(large.as_bytes())));
+    let room = publisher.room(Lane::Api, &draft).now_or_never().expect("backends have room of their own");
+    drop(publisher.publish(draft, room));
+    assert_eq!(f.script.calls(), ["publish b"]);
+    f.script.rooms.lock().unwrap().clear();
+    f.settle().await;
+    assert_eq!(f.script.calls(), ["publish a"; 2]);
+    assert!(f.told(0).is_empty(), "waiting is no refusal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_of_two_publishers_never_meet() {
+    let f = fixture();
+    let keyed = |user: Option<&str>| Task::Publish {
+        connection: ConnectionId { shard: 0, slot: 1, generation: 2 },
+        channel: channel("a"),
+        payload: Payload::Text(Bytes::new()),
+        id: None,
+        idempotency_key: Some("k".to_owned()),
+        user: user.map(Into::into),
+        held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+    };
+    for user in [Some("ann"), Some("bob"), Some("ann"), None] {
+        f.ask(0, keyed(user)).await;
+    }
+    let keys: Vec<_> =
+        f.script.rooms.lock().unwrap().iter().map(|options| options.idempotency.unwrap()).collect();
+    assert_eq!(keys[0], keys[2]);
+    assert!(keys[0] != keys[1] && keys[0] != keys[3] && keys[1] != keys[3]);
+    f.script.answer(Ok(true));
+    f.settle().await;
+    assert_eq!(f.told(0), ["None Ok(true)"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_publication_names_the_one_before_it_unless_that_one_failed() {
     let f = fixture();
-    for result in [Ok(()), Ok(()), Err(BrokerError::Unavailable("down".into())), Ok(()), Ok(())] {
+    let (failed, unknown) = (BrokerError::Unavailable("down".into()), BrokerError::Unknown("lost".into()));
+    for result in [Ok(false), Ok(true), Err(failed), Ok(false), Err(unknown), Ok(false)] {
         f.ask(0, publish("a", "i", "x")).await;
         f.script.answer(result);
         f.settle().await;
@@ -181,7 +272,7 @@ async fn each_publication_names_the_one_before_it_unless_that_one_failed() {
     f.ask(0, publish("b", "i", "x")).await;
     let origins: Vec<_> = f.script.publications.lock().unwrap().iter().map(|p| p.origin.unwrap()).collect();
     let pairs: Vec<_> = origins.iter().map(|o| (o.previous_sequence, o.sequence)).collect();
-    assert_eq!(pairs, [(0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (0, 1)]);
+    assert_eq!(pairs, [(0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (5, 6), (0, 1)]);
     assert!(origins.iter().all(|Origin { node, node_start, .. }| (*node, *node_start) == (NodeId(7), 8)));
 }
 

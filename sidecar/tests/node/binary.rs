@@ -75,7 +75,7 @@ impl Program {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 

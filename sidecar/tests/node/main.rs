@@ -15,6 +15,7 @@ mod fanout;
 mod hot;
 mod ingress;
 mod limits;
+mod outage;
 mod prometheus;
 #[path = "../redis/server.rs"]
 #[expect(dead_code, reason = "made for the tests of the Redis broker, which use all of it")]

@@ -15,15 +15,16 @@ use bytes::Bytes;
 use fanout_sidecar::{
     bridge::{self, Bridge, Counts, Node},
     broker::{
-        self, Broker, BrokerError, BrokerEvent, Events,
-        conformance::{self, publish, subscribe, text, texts},
+        self, Broker, BrokerError, BrokerEvent, Events, IdempotencyKey, PublishOptions, Published,
+        conformance::{self, publish, send, subscribe, text, texts},
         redis::resp::MAX_BULK,
     },
-    domain::{ChannelName, Payload, Publication},
+    domain::{ChannelName, NodeId, Origin, Payload, Publication},
     hub::Hub,
     shard::Packer,
-    work::NodeRun,
+    work::{self, Draft, Lane, NodeRun, Publisher},
 };
+use futures::future::join_all;
 use sidecar_config::{BrokerKind, RedisBroker, RedisTls};
 use tempfile::tempdir;
 use tokio::time::{sleep, timeout};
@@ -60,20 +61,19 @@ async fn next_event(events: &mut Events) -> BrokerEvent {
 async fn reason(settings: &RedisBroker) -> String {
     let (_broker, mut events) = open(settings);
     match next_event(&mut events).await {
-        BrokerEvent::Disconnected { reason } => reason,
+        BrokerEvent::Disconnected { reason, .. } => reason,
         other => panic!("unexpected {other:?}"),
     }
 }
 
 async fn resumed(events: &mut Events) {
-    let told =
-        timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("the broker lives");
-    assert!(matches!(told[..], [BrokerEvent::Connected, BrokerEvent::Resumed]), "{told:?}");
+    let told = drain_until_resumed(events).await;
+    assert!(told.iter().all(|event| matches!(event, BrokerEvent::Disconnected { .. })), "{told:?}");
 }
 
 async fn lost(events: &mut Events) -> String {
     match next_event(events).await {
-        BrokerEvent::Disconnected { reason } => reason,
+        BrokerEvent::Disconnected { reason, .. } => reason,
         other => panic!("unexpected {other:?}"),
     }
 }
@@ -96,7 +96,7 @@ async fn redis_keeps_the_contract_by_tls_with_a_client_certificate_and_an_acl_us
         "tls-ca-cert-file ca.crt",
         "tls-auth-clients yes",
         "user default off",
-        "user fanout on >s3cret resetchannels &test.site:* -@all +publish +subscribe +unsubscribe +select",
+        "user fanout on >s3cret resetchannels &test.site:* -@all ~{test.site:* +publish +subscribe +unsubscribe +select +eval +set",
     ];
     let server = Server::prepared(certificates.directory, &lines);
     let at = |name: &str| Some(server.directory.path().join(name));
@@ -149,7 +149,7 @@ async fn publications_keep_their_order_under_load() {
     });
     let mut answers = std::collections::VecDeque::new();
     for number in 0..COUNT {
-        answers.push_back(broker.publish(text(&busy, &number.to_string())));
+        answers.push_back(send(&broker, &busy, &number.to_string()));
         // So many are under way that pipelines overlap.
         if answers.len() > 10_000 {
             answers.pop_front().unwrap().await.unwrap();
@@ -189,7 +189,7 @@ async fn a_message_of_16_mib_passes_and_one_beyond_the_bound_costs_a_reconnect_a
     subscribe(&broker, [&channel("big")]).await;
     let payload = Bytes::from(vec![0xff; 16 << 20]);
     let publication = Publication::bare(channel("big"), Payload::Binary(payload));
-    broker.publish(publication.clone()).await.unwrap();
+    broker.publish(publication.clone(), PublishOptions::default()).await.unwrap();
     assert_eq!(conformance::next(&mut events, 1).await, [publication]);
     let script = format!("return redis.call('PUBLISH', '{PREFIX}:big', string.rep('x', {}))", MAX_BULK + 1);
     server.cli(&["EVAL", &script, "0"]);
@@ -230,18 +230,18 @@ async fn after_a_crash_everything_is_subscribed_anew_the_gap_is_told_and_meanwhi
     lost(&mut events).await;
 
     let started = Instant::now();
-    let refused = broker.publish(text(&channel("kept"), "lost")).await.unwrap_err();
+    let refused = send(&broker, &channel("kept"), "lost").await.unwrap_err();
     assert!(matches!(&refused, BrokerError::Unavailable(_)), "{refused:?}");
     assert!(started.elapsed() < Duration::from_millis(100), "at once: {:?}", started.elapsed());
-    broker.unsubscribe(vec![given_back.clone()]).await.unwrap();
-    let early = broker.subscribe(vec![channel("early")]).await.unwrap_err();
-    assert!(matches!(&early, BrokerError::Unavailable(_)), "{early:?}");
+    broker.unsubscribe(vec![given_back.clone()]);
+    let early = broker.subscribe(vec![channel("early")]).await;
+    assert!(matches!(&early[..], [(_, BrokerError::Unavailable(_))]), "{early:?}");
     let waited = started.elapsed();
     assert!(waited > Duration::from_secs(4) && waited < Duration::from_secs(7), "{waited:?}");
     let late = broker.subscribe(vec![channel("late")]);
 
     server.restart();
-    timeout(Duration::from_secs(10), late).await.expect("in time").expect("subscribed once Redis was back");
+    assert_eq!(timeout(Duration::from_secs(10), late).await.expect("subscribed once Redis was back"), []);
     let told = drain_until_resumed(&mut events).await;
     assert!(told.iter().all(|event| matches!(event, BrokerEvent::Disconnected { .. })), "{told:?}");
     for name in ["kept", "late"] {
@@ -252,12 +252,25 @@ async fn after_a_crash_everything_is_subscribed_anew_the_gap_is_told_and_meanwhi
     assert!(!subscribed.contains("given-back") && !subscribed.contains("early"), "{subscribed}");
 }
 
+async fn drain_until(events: &mut Events, last: impl Fn(&BrokerEvent) -> bool) -> Vec<BrokerEvent> {
+    let mut told = Vec::new();
+    loop {
+        let batch =
+            timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("it lives");
+        told.extend(batch);
+        if told.last().is_some_and(&last) {
+            told.pop();
+            return told;
+        }
+    }
+}
+
 async fn drain_until_resumed(events: &mut Events) -> Vec<BrokerEvent> {
     let mut told = Vec::new();
     loop {
         let batch =
             timeout(Duration::from_secs(20), events.recv()).await.expect("in time").expect("it lives");
-        if matches!(batch[..], [BrokerEvent::Connected, BrokerEvent::Resumed]) {
+        if matches!(batch[..], [BrokerEvent::Connected { .. }, BrokerEvent::Resumed { .. }]) {
             return told;
         }
         told.extend(batch);
@@ -267,7 +280,7 @@ async fn drain_until_resumed(events: &mut Events) -> Vec<BrokerEvent> {
 /// The publisher's connection is its own, and may come back a little later.
 async fn eventually_published(broker: &Arc<dyn Broker>, channel: &ChannelName) {
     timeout(Duration::from_secs(10), async {
-        while broker.publish(text(channel, "back")).await.is_err() {
+        while send(broker, channel, "back").await.is_err() {
             sleep(Duration::from_millis(10)).await;
         }
     })
@@ -304,14 +317,15 @@ async fn a_frozen_redis_is_noticed_on_idle_connections_and_publishing_does_not_h
     subscribe(&broker, [&channel("a")]).await;
     server.freeze();
     let started = Instant::now();
-    let first = broker.publish(text(&channel("a"), "lost")).await.unwrap_err();
+    let first = send(&broker, &channel("a"), "sent").await.unwrap_err();
     assert!(
-        matches!(&first, BrokerError::Unavailable(text) if text.contains("did not answer in 2 s")),
+        matches!(&first, BrokerError::Unknown(text) if text.contains("did not answer in 2 s")),
         "{first:?}"
     );
     sleep(Duration::from_millis(50)).await;
     let again = Instant::now();
-    broker.publish(text(&channel("a"), "lost")).await.unwrap_err();
+    let second = send(&broker, &channel("a"), "not sent").await.unwrap_err();
+    assert!(matches!(&second, BrokerError::Unavailable(_)), "{second:?}");
     assert!(again.elapsed() < Duration::from_millis(100), "the second fails at once: {:?}", again.elapsed());
     assert!(lost(&mut events).await.contains("PING"));
     assert!(started.elapsed() < Duration::from_secs(13), "{:?}", started.elapsed());
@@ -328,7 +342,7 @@ async fn a_bridge_that_does_not_keep_up_costs_a_reconnect_and_a_gap_but_no_memor
     // More than what sockets, queue and Redis may hold.
     let megabyte = text(&channel("flood"), &"x".repeat(1 << 20));
     for _ in 0..200 {
-        broker.publish(megabyte.clone()).await.unwrap();
+        broker.publish(megabyte.clone(), PublishOptions::default()).await.unwrap();
     }
     let mut told = Vec::new();
     while let Ok(batch) = timeout(Duration::from_secs(2), events.recv()).await {
@@ -336,7 +350,7 @@ async fn a_bridge_that_does_not_keep_up_costs_a_reconnect_and_a_gap_but_no_memor
     }
     let taken = told.iter().filter(|event| matches!(event, BrokerEvent::Publication(_))).count();
     assert!((1..150).contains(&taken), "{taken} publications were held");
-    assert!(told.iter().any(|event| matches!(event, BrokerEvent::Resumed)), "the loss was told");
+    assert!(told.iter().any(|event| matches!(event, BrokerEvent::Resumed { .. })), "the loss was told");
     publish(&broker, &channel("flood"), "on").await;
     assert_eq!(texts(&mut events, 1).await, ["on"]);
 }
@@ -353,7 +367,7 @@ async fn a_wrong_password_is_told_with_its_file_and_mending_the_file_heals() {
     let named = format!("{} (broker.redis.passwordFile)", password_file.display());
     assert!(told.contains("WRONGPASS") && told.contains(&named) && told.contains("check that"), "{told}");
     server.file("password", "right\n");
-    assert!(matches!(next_event(&mut events).await, BrokerEvent::Connected));
+    assert!(matches!(next_event(&mut events).await, BrokerEvent::Connected { .. }));
 }
 
 #[tokio::test]
@@ -378,13 +392,167 @@ async fn a_channel_that_the_acl_does_not_grant_is_refused_and_others_go_on() {
     let lines = ["user default on nopass resetchannels &test.site:chat:* &test.site:conformance:* +@all"];
     let server = Server::prepared(tempdir().unwrap(), &lines);
     let (broker, mut events) = connected(&server.settings()).await;
-    let refused = broker.subscribe(vec![channel("secret")]).await.unwrap_err();
-    assert!(matches!(&refused, BrokerError::Refused(text) if text.contains("NOPERM")), "{refused:?}");
-    let refused = broker.publish(text(&channel("secret"), "x")).await.unwrap_err();
+    let rooms: Vec<_> = (1..=8).map(|number| channel(&format!("chat:{number}"))).collect();
+    let asked = [&rooms[..4], &[channel("secret")], &rooms[4..]].concat();
+    let refused = broker.subscribe(asked).await;
+    assert!(
+        matches!(&refused[..], [(name, BrokerError::Refused(text))] if name.as_str() == "secret" && text.contains("NOPERM")),
+        "{refused:?}"
+    );
+    let refused = send(&broker, &channel("secret"), "x").await.unwrap_err();
     assert!(matches!(&refused, BrokerError::Refused(_)), "{refused:?}");
-    subscribe(&broker, [&channel("chat:1")]).await;
-    publish(&broker, &channel("chat:1"), "on").await;
+    for room in &rooms {
+        publish(&broker, room, "on").await;
+        assert_eq!(texts(&mut events, 1).await, ["on"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_whose_permission_is_revoked_is_lost_alone_and_comes_back_with_it() {
+    let server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    let (kept, revoked) = (channel("kept"), channel("revoked"));
+    subscribe(&broker, [&kept, &revoked]).await;
+    let rule = format!("&{PREFIX}:kept");
+    server.cli(&["ACL", "SETUSER", "default", "resetchannels", &rule]);
+    // Redis closes the connection of a client that may no longer receive.
+    let told = drain_until(&mut events, |event| matches!(event, BrokerEvent::Resumed { .. })).await;
+    let lost: Vec<_> = told.iter().filter(|event| matches!(event, BrokerEvent::ChannelLost { .. })).collect();
+    assert!(
+        matches!(lost[..], [BrokerEvent::ChannelLost { channel, .. }] if *channel == revoked),
+        "{told:?}"
+    );
+    eventually_published(&broker, &kept).await;
+    assert_eq!(texts(&mut events, 1).await, ["back"]);
+    let connections = server.cli(&["INFO", "stats"]);
+    sleep(Duration::from_secs(3)).await;
+    let again = server.cli(&["INFO", "stats"]);
+    let made = |stats: &str| -> u32 {
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse().unwrap()
+    };
+    assert_eq!(made(&again), made(&connections) + 1, "but for redis-cli itself nothing connects again");
+    server.cli(&["ACL", "SETUSER", "default", "allchannels"]);
+    let told = drain_until(&mut events, |event| matches!(event, BrokerEvent::ChannelResumed { .. })).await;
+    assert!(told.is_empty(), "{told:?}");
+    publish(&broker, &revoked, "on").await;
     assert_eq!(texts(&mut events, 1).await, ["on"]);
+}
+
+// === outcomes ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_outcome_is_repeated_safely_with_a_key() {
+    let server = Server::start();
+    let (broker, mut events) = connected(&server.settings()).await;
+    let room = channel("room");
+    subscribe(&broker, [&room]).await;
+    let keyed = || {
+        let options = PublishOptions { idempotency: Some(IdempotencyKey([9; 16])), room: None };
+        let origin = Origin { node: NodeId(7), node_start: 8, sequence: 2, previous_sequence: 1 };
+        broker.publish(Publication { origin: Some(origin), ..text(&room, "once") }, options)
+    };
+    server.freeze();
+    let first = keyed().await.unwrap_err();
+    assert!(matches!(first, BrokerError::Unknown(_)), "{first:?}");
+    server.thaw();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let outcome = loop {
+        match keyed().await {
+            Ok(published) => break published,
+            Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert!(outcome.duplicate, "it was executed, once Redis went on");
+    let mut came = Vec::new();
+    while let Ok(batch) = timeout(Duration::from_secs(1), events.recv()).await {
+        came.extend(batch.expect("the broker lives"));
+    }
+    assert!(matches!(came[..], [BrokerEvent::Publication(_), BrokerEvent::Void { .. }]), "{came:?}");
+}
+
+#[tokio::test]
+async fn a_key_without_its_acl_rules_is_refused_and_never_published_unchecked() {
+    let lines = ["user default on nopass allchannels ~other:* +@all"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (broker, mut events) = connected(&server.settings()).await;
+    subscribe(&broker, [&channel("a")]).await;
+    let options = PublishOptions { idempotency: Some(IdempotencyKey([9; 16])), room: None };
+    let refused = broker.publish(text(&channel("a"), "x"), options).await.unwrap_err();
+    let rules = format!("+eval +set +publish ~{{{PREFIX}:*");
+    assert!(matches!(&refused, BrokerError::Refused(text) if text.contains(&rules)), "{refused:?}");
+    server.cli(&[
+        "ACL",
+        "SETUSER",
+        "default",
+        "reset",
+        "on",
+        "nopass",
+        &format!("&{PREFIX}:*"),
+        &format!("~{{{PREFIX}:*"),
+        "+subscribe",
+        "+unsubscribe",
+        "+publish",
+        "+eval",
+        "+set",
+        "+ping",
+    ]);
+    publish(&broker, &channel("a"), "without a key").await;
+    let options = PublishOptions { idempotency: Some(IdempotencyKey([9; 16])), room: None };
+    let outcome = broker.publish(text(&channel("a"), "with a key"), options).await;
+    assert_eq!(outcome, Ok(Published::default()), "the rules that were named suffice");
+    assert_eq!(texts(&mut events, 2).await, ["without a key", "with a key"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_of_100_mb_waits_for_redis_and_loses_nothing() {
+    let server = Server::start();
+    let (broker, _events) = connected(&server.settings()).await;
+    let publisher = Publisher::new(broker, NodeRun::begin(), 1 << 20, work::Metrics::default());
+    let payload = Payload::Text(Bytes::from(vec![b'x'; 10_000]));
+    let mut outcomes = Vec::new();
+    for number in 0..10_000 {
+        let draft = Draft::new(channel(&format!("c{number}")), payload.clone());
+        let room = publisher.room(Lane::Api, &draft).await;
+        outcomes.push(publisher.publish(draft, room));
+    }
+    let failed: Vec<_> = join_all(outcomes).await.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed[0]);
+}
+
+// === the right server ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_not_served_by() {
+    let (primary, replica) = (Server::start(), Server::start());
+    replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    let told = reason(&replica.settings()).await;
+    assert!(told.contains(&format!("is a replica of 127.0.0.1:{}", primary.port)), "{told}");
+    // An ACL that lets nobody ask: a write tells it.
+    let rules =
+        ["reset", "on", "nopass", "allchannels", "allkeys", "+subscribe", "+publish", "+ping", "+set"];
+    replica.cli(&[&["ACL", "SETUSER", "default"][..], &rules].concat());
+    let told = reason(&replica.settings()).await;
+    assert!(told.contains("is a replica"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_demoted_is_left_and_the_address_resolved_again() {
+    let (old, new) = (Server::start(), Server::start());
+    let proxy = Proxy::to(old.port, old.port).await;
+    let settings = RedisBroker { address: format!("127.0.0.1:{}", proxy.port), ..old.settings() };
+    let (broker, mut events) = connected(&settings).await;
+    subscribe(&broker, [&channel("a")]).await;
+    old.cli(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
+    let told = lost(&mut events).await;
+    assert!(told.contains("is a replica of"), "{told}");
+    let refused = send(&broker, &channel("a"), "nowhere").await.unwrap_err();
+    assert!(matches!(refused, BrokerError::Unavailable(_)), "never published into nowhere: {refused:?}");
+    proxy.point_to(new.port);
+    drain_until_resumed(&mut events).await;
+    eventually_published(&broker, &channel("a")).await;
+    assert_eq!(texts(&mut events, 1).await, ["back"]);
 }
 
 // === the canary ===
@@ -425,6 +593,25 @@ async fn a_node_is_verified_soon_after_its_start() {
     assert_eq!(bridge.peers.nodes().len(), 1);
     shutdown.cancel();
     timeout(Duration::from_secs(3), bridge.tasks.wait()).await.expect("the bridge ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_may_not_publish_is_told_and_keeps_its_connections() {
+    let lines = ["user default on nopass allchannels allkeys +@all -publish"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (bridge, _shutdown) = bridge(&server.settings());
+    let mut health = bridge.health.clone();
+    let refused = timeout(Duration::from_secs(5), health.wait_for(|health| health.receive_only)).await;
+    let reason = refused.expect("soon").unwrap().reason.clone().unwrap();
+    assert!(reason.contains("NOPERM") && reason.contains("publish"), "{reason}");
+    let clients = || server.cli(&["CLIENT", "LIST", "TYPE", "PUBSUB"]);
+    let id = |clients: String| clients.split_whitespace().next().map(str::to_owned);
+    let before = id(clients());
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(id(clients()), before, "the receiving connection is left alone");
+    assert!(!health.borrow().verified);
+    server.cli(&["ACL", "SETUSER", "default", "+publish"]);
+    verified(&bridge, true, Duration::from_secs(5)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

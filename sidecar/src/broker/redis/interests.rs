@@ -1,68 +1,109 @@
-//! What is subscribed and what was asked for; pure. Redis answers commands in their order, each `SUBSCRIBE` once
-//! a channel or by one error, so a queue of what was sent tells what an answer belongs to.
+//! What is subscribed and what was asked for on one link; pure. Redis answers commands in their order, each
+//! `SUBSCRIBE` once a channel or by one error, so a queue of what was sent tells what an answer belongs to.
+//!
+//! One channel's fate is its own: a `SUBSCRIBE` of several channels that the ACL refuses is split until the refused
+//! channels are found. Those are reported, and tried again later where they were live before.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::Prefix;
-use crate::{broker::BrokerError, domain::ChannelName};
+use crate::{
+    broker::{BrokerError, NotSubscribed, backoff::Backoff},
+    domain::ChannelName,
+};
 
 /// Channels of one command: beyond it, larger commands win nothing.
 const BATCH: usize = 1_000;
 /// What Redis has not confirmed by then is given up; long enough for a Redis that restarts at once.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
-/// The answer to a subscribe.
-pub(super) type Answer = oneshot::Sender<Result<(), BrokerError>>;
+/// The answer to a subscribe: the channels that are not live.
+pub(super) type Reply = oneshot::Sender<Vec<NotSubscribed>>;
 
-/// All of it.
+/// The channels of one link.
 pub(super) struct Interests {
     prefix: Prefix,
     channels: HashMap<Bytes, Interest>,
     requests: HashMap<u64, Request>,
-    last_request: u64,
+    /// Number of the last request or interest.
+    last: u64,
     /// Commands of this connection that Redis has not answered, and the bytes that were not written.
     sent: VecDeque<Sent>,
     pub(super) out: BytesMut,
     connected: bool,
+    /// Channels that were live before this connection and are not answered yet.
+    resubscribing: usize,
+    /// When to try which refused channel again.
+    retries: BTreeSet<(Instant, Bytes)>,
+    /// Not taken yet by the caller, in order.
+    changes: Vec<Change>,
     /// Why there is no connection.
     reason: String,
 }
 
 struct Interest {
+    /// Tells this interest in the channel from an earlier one: an answer to that one says nothing of this one.
+    number: u64,
     channel: ChannelName,
-    /// A caller was told that it is live: it is subscribed anew after a loss.
+    state: State,
+    /// Requests that wait for it.
+    waiting: SmallVec<[u64; 1]>,
+    /// Some caller was told that it is live: it is subscribed again after a loss.
     confirmed: bool,
-    /// Open requests that name it.
-    asked: u32,
+    /// Refused since it was live.
+    lost: Option<Backoff>,
+}
+
+/// Where a channel is on the present connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Not asked for.
+    Idle,
+    /// Asked for; `again` while it counts in `resubscribing`.
+    Asked { again: bool },
+    /// Its publications arrive.
+    Live,
 }
 
 struct Request {
-    names: Vec<Bytes>,
-    /// Commands of it that are not confirmed.
+    /// Channels that are not answered.
     left: usize,
+    names: Vec<Bytes>,
+    failed: Vec<NotSubscribed>,
     deadline: Instant,
-    answer: Answer,
+    reply: Reply,
 }
 
-/// A command that was sent.
+/// A command that was sent, and the channels that Redis has not answered.
 enum Sent {
-    Subscribe { request: u64, left: usize },
-    Resubscribe { left: usize },
-    Unsubscribe { left: usize },
+    Subscribe(VecDeque<(Bytes, u64)>),
+    Unsubscribe(VecDeque<Bytes>),
 }
 
-/// An answer that fits no command, or a refusal of what was granted before: the connection is of no use.
+/// A change that others are to know of.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// All subscriptions of the connection are live.
+    AllLive,
+    /// The channel was live once and is refused now.
+    Lost(ChannelName, String),
+    /// A lost channel is live again.
+    Resumed(ChannelName),
+}
+
+/// The connection is of no use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Useless {
     #[error("Redis answered what was not asked")]
     Unexpected,
-    #[error("Redis refused to subscribe anew: {0}")]
+    #[error("Redis does not serve: {0}")]
     Refused(String),
 }
 
@@ -72,12 +113,20 @@ impl Interests {
             prefix,
             channels: HashMap::new(),
             requests: HashMap::new(),
-            last_request: 0,
+            last: 0,
             sent: VecDeque::new(),
             out: BytesMut::new(),
             connected: false,
+            resubscribing: 0,
+            retries: BTreeSet::new(),
+            changes: Vec::new(),
             reason: "not connected yet".to_owned(),
         }
+    }
+
+    /// Changes since the last call, in order.
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 
     /// The channel of a message, if it is wanted.
@@ -87,18 +136,32 @@ impl Interests {
 
     // --- what callers ask
 
-    pub(super) fn subscribe(&mut self, channels: Vec<ChannelName>, answer: Answer, now: Instant) {
-        self.last_request += 1;
-        let names: Vec<_> = channels.iter().map(|channel| self.prefix.name(channel)).collect();
-        for (name, channel) in names.iter().zip(channels) {
-            let new = Interest { channel, confirmed: false, asked: 0 };
-            self.channels.entry(name.clone()).or_insert(new).asked += 1;
+    pub(super) fn subscribe(&mut self, channels: Vec<ChannelName>, reply: Reply, now: Instant) {
+        let request = self.number();
+        let (mut names, mut asked) = (Vec::with_capacity(channels.len()), Vec::new());
+        for channel in channels {
+            let name = self.prefix.name(&channel);
+            let number = self.number();
+            let interest =
+                self.channels.entry(name.clone()).or_insert_with(|| Interest::new(number, channel));
+            if interest.state == State::Live {
+                interest.confirmed = true;
+                continue;
+            }
+            interest.waiting.push(request);
+            names.push(name.clone());
+            if self.connected && interest.state == State::Idle {
+                asked.push(name);
+            }
         }
-        let request = Request { names, left: 0, deadline: now + ANSWER, answer };
-        self.requests.insert(self.last_request, request);
-        if self.connected {
-            self.send_request(self.last_request);
+        if names.is_empty() {
+            // Nobody waits for it: the interest stays until it is given back.
+            let _ = reply.send(Vec::new());
+            return;
         }
+        let (left, failed) = (names.len(), Vec::new());
+        self.requests.insert(request, Request { left, names, failed, deadline: now + ANSWER, reply });
+        self.send_subscribe(&asked, false);
     }
 
     pub(super) fn unsubscribe(&mut self, channels: &[ChannelName]) {
@@ -107,145 +170,256 @@ impl Interests {
         self.drop_names(&known);
     }
 
-    /// Gives up what Redis did not confirm in time.
+    /// Gives up what Redis did not confirm in time, and asks again for what it refused long enough ago.
     pub(super) fn expire(&mut self, now: Instant) {
         let late =
             self.requests.iter().filter(|(_, request)| request.deadline <= now).map(|(number, _)| *number);
         for number in late.collect::<Vec<_>>() {
-            let reason = if self.connected { "no answer in time".to_owned() } else { self.reason.clone() };
-            self.fail(number, BrokerError::Unavailable(reason));
+            self.give_up(number);
         }
+        self.retry(now);
+    }
+
+    /// Deadlines begin again: for this long nobody could have read an answer.
+    pub(super) fn extend_deadlines(&mut self, by: Duration) {
+        self.requests.values_mut().for_each(|request| request.deadline += by);
     }
 
     // --- what happens to the connection
 
-    /// There is a new connection: asks for everything anew. Whether all of it is live already, for want of any.
-    pub(super) fn connected(&mut self) -> bool {
+    /// There is a new connection: asks for everything again.
+    pub(super) fn connected(&mut self) {
         self.connected = true;
-        let confirmed = self.channels.iter().filter(|(_, interest)| interest.confirmed);
-        let names: Vec<_> = confirmed.map(|(name, _)| name.clone()).collect();
-        for batch in names.chunks(BATCH) {
-            encode(&mut self.out, b"SUBSCRIBE", batch);
-            self.sent.push_back(Sent::Resubscribe { left: batch.len() });
+        let (mut again, mut open) = (Vec::new(), Vec::new());
+        for (name, interest) in &self.channels {
+            if interest.lost.is_none() || !interest.waiting.is_empty() {
+                let names = if interest.confirmed { &mut again } else { &mut open };
+                names.push((interest.number, name.clone()));
+            }
         }
-        let mut open: Vec<_> = self.requests.keys().copied().collect();
+        // In the order in which they were asked for first.
+        again.sort_unstable();
         open.sort_unstable();
-        open.into_iter().for_each(|number| self.send_request(number));
-        names.is_empty()
+        let names =
+            |numbered: Vec<(u64, Bytes)>| numbered.into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+        self.resubscribing = again.len();
+        self.send_subscribe(&names(again), true);
+        self.send_subscribe(&names(open), false);
+        if self.resubscribing == 0 {
+            self.changes.push(Change::AllLive);
+        }
     }
 
+    /// Whatever was known of the connection ends with it.
     pub(super) fn disconnected(&mut self, reason: String) {
-        (self.connected, self.reason) = (false, reason);
+        (self.connected, self.reason, self.resubscribing) = (false, reason, 0);
         self.sent.clear();
         self.out.clear();
+        for interest in self.channels.values_mut() {
+            interest.state = State::Idle;
+        }
     }
 
     // --- what Redis answers
 
-    /// A subscription is live. Whether it was the last one that was subscribed anew.
-    pub(super) fn subscribed(&mut self) -> Result<bool, Useless> {
-        let (left, request) = match self.sent.front_mut() {
-            Some(Sent::Subscribe { request, left }) => (left, Some(*request)),
-            Some(Sent::Resubscribe { left }) => (left, None),
-            Some(Sent::Unsubscribe { .. }) | None => return Err(Useless::Unexpected),
-        };
-        *left -= 1;
-        if *left > 0 {
-            return Ok(false);
+    /// A subscription is live.
+    pub(super) fn subscribed(&mut self, name: &[u8]) -> Result<(), Useless> {
+        let Some(Sent::Subscribe(names)) = self.sent.front_mut() else { return Err(Useless::Unexpected) };
+        let Some((asked, number)) = names.pop_front() else { return Err(Useless::Unexpected) };
+        if names.is_empty() {
+            self.sent.pop_front();
         }
-        self.sent.pop_front();
-        match request {
-            Some(request) => self.part_confirmed(request),
-            None => return Ok(!self.sent.iter().any(|sent| matches!(sent, Sent::Resubscribe { .. }))),
+        if asked != name {
+            return Err(Useless::Unexpected);
         }
-        Ok(false)
+        self.confirm(&asked, number);
+        Ok(())
     }
 
-    /// A subscription is over.
-    pub(super) fn unsubscribed(&mut self) -> Result<(), Useless> {
-        let Some(Sent::Unsubscribe { left }) = self.sent.front_mut() else { return Err(Useless::Unexpected) };
-        *left -= 1;
-        if *left == 0 {
-            self.sent.pop_front();
+    /// A subscription is over, because it was asked for, or by the server's own decision: then it is asked for again.
+    pub(super) fn unsubscribed(&mut self, name: &[u8], now: Instant) {
+        if let Some(Sent::Unsubscribe(names)) = self.sent.front_mut()
+            && names.front().is_some_and(|asked| asked == name)
+        {
+            names.pop_front();
+            if names.is_empty() {
+                self.sent.pop_front();
+            }
+            return;
+        }
+        let Some((name, interest)) = self.channels.get_key_value(name) else { return };
+        // One that is asked for will be answered.
+        if interest.state == State::Live {
+            let name = name.clone();
+            self.lose(&name, "Redis ended the subscription", now);
+        }
+    }
+
+    /// A command was refused as a whole.
+    pub(super) fn refused(&mut self, text: &str, now: Instant) -> Result<(), Useless> {
+        let is_about_channels = text.starts_with("NOPERM");
+        match self.sent.pop_front() {
+            None => return Err(Useless::Unexpected),
+            Some(Sent::Unsubscribe(_)) => {}
+            // It loads, or is busy: no channel is at fault.
+            Some(Sent::Subscribe(_)) if !is_about_channels => return Err(Useless::Refused(text.to_owned())),
+            Some(Sent::Subscribe(mut names)) => {
+                let second = names.split_off(names.len() / 2);
+                if names.is_empty() {
+                    second.iter().for_each(|(name, number)| self.refuse(name, *number, text, now));
+                } else {
+                    self.send_again(names);
+                    self.send_again(second);
+                }
+            }
         }
         Ok(())
     }
 
-    /// A command was refused as a whole.
-    pub(super) fn refused(&mut self, text: &str) -> Result<(), Useless> {
-        match self.sent.pop_front() {
-            Some(Sent::Subscribe { request, .. }) => {
-                self.fail(request, BrokerError::Refused(text.to_owned()));
-                Ok(())
-            }
-            Some(Sent::Unsubscribe { .. }) => Ok(()),
-            Some(Sent::Resubscribe { .. }) => Err(Useless::Refused(text.to_owned())),
-            None => Err(Useless::Unexpected),
-        }
-    }
-
     // --- private
 
-    fn send_request(&mut self, number: u64) {
-        let Some(request) = self.requests.get_mut(&number) else { return };
-        request.left = request.names.len().div_ceil(BATCH);
-        for batch in request.names.chunks(BATCH) {
+    fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Asks for these channels, which are idle.
+    fn send_subscribe(&mut self, names: &[Bytes], again: bool) {
+        for batch in names.chunks(BATCH) {
+            let mut asked = VecDeque::with_capacity(batch.len());
+            for name in batch {
+                if let Some(interest) = self.channels.get_mut(name) {
+                    interest.state = State::Asked { again };
+                    asked.push_back((name.clone(), interest.number));
+                }
+            }
             encode(&mut self.out, b"SUBSCRIBE", batch);
-            self.sent.push_back(Sent::Subscribe { request: number, left: batch.len() });
-        }
-        if request.left == 0 {
-            self.succeed(number);
+            self.sent.push_back(Sent::Subscribe(asked));
         }
     }
 
-    fn part_confirmed(&mut self, number: u64) {
-        // Given up meanwhile: its channels were dropped then.
-        let Some(request) = self.requests.get_mut(&number) else { return };
-        request.left -= 1;
-        if request.left == 0 {
-            self.succeed(number);
+    /// Asks for part of a refused command, without what is no longer wanted.
+    fn send_again(&mut self, mut names: VecDeque<(Bytes, u64)>) {
+        names.retain(|(name, number)| self.channels.get(name).is_some_and(|i| i.number == *number));
+        if !names.is_empty() {
+            let asked: Vec<_> = names.iter().map(|(name, _)| name).collect();
+            encode(&mut self.out, b"SUBSCRIBE", &asked);
+            self.sent.push_back(Sent::Subscribe(names));
         }
     }
 
-    fn succeed(&mut self, number: u64) {
-        let Some(Request { names, answer, .. }) = self.requests.remove(&number) else { return };
-        for name in &names {
-            if let Some(interest) = self.channels.get_mut(name) {
-                interest.confirmed = true;
-                interest.asked = interest.asked.saturating_sub(1);
+    fn confirm(&mut self, name: &Bytes, number: u64) {
+        let interest = self.channels.get_mut(name).filter(|interest| interest.number == number);
+        let Some(interest) = interest else { return };
+        let before = std::mem::replace(&mut interest.state, State::Live);
+        let waiting = std::mem::take(&mut interest.waiting);
+        interest.confirmed |= !waiting.is_empty();
+        if interest.lost.take().is_some() {
+            self.changes.push(Change::Resumed(interest.channel.clone()));
+        }
+        waiting.into_iter().for_each(|request| self.answer(request, None));
+        self.answered(before);
+    }
+
+    fn refuse(&mut self, name: &Bytes, number: u64, text: &str, now: Instant) {
+        let interest = self.channels.get_mut(name).filter(|interest| interest.number == number);
+        let Some(interest) = interest else { return };
+        let (before, waiting) = (interest.state, std::mem::take(&mut interest.waiting));
+        let (channel, confirmed) = (interest.channel.clone(), interest.confirmed);
+        if confirmed {
+            self.lose(name, text, now);
+        } else {
+            self.channels.remove(name);
+        }
+        for request in waiting {
+            self.answer(request, Some((channel.clone(), BrokerError::Refused(text.to_owned()))));
+        }
+        self.answered(before);
+    }
+
+    /// A channel that was live is so no longer, and is asked for again after a while.
+    fn lose(&mut self, name: &Bytes, reason: &str, now: Instant) {
+        let Some(interest) = self.channels.get_mut(name) else { return };
+        interest.state = State::Idle;
+        if interest.lost.is_none() {
+            self.changes.push(Change::Lost(interest.channel.clone(), reason.to_owned()));
+        }
+        let wait = interest.lost.get_or_insert_with(Backoff::new).next();
+        self.retries.insert((now + wait, name.clone()));
+    }
+
+    fn retry(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        while self.connected && self.retries.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, name)) = self.retries.pop_first() else { break };
+            let wanted = |interest: &Interest| interest.lost.is_some() && interest.state == State::Idle;
+            if self.channels.get(&name).is_some_and(wanted) {
+                due.push(name);
             }
         }
-        // Nobody waits for it: the interest stays until it is given back.
-        let _ = answer.send(Ok(()));
+        self.send_subscribe(&due, false);
     }
 
-    /// Answers, and forgets the channels that nobody else asked for.
-    fn fail(&mut self, number: u64, error: BrokerError) {
-        let Some(Request { names, answer, .. }) = self.requests.remove(&number) else { return };
+    /// A channel is no longer asked for. The last of those that were live before makes the connection live.
+    fn answered(&mut self, before: State) {
+        if before == (State::Asked { again: true }) {
+            self.resubscribing -= 1;
+            if self.resubscribing == 0 {
+                self.changes.push(Change::AllLive);
+            }
+        }
+    }
+
+    /// One channel of a request is answered.
+    fn answer(&mut self, number: u64, failed: Option<NotSubscribed>) {
+        let Some(request) = self.requests.get_mut(&number) else { return };
+        request.left -= 1;
+        request.failed.extend(failed);
+        if request.left == 0
+            && let Some(Request { reply, failed, .. }) = self.requests.remove(&number)
+        {
+            // Nobody waits for it: the interest stays until it is given back.
+            let _ = reply.send(failed);
+        }
+    }
+
+    /// Answers a request whose time is over, and forgets the channels that nobody else asked for.
+    fn give_up(&mut self, number: u64) {
+        let Some(Request { names, mut failed, reply, .. }) = self.requests.remove(&number) else { return };
+        let reason = if self.connected { "no answer in time" } else { &self.reason };
         let mut unwanted = Vec::new();
         for name in names {
-            if let Some(interest) = self.channels.get_mut(&name) {
-                interest.asked = interest.asked.saturating_sub(1);
-                if !interest.confirmed && interest.asked == 0 {
-                    unwanted.push(name);
-                }
+            let Some(interest) = self.channels.get_mut(&name) else { continue };
+            let Some(at) = interest.waiting.iter().position(|waiting| *waiting == number) else { continue };
+            interest.waiting.swap_remove(at);
+            failed.push((interest.channel.clone(), BrokerError::Unavailable(reason.to_owned())));
+            if !interest.confirmed && interest.waiting.is_empty() {
+                unwanted.push(name);
             }
         }
         self.drop_names(&unwanted);
-        let _ = answer.send(Err(error));
+        let _ = reply.send(failed);
     }
 
     fn drop_names(&mut self, names: &[Bytes]) {
         for name in names {
-            self.channels.remove(name);
+            let Some(Interest { state, waiting, .. }) = self.channels.remove(name) else { continue };
+            waiting.into_iter().for_each(|request| self.answer(request, None));
+            self.answered(state);
         }
         if !self.connected {
             return;
         }
         for batch in names.chunks(BATCH) {
             encode(&mut self.out, b"UNSUBSCRIBE", batch);
-            self.sent.push_back(Sent::Unsubscribe { left: batch.len() });
+            self.sent.push_back(Sent::Unsubscribe(batch.iter().cloned().collect()));
         }
+    }
+}
+
+impl Interest {
+    fn new(number: u64, channel: ChannelName) -> Self {
+        Self { number, channel, state: State::Idle, waiting: SmallVec::new(), confirmed: false, lost: None }
     }
 }
 
@@ -267,22 +441,25 @@ pub(super) fn encode<B: AsRef<[u8]>>(out: &mut BytesMut, command: &[u8], argumen
 mod tests {
     use super::*;
 
+    type Told = oneshot::Receiver<Vec<NotSubscribed>>;
+
     fn interests() -> Interests {
         Interests::new(Prefix("p:".into()))
     }
 
-    fn ask(
-        interests: &mut Interests,
-        names: &[&str],
-        now: Instant,
-    ) -> oneshot::Receiver<Result<(), BrokerError>> {
-        let (answer, receiver) = oneshot::channel();
-        interests.subscribe(channels(names), answer, now);
+    fn ask(interests: &mut Interests, names: &[&str], now: Instant) -> Told {
+        let (reply, receiver) = oneshot::channel();
+        interests.subscribe(channels(names), reply, now);
         receiver
     }
 
     fn channels(names: &[&str]) -> Vec<ChannelName> {
         names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    /// Redis confirms these channels.
+    fn confirmed(interests: &mut Interests, names: &[&str]) {
+        names.iter().for_each(|name| interests.subscribed(format!("p:{name}").as_bytes()).unwrap());
     }
 
     /// What would be written now, for people.
@@ -296,64 +473,147 @@ mod tests {
             .into()
     }
 
-    #[test]
-    fn a_subscription_is_answered_once_redis_confirmed_each_of_its_channels() {
-        let mut i = interests();
-        assert!(i.connected(), "nothing is to be subscribed anew");
-        let mut answer = ask(&mut i, &["a", "b"], Instant::now());
-        assert_eq!(written(&mut i), "SUBSCRIBE p:a p:b");
-        assert_eq!(i.subscribed(), Ok(false));
-        assert!(answer.try_recv().is_err());
-        assert_eq!(i.subscribed(), Ok(false));
-        assert_eq!(answer.try_recv(), Ok(Ok(())));
-        assert!(i.wanted(b"p:a").is_some() && i.wanted(b"p:c").is_none());
+    /// Plays a Redis that refuses `forbidden` until nothing is left to answer; what it was asked.
+    fn play(interests: &mut Interests, forbidden: &[&str], now: Instant) -> usize {
+        let mut commands = 0;
+        while let Some(sent) = interests.sent.front() {
+            commands += 1;
+            match sent {
+                Sent::Subscribe(names) => {
+                    let names: Vec<_> = names.iter().map(|(name, _)| name.clone()).collect();
+                    if names.iter().any(|name| forbidden.iter().any(|f| *name == format!("p:{f}"))) {
+                        interests.refused("NOPERM no", now).unwrap();
+                    } else {
+                        names.iter().for_each(|name| interests.subscribed(name).unwrap());
+                    }
+                }
+                Sent::Unsubscribe(names) => {
+                    let names = names.clone();
+                    names.iter().for_each(|name| interests.unsubscribed(name, now));
+                }
+            }
+        }
+        commands
+    }
+
+    fn refused(names: &[&str]) -> Vec<NotSubscribed> {
+        let error = BrokerError::Refused("NOPERM no".to_owned());
+        channels(names).into_iter().map(|channel| (channel, error.clone())).collect()
     }
 
     #[test]
-    fn what_is_asked_while_redis_is_away_waits_for_it_and_no_longer_than_its_deadline() {
+    fn a_request_is_answered_once_redis_confirmed_each_channel() {
+        let mut i = interests();
+        i.connected();
+        assert_eq!(i.take_changes(), [Change::AllLive], "nothing is to be subscribed again");
+        let mut told = ask(&mut i, &["a", "b"], Instant::now());
+        assert_eq!(written(&mut i), "SUBSCRIBE p:a p:b");
+        confirmed(&mut i, &["a"]);
+        assert!(told.try_recv().is_err());
+        confirmed(&mut i, &["b"]);
+        assert_eq!(told.try_recv(), Ok(Vec::new()));
+        assert!(i.wanted(b"p:a").is_some() && i.wanted(b"p:c").is_none());
+        assert_eq!(ask(&mut i, &["a"], Instant::now()).try_recv(), Ok(Vec::new()), "live already");
+    }
+
+    #[test]
+    fn what_is_asked_while_redis_is_away_waits_until_its_deadline() {
         let (mut i, now) = (interests(), Instant::now());
         let mut early = ask(&mut i, &["a"], now);
         let mut late = ask(&mut i, &["b"], now + Duration::from_secs(3));
         i.expire(now + ANSWER);
-        assert_eq!(early.try_recv(), Ok(Err(BrokerError::Unavailable("not connected yet".into()))));
+        let unavailable = BrokerError::Unavailable("not connected yet".into());
+        assert_eq!(early.try_recv(), Ok(vec![("a".parse().unwrap(), unavailable)]));
         assert_eq!(written(&mut i), "");
         i.connected();
         assert_eq!(written(&mut i), "SUBSCRIBE p:b", "nobody wants `a` any more");
-        i.subscribed().unwrap();
-        assert_eq!(late.try_recv(), Ok(Ok(())));
+        confirmed(&mut i, &["b"]);
+        assert_eq!(late.try_recv(), Ok(Vec::new()));
     }
 
     #[test]
-    fn after_a_loss_all_that_was_confirmed_is_subscribed_anew_in_batches_before_what_is_open() {
+    fn after_a_loss_what_was_live_is_subscribed_again_in_batches_before_what_is_open() {
         let (mut i, now) = (interests(), Instant::now());
         i.connected();
         let names: Vec<_> = (0..2_500).map(|number| format!("c{number}")).collect();
-        let _answer = ask(&mut i, &names.iter().map(String::as_str).collect::<Vec<_>>(), now);
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let _told = ask(&mut i, &names, now);
         assert_eq!(i.sent.len(), 3);
-        (0..2_500).for_each(|_| assert_eq!(i.subscribed(), Ok(false)));
+        confirmed(&mut i, &names);
         let mut open = ask(&mut i, &["open"], now);
         i.disconnected("gone".into());
-        i.out.clear();
-        assert!(!i.connected());
+        i.take_changes();
+        i.connected();
         assert_eq!(i.sent.len(), 4);
-        let live: Vec<_> = (0..2_500).map(|_| i.subscribed().unwrap()).collect();
-        assert!(live[2_499] && !live[..2_499].contains(&true), "live with the last one");
-        i.subscribed().unwrap();
-        assert_eq!(open.try_recv(), Ok(Ok(())));
+        confirmed(&mut i, &names[..2_499]);
+        assert_eq!(i.take_changes(), []);
+        confirmed(&mut i, &names[2_499..]);
+        assert_eq!(i.take_changes(), [Change::AllLive], "live with the last one");
+        confirmed(&mut i, &["open"]);
+        assert_eq!(open.try_recv(), Ok(Vec::new()));
     }
 
     #[test]
-    fn a_refused_subscription_leaves_no_interest_and_an_older_one_its_own() {
+    fn a_refused_channel_does_not_touch_the_others_of_its_batch() {
         let (mut i, now) = (interests(), Instant::now());
         i.connected();
-        let _first = ask(&mut i, &["a"], now);
-        i.subscribed().unwrap();
-        let mut second = ask(&mut i, &["a", "b"], now);
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        let mut told = ask(&mut i, &names, now);
+        assert!(play(&mut i, &["d"], now) < names.len(), "by halves");
+        assert_eq!(told.try_recv(), Ok(refused(&["d"])));
+        assert!(i.wanted(b"p:d").is_none());
+        assert!(
+            names
+                .iter()
+                .filter(|name| **name != "d")
+                .all(|name| i.wanted(format!("p:{name}").as_bytes()).is_some())
+        );
+        i.expire(now + 100 * ANSWER);
+        assert!(i.sent.is_empty(), "nobody waits for it, so it is not tried again");
+    }
+
+    #[test]
+    fn a_channel_that_is_refused_after_a_loss_is_lost_alone_and_tried_again() {
+        let (mut i, mut now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["a", "b", "c"], now);
+        confirmed(&mut i, &["a", "b", "c"]);
+        i.disconnected("gone".into());
+        i.take_changes();
+        i.connected();
+        play(&mut i, &["b"], now);
+        let b: ChannelName = "b".parse().unwrap();
+        assert_eq!(i.take_changes(), [Change::Lost(b.clone(), "NOPERM no".into()), Change::AllLive]);
+        let mut tries = 0;
+        for _ in 0..240 {
+            now += Duration::from_millis(250);
+            i.expire(now);
+            tries += play(&mut i, &["b"], now);
+        }
+        assert!((10..40).contains(&tries), "{tries} tries in a minute");
+        assert_eq!(i.take_changes(), [], "lost once");
+        i.expire(now + ANSWER);
+        play(&mut i, &[], now);
+        assert_eq!(i.take_changes(), [Change::Resumed(b)]);
+    }
+
+    #[test]
+    fn a_subscription_that_redis_ends_by_itself_is_asked_for_again() {
+        let (mut i, now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["a", "b"], now);
+        confirmed(&mut i, &["a", "b"]);
+        i.take_changes();
         written(&mut i);
-        i.refused("NOPERM").unwrap();
-        assert_eq!(second.try_recv(), Ok(Err(BrokerError::Refused("NOPERM".into()))));
-        assert_eq!(written(&mut i), "UNSUBSCRIBE p:b");
-        assert!(i.wanted(b"p:a").is_some() && i.wanted(b"p:b").is_none());
+        i.unsubscribed(b"p:a", now);
+        let a: ChannelName = "a".parse().unwrap();
+        assert_eq!(i.take_changes(), [Change::Lost(a.clone(), "Redis ended the subscription".into())]);
+        i.expire(now + Duration::from_millis(100));
+        assert_eq!(written(&mut i), "SUBSCRIBE p:a");
+        confirmed(&mut i, &["a"]);
+        assert_eq!(i.take_changes(), [Change::Resumed(a)]);
+        i.unsubscribed(b"p:never", now);
+        i.unsubscribed(b"", now);
     }
 
     #[test]
@@ -363,24 +623,40 @@ mod tests {
         let mut first = ask(&mut i, &["a"], now);
         i.unsubscribe(&channels(&["a"]));
         let mut second = ask(&mut i, &["a"], now);
-        i.subscribed().unwrap();
-        assert_eq!((first.try_recv(), second.try_recv().is_err()), (Ok(Ok(())), true));
-        i.unsubscribed().unwrap();
-        i.subscribed().unwrap();
-        assert_eq!(second.try_recv(), Ok(Ok(())));
+        assert_eq!(first.try_recv(), Ok(Vec::new()), "given back before it was live");
+        confirmed(&mut i, &["a"]);
+        assert!(second.try_recv().is_err());
+        i.unsubscribed(b"p:a", now);
+        confirmed(&mut i, &["a"]);
+        assert_eq!(second.try_recv(), Ok(Vec::new()));
     }
 
     #[test]
-    fn an_answer_to_nothing_or_a_refusal_of_what_was_granted_ends_the_connection() {
-        let mut i = interests();
+    fn a_channel_given_back_while_it_is_subscribed_again_does_not_hold_up_the_rest() {
+        let (mut i, now) = (interests(), Instant::now());
         i.connected();
-        assert_eq!(i.subscribed(), Err(Useless::Unexpected));
-        assert_eq!(i.unsubscribed(), Err(Useless::Unexpected));
-        assert_eq!(i.refused("ERR"), Err(Useless::Unexpected));
-        let _answer = ask(&mut i, &["a"], Instant::now());
-        i.subscribed().unwrap();
+        let _told = ask(&mut i, &["a", "b"], now);
+        confirmed(&mut i, &["a", "b"]);
         i.disconnected("gone".into());
         i.connected();
-        assert_eq!(i.refused("NOPERM"), Err(Useless::Refused("NOPERM".into())));
+        i.take_changes();
+        i.unsubscribe(&channels(&["b"]));
+        play(&mut i, &[], now);
+        assert_eq!(i.take_changes(), [Change::AllLive]);
+    }
+
+    #[test]
+    fn an_answer_to_nothing_or_a_server_that_does_not_serve_ends_the_connection() {
+        let (mut i, now) = (interests(), Instant::now());
+        i.connected();
+        assert_eq!(i.subscribed(b"p:a"), Err(Useless::Unexpected));
+        assert_eq!(i.refused("ERR", now), Err(Useless::Unexpected));
+        let _told = ask(&mut i, &["a"], now);
+        assert_eq!(i.subscribed(b"p:b"), Err(Useless::Unexpected));
+        let mut i = interests();
+        i.connected();
+        let mut told = ask(&mut i, &["a"], now);
+        assert_eq!(i.refused("LOADING", now), Err(Useless::Refused("LOADING".into())));
+        assert!(told.try_recv().is_err(), "it waits for the next connection");
     }
 }

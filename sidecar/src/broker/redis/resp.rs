@@ -8,8 +8,12 @@ use smallvec::SmallVec;
 pub const MAX_BULK: usize = 64 << 20;
 /// No line is longer; an error text is the longest.
 const MAX_LINE: usize = 64 << 10;
-/// Elements of an array; a push has three, and nothing else is expected.
-const MAX_ELEMENTS: usize = 8;
+/// Elements of an array. A push has three; `ROLE` lists the replicas.
+const MAX_ELEMENTS: usize = 4_096;
+/// Arrays within arrays; `ROLE` has one.
+const MAX_DEPTH: u32 = 4;
+/// Elements whose places are kept: `ROLE` of a replica has its primary's address in the second and third.
+const KEPT: usize = 3;
 
 /// One thing that Redis said; ranges are places in the parsed bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +27,13 @@ pub enum Item {
     },
     /// A subscription is live.
     Subscribed(Range<usize>),
-    /// A subscription is over.
-    Unsubscribed,
+    /// A subscription is over: asked for, or by the server's own decision (a slot moved, `CLUSTER FORGET`). Empty
+    /// where there was none.
+    Unsubscribed(Range<usize>),
+    /// The answer to `ROLE`.
+    Role(Role),
+    /// A bulk string.
+    Bulk(Range<usize>),
     /// An answer to `PING`.
     Pong,
     /// A status line, such as `+OK`.
@@ -33,6 +42,22 @@ pub enum Item {
     Error(Range<usize>),
     /// Anything else.
     Other,
+}
+
+/// What a server is, by its answer to `ROLE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    Primary,
+    /// It copies another server, whose host and port are given.
+    Replica {
+        /// The primary's host.
+        host: Range<usize>,
+        /// The primary's port.
+        port: Range<usize>,
+    },
+    /// It watches over others.
+    Sentinel,
 }
 
 /// These bytes are no RESP, or more than this node takes.
@@ -64,7 +89,7 @@ pub fn parse(bytes: &[u8], at: usize) -> Result<Option<(Item, usize)>, Broken> {
         Some(b'+') => cursor.status(),
         Some(b'-') => cursor.line().map(|line| line.map(Item::Error)),
         Some(b':') => cursor.number(b':').map(|number| number.map(|_| Item::Other)),
-        Some(b'$') => cursor.bulk().map(|bulk| bulk.map(|_| Item::Other)),
+        Some(b'$') => cursor.bulk().map(|bulk| bulk.map(Item::Bulk)),
         Some(byte) => Err(Broken::Byte(*byte)),
     };
     Ok(item?.map(|item| (item, cursor.at)))
@@ -80,32 +105,65 @@ type Read<T> = Result<Option<T>, Broken>;
 
 impl Cursor<'_> {
     fn array(&mut self) -> Read<Item> {
-        let Some(count) = self.number(b'*')? else { return Ok(None) };
-        let count = usize::try_from(count).map_err(|_| Broken::Number)?;
-        if count > MAX_ELEMENTS {
-            return Err(Broken::Number);
-        }
-        let mut elements = SmallVec::<[Range<usize>; MAX_ELEMENTS]>::new();
+        let Some(count) = self.count()? else { return Ok(None) };
+        let mut kept = SmallVec::<[Range<usize>; KEPT]>::new();
         for _ in 0..count {
-            let element = match self.bytes.get(self.at) {
-                Some(b':') => self.number(b':')?.map(|_| 0..0),
-                _ => self.bulk()?,
-            };
-            let Some(element) = element else { return Ok(None) };
-            elements.push(element);
+            let Some(element) = self.element(1)? else { return Ok(None) };
+            if kept.len() < KEPT {
+                kept.push(element);
+            }
         }
-        Ok(Some(self.classify(&elements)))
+        Ok(Some(self.classify(count, &kept)))
     }
 
-    fn classify(&self, elements: &[Range<usize>]) -> Item {
-        match elements {
-            [kind, channel, payload] => match &self.bytes[kind.clone()] {
-                b"message" => Item::Message { channel: channel.clone(), payload: payload.clone() },
-                b"subscribe" => Item::Subscribed(channel.clone()),
-                b"unsubscribe" => Item::Unsubscribed,
-                _ => Item::Other,
-            },
-            [kind, _] if &self.bytes[kind.clone()] == b"pong" => Item::Pong,
+    fn count(&mut self) -> Read<usize> {
+        let Some(count) = self.number(b'*')? else { return Ok(None) };
+        let count =
+            usize::try_from(count).ok().filter(|count| *count <= MAX_ELEMENTS).ok_or(Broken::Number)?;
+        Ok(Some(count))
+    }
+
+    /// An element's text; empty for an array.
+    fn element(&mut self, depth: u32) -> Read<Range<usize>> {
+        match self.bytes.get(self.at) {
+            Some(b':') => self.digits(),
+            Some(b'*') => self.nested(depth),
+            _ => self.bulk(),
+        }
+    }
+
+    fn digits(&mut self) -> Read<Range<usize>> {
+        let start = self.at + 1;
+        Ok(self.number(b':')?.map(|_| start..self.at - b"\r\n".len()))
+    }
+
+    fn nested(&mut self, depth: u32) -> Read<Range<usize>> {
+        if depth >= MAX_DEPTH {
+            return Err(Broken::Number);
+        }
+        let Some(count) = self.count()? else { return Ok(None) };
+        for _ in 0..count {
+            if self.element(depth + 1)?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(0..0))
+    }
+
+    fn classify(&self, count: usize, kept: &[Range<usize>]) -> Item {
+        let Some(kind) = kept.first() else { return Item::Other };
+        match (&self.bytes[kind.clone()], count, kept) {
+            (b"message" | b"smessage", 3, [_, channel, payload]) => {
+                Item::Message { channel: channel.clone(), payload: payload.clone() }
+            }
+            (b"subscribe" | b"ssubscribe", 3, [_, channel, _]) => Item::Subscribed(channel.clone()),
+            (b"unsubscribe" | b"sunsubscribe", 3, [_, channel, _]) => Item::Unsubscribed(channel.clone()),
+            (b"pong", 2, _) => Item::Pong,
+            (b"master", ..) => Item::Role(Role::Primary),
+            (b"slave", _, [_, host, port]) => {
+                Item::Role(Role::Replica { host: host.clone(), port: port.clone() })
+            }
+            (b"sentinel", ..) => Item::Role(Role::Sentinel),
             _ => Item::Other,
         }
     }
@@ -189,7 +247,11 @@ mod tests {
 
     const SAID: &[u8] = b"+OK\r\n*3\r\n$9\r\nsubscribe\r\n$3\r\np:a\r\n:1\r\n\
         *3\r\n$7\r\nmessage\r\n$3\r\np:a\r\n$4\r\n\r\n$1\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n+PONG\r\n\
-        -NOPERM no\r\n*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n:7\r\n$2\r\nxy\r\n";
+        -NOPERM no\r\n*3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n:7\r\n$2\r\nxy\r\n\
+        *3\r\n$8\r\nsmessage\r\n$3\r\np:a\r\n$1\r\nx\r\n*3\r\n$10\r\nssubscribe\r\n$3\r\np:b\r\n:1\r\n\
+        *3\r\n$12\r\nsunsubscribe\r\n$3\r\np:b\r\n:0\r\n\
+        *3\r\n$6\r\nmaster\r\n:9\r\n*1\r\n*3\r\n$2\r\n::\r\n$4\r\n6380\r\n$1\r\n9\r\n\
+        *5\r\n$5\r\nslave\r\n$5\r\nredis\r\n:6379\r\n$9\r\nconnected\r\n:9\r\n*0\r\n";
 
     fn read(bytes: &[u8]) -> (Vec<String>, usize) {
         let (mut told, mut at) = (Vec::new(), 0);
@@ -200,7 +262,12 @@ mod tests {
                 Item::Subscribed(channel) => format!("subscribed {}", text(channel)),
                 Item::Status(line) => format!("+{}", text(line)),
                 Item::Error(line) => format!("-{}", text(line)),
-                item @ (Item::Unsubscribed | Item::Pong | Item::Other) => format!("{item:?}"),
+                Item::Unsubscribed(channel) => format!("unsubscribed {}", text(channel)),
+                Item::Bulk(bulk) => format!("bulk {}", text(bulk)),
+                Item::Role(Role::Replica { host, port }) => {
+                    format!("replica of {} {}", text(host), text(port))
+                }
+                item @ (Item::Pong | Item::Other | Item::Role(_)) => format!("{item:?}"),
             });
             at = next;
         }
@@ -216,8 +283,14 @@ mod tests {
             "Pong",
             "Pong",
             "-NOPERM no",
-            "Unsubscribed",
+            "unsubscribed ",
             "Other",
+            "bulk xy",
+            "p:a \"x\"",
+            "subscribed p:b",
+            "unsubscribed p:b",
+            "Role(Primary)",
+            "replica of redis 6379",
             "Other",
         ];
         assert_eq!(read(SAID), (told.map(str::to_owned).to_vec(), SAID.len()));
@@ -236,7 +309,8 @@ mod tests {
     fn what_is_no_resp_or_too_much_is_refused() {
         for (bytes, error) in [
             (&b"hello"[..], Broken::Byte(b'h')),
-            (b"*9\r\n", Broken::Number),
+            (b"*4097\r\n", Broken::Number),
+            (b"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", Broken::Number),
             (b"*-1\r\n", Broken::Number),
             (b"$99999999999999999999\r\n", Broken::Number),
             (b"$67108865\r\n", Broken::TooLong(67_108_865)),

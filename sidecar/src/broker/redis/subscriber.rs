@@ -5,17 +5,24 @@ use std::{pin::pin, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
     Prefix,
-    interests::{Answer, Interests, encode},
+    connector::{Connected, Connector, Transport},
+    interests::{Change, Interests, Reply, Useless, encode},
     resp::{self, Item},
-    topology::{Connector, Transport},
 };
-use crate::broker::{BrokerError, BrokerEvent, backoff::Backoff, envelope};
+use crate::{
+    broker::{
+        BrokerEvent, LinkId, Watchdog,
+        backoff::Backoff,
+        envelope::{self, Decoded},
+    },
+    domain::ChannelName,
+};
 
 /// Room for one read: what Redis sends in one turn under load.
 const READ: usize = 64 << 10;
@@ -28,21 +35,22 @@ const PONG: Duration = Duration::from_secs(5);
 
 /// What the handle asks.
 pub(super) enum Command {
-    Subscribe { channels: Vec<crate::domain::ChannelName>, reply: Answer },
-    Unsubscribe { channels: Vec<crate::domain::ChannelName>, reply: oneshot::Sender<Result<(), BrokerError>> },
+    Subscribe { channels: Vec<ChannelName>, reply: Reply },
+    Unsubscribe { channels: Vec<ChannelName> },
     Rebuild(String),
 }
 
 /// The task.
 pub(super) struct SubscribeTask {
+    link: LinkId,
     connector: Connector,
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<Vec<BrokerEvent>>,
     interests: Interests,
     /// All subscriptions were live once.
     was_live: bool,
-    /// Why there is no connection, as it was last told.
-    told: Option<String>,
+    /// Of the present connection, or of the attempts to make one.
+    watchdog: Watchdog,
 }
 
 /// Why serving a connection ended.
@@ -60,19 +68,19 @@ struct Connection {
     input: BytesMut,
     /// TLS may hold back what was written.
     unflushed: bool,
-    heard: Instant,
     pinged: bool,
 }
 
 impl SubscribeTask {
     pub(super) fn new(
+        link: LinkId,
         connector: Connector,
         prefix: Prefix,
         commands: mpsc::UnboundedReceiver<Command>,
         events: mpsc::Sender<Vec<BrokerEvent>>,
     ) -> Self {
-        let interests = Interests::new(prefix);
-        Self { connector, commands, events, interests, was_live: false, told: None }
+        let (interests, watchdog) = (Interests::new(prefix), Watchdog::new(Instant::now()));
+        Self { link, connector, commands, events, interests, was_live: false, watchdog }
     }
 
     /// Connects, serves, and connects anew, until the handle is dropped.
@@ -95,20 +103,16 @@ impl SubscribeTask {
         }
     }
 
-    /// Tells the bridge, once a reason.
     async fn lost(&mut self, reason: String) -> Result<(), mpsc::error::SendError<Vec<BrokerEvent>>> {
         self.interests.disconnected(reason.clone());
-        if self.told.as_ref() == Some(&reason) {
-            return Ok(());
-        }
-        self.told = Some(reason.clone());
-        self.events.send(vec![BrokerEvent::Disconnected { reason }]).await
+        let link = self.link;
+        self.events.send(vec![BrokerEvent::Disconnected { link, reason }]).await
     }
 
     async fn connect(&mut self) -> Result<Connection, End> {
         let connector = self.connector.clone();
         match self.wait(connector.connect("subscriber")).await {
-            Some(Ok(transport)) => Ok(Connection::new(transport)),
+            Some(Ok(Connected { transport, server: _ })) => Ok(Connection::new(transport)),
             Some(Err(error)) => Err(End::Lost(error.to_string())),
             None => Err(End::Closed),
         }
@@ -122,15 +126,24 @@ impl SubscribeTask {
             tokio::select! {
                 done = &mut future => return Some(done),
                 command = self.commands.recv() => { self.command(command?); }
-                now = tick.tick() => self.interests.expire(now),
+                _ = tick.tick() => self.tick(Instant::now()),
             }
         }
     }
 
+    /// Looks at the deadlines.
+    fn tick(&mut self, now: Instant) {
+        let unwatched = self.watchdog.check(now);
+        self.interests.extend_deadlines(unwatched);
+        self.interests.expire(now);
+    }
+
     async fn serve(&mut self, mut connection: Connection, backoff: &mut Backoff) -> End {
-        if self.interests.connected()
-            && let Err(end) = self.live(backoff).await
-        {
+        self.watchdog.heard(Instant::now());
+        self.interests.connected();
+        let mut events = Vec::new();
+        self.take_changes(&mut events, backoff);
+        if let Err(end) = self.send(events).await {
             return end;
         }
         let mut tick = interval(TICK);
@@ -148,9 +161,10 @@ impl SubscribeTask {
                     written.map_err(|error| End::Lost(format!("failed to write to Redis: {error}")))
                 }
                 command = self.commands.recv() => command.and_then(|command| self.command(command)).map_or(Ok(()), Err),
-                now = tick.tick() => {
-                    self.interests.expire(now);
-                    connection.check(now, &mut self.interests.out)
+                _ = tick.tick() => {
+                    let now = Instant::now();
+                    self.tick(now);
+                    connection.check(self.watchdog.silence(now), &mut self.interests.out)
                 }
             };
             if let Err(end) = step {
@@ -168,11 +182,8 @@ impl SubscribeTask {
             Command::Subscribe { channels, reply } => {
                 self.interests.subscribe(channels, reply, Instant::now())
             }
-            Command::Unsubscribe { channels, reply } => {
-                self.interests.unsubscribe(&channels);
-                // From here on its messages are dropped, whatever is still under way.
-                let _ = reply.send(Ok(()));
-            }
+            // From here on their messages are dropped, whatever is still under way.
+            Command::Unsubscribe { channels } => self.interests.unsubscribe(&channels),
             Command::Rebuild(reason) => return Some(End::Lost(reason)),
         }
         None
@@ -183,47 +194,54 @@ impl SubscribeTask {
         let (items, end) = connection.items()?;
         let bytes = connection.input.split_to(end).freeze();
         let mut events = Vec::with_capacity(items.len());
-        let mut live = false;
         for item in items {
-            live |= self.item(item, &bytes, &mut events)?;
+            self.item(item, &bytes, &mut events).map_err(|error| End::Lost(error.to_string()))?;
+            self.take_changes(&mut events, backoff);
         }
-        if !events.is_empty() {
-            self.events.send(events).await.map_err(|_| End::Closed)?;
-        }
-        if live {
-            self.live(backoff).await?;
-        }
-        connection.heard_now();
+        connection.heard();
+        self.send(events).await?;
+        self.watchdog.heard(Instant::now());
         Ok(())
     }
 
-    /// Handles one; whether all subscriptions are live with it.
-    fn item(&mut self, item: Item, bytes: &Bytes, events: &mut Vec<BrokerEvent>) -> Result<bool, End> {
-        let useless = |error: super::interests::Useless| End::Lost(error.to_string());
+    fn item(&mut self, item: Item, bytes: &Bytes, events: &mut Vec<BrokerEvent>) -> Result<(), Useless> {
         match item {
             Item::Message { channel, payload } => {
                 if let Some(channel) = self.interests.wanted(&bytes[channel]) {
                     events.push(decode(channel, bytes.slice(payload)));
                 }
             }
-            Item::Subscribed(_) => return self.interests.subscribed().map_err(useless),
-            Item::Unsubscribed => self.interests.unsubscribed().map_err(useless)?,
+            Item::Subscribed(channel) => self.interests.subscribed(&bytes[channel])?,
+            Item::Unsubscribed(channel) => self.interests.unsubscribed(&bytes[channel], Instant::now()),
             Item::Error(text) => {
-                self.interests.refused(&String::from_utf8_lossy(&bytes[text])).map_err(useless)?;
+                self.interests.refused(&String::from_utf8_lossy(&bytes[text]), Instant::now())?;
             }
-            Item::Pong | Item::Status(_) | Item::Other => {}
+            Item::Pong | Item::Status(_) | Item::Bulk(_) | Item::Role(_) | Item::Other => {}
         }
-        Ok(false)
+        Ok(())
     }
 
-    /// All subscriptions are live.
-    async fn live(&mut self, backoff: &mut Backoff) -> Result<(), End> {
-        backoff.reset();
-        self.connector.serves();
-        self.told = None;
-        let mut events = vec![BrokerEvent::Connected];
-        if std::mem::replace(&mut self.was_live, true) {
-            events.push(BrokerEvent::Resumed);
+    /// What changed, as events.
+    fn take_changes(&mut self, events: &mut Vec<BrokerEvent>, backoff: &mut Backoff) {
+        for change in self.interests.take_changes() {
+            match change {
+                Change::AllLive => {
+                    backoff.reset();
+                    self.connector.serves();
+                    events.push(BrokerEvent::Connected { link: self.link });
+                    if std::mem::replace(&mut self.was_live, true) {
+                        events.push(BrokerEvent::Resumed { link: self.link });
+                    }
+                }
+                Change::Lost(channel, reason) => events.push(BrokerEvent::ChannelLost { channel, reason }),
+                Change::Resumed(channel) => events.push(BrokerEvent::ChannelResumed { channel }),
+            }
+        }
+    }
+
+    async fn send(&mut self, events: Vec<BrokerEvent>) -> Result<(), End> {
+        if events.is_empty() {
+            return Ok(());
         }
         self.events.send(events).await.map_err(|_| End::Closed)
     }
@@ -232,8 +250,7 @@ impl SubscribeTask {
 impl Connection {
     fn new(transport: Box<dyn Transport>) -> Self {
         let (reader, writer) = tokio::io::split(transport);
-        let (input, heard) = (BytesMut::with_capacity(READ), Instant::now());
-        Self { reader, writer, input, unflushed: false, heard, pinged: false }
+        Self { reader, writer, input: BytesMut::with_capacity(READ), unflushed: false, pinged: false }
     }
 
     /// What is complete in the input, and where it ends. Leaves room for the next read.
@@ -252,8 +269,7 @@ impl Connection {
         Ok((items, end))
     }
 
-    fn heard_now(&mut self) {
-        self.heard = Instant::now();
+    fn heard(&mut self) {
         self.pinged = false;
         if self.input.capacity() - self.input.len() < READ / 2 {
             self.input.reserve(READ);
@@ -261,8 +277,10 @@ impl Connection {
     }
 
     /// Asks a silent connection whether it lives, and ends it where it does not say so.
-    fn check(&mut self, now: Instant, out: &mut BytesMut) -> Result<(), End> {
-        let silent = now.saturating_duration_since(self.heard);
+    fn check(&mut self, silent: Duration, out: &mut BytesMut) -> Result<(), End> {
+        if silent < SILENCE {
+            self.pinged = false;
+        }
         if silent >= SILENCE + PONG {
             return Err(End::Lost(format!("Redis did not answer a PING in {} s", PONG.as_secs())));
         }
@@ -273,9 +291,10 @@ impl Connection {
     }
 }
 
-fn decode(channel: &crate::domain::ChannelName, payload: Bytes) -> BrokerEvent {
+fn decode(channel: &ChannelName, payload: Bytes) -> BrokerEvent {
     match envelope::decode(channel.clone(), payload) {
-        Ok(publication) => BrokerEvent::Publication(publication),
+        Ok(Decoded::Publication(publication)) => BrokerEvent::Publication(publication),
+        Ok(Decoded::Void(origin)) => BrokerEvent::Void { channel: channel.clone(), origin },
         Err(error) => {
             tracing::debug!(%channel, %error, "dropped a publication");
             BrokerEvent::Malformed { channel: channel.clone() }

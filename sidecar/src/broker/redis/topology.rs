@@ -1,273 +1,36 @@
-//! How to reach Redis: the address resolved, the files read, the connection authenticated, anew each time.
+//! Which channel lives on which link: today one link carries all.
 
-use std::{io, path::Path, path::PathBuf, sync::Arc, time::Duration};
+use super::link::Link;
+use crate::{broker::LinkId, domain::ChannelName};
 
-use bytes::BytesMut;
-use sidecar_config::RedisBroker;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpStream, lookup_host},
-    sync::Notify,
-    time::{sleep, timeout},
-};
-
-use super::{
-    interests::encode,
-    resp::{self, Broken, Item},
-    tls::{self, TlsError},
-};
-
-/// From the look-up to the last answer of the handshake; a Redis that takes longer serves nobody.
-const CONNECT: Duration = Duration::from_secs(5);
-
-/// The shortest wait before the next try: who is told at once that Redis is back could else be told in a circle.
-const LEAST_PAUSE: Duration = Duration::from_millis(50);
-
-/// A connection's bytes, plain or by TLS.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
-
-/// Makes connections. Clones are for the connections of one node.
-#[derive(Clone, Debug)]
-pub(super) struct Connector {
-    settings: RedisBroker,
-    /// Shown by `CLIENT LIST`.
-    client_name: String,
-    /// One of its connections serves again.
-    back: Arc<Notify>,
+/// The links of a broker, by their ids.
+pub(super) struct Topology {
+    only: Link,
 }
 
-/// Why there is no connection, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error("failed to resolve {address} (broker.redis.address): {source}")]
-    Resolve { address: String, source: io::Error },
-    #[error("failed to connect to Redis at {address} (broker.redis.address): {source}")]
-    Connect { address: String, source: io::Error },
-    #[error("Redis at {0} (broker.redis.address) did not answer in {seconds} s", seconds = CONNECT.as_secs())]
-    Timeout(String),
-    #[error("failed to read {path} (broker.redis.{field}): {source}", path = path.display())]
-    File { field: &'static str, path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error("Redis refused the user or password: {text}; check that {files} hold what Redis knows")]
-    Credentials { text: String, files: String },
-    #[error("Redis asks for a password: {0}; set broker.redis.passwordFile")]
-    NoCredentials(String),
-    #[error("Redis refused {command}: {text}")]
-    Refused { command: &'static str, text: String },
-    #[error("the connection to Redis was lost while it was made: {source}; {hint}")]
-    Lost { source: io::Error, hint: &'static str },
-    #[error("what answers at {address} is no Redis: {source}; {hint}")]
-    Broken { address: String, source: Broken, hint: &'static str },
-}
-
-/// What a command of the handshake is for.
-#[derive(Clone, Copy)]
-enum Step {
-    Auth,
-    Name,
-    Select,
-    Ping,
-}
-
-impl Connector {
-    pub(super) fn new(settings: RedisBroker, client_name: &str) -> Self {
-        // Redis takes no white space in it.
-        Self { settings, client_name: client_name.replace(char::is_whitespace, "-"), back: Arc::default() }
+impl Topology {
+    /// One server for all channels.
+    pub(super) fn standalone(only: Link) -> Self {
+        Self { only }
     }
 
-    /// A connection serves: others that wait for their next try need not wait any longer.
-    pub(super) fn serves(&self) {
-        self.back.notify_waiters();
+    /// Number of links.
+    pub(super) fn links(&self) -> u16 {
+        1
     }
 
-    /// Waits before the next try: this long, or until another connection of the node serves.
-    pub(super) async fn pause(self, time: Duration) {
-        // From here on nothing is missed.
-        let back = self.back.notified();
-        sleep(time.min(LEAST_PAUSE)).await;
-        let _ = timeout(time.saturating_sub(LEAST_PAUSE), back).await;
+    /// The link that carries the channel.
+    pub(super) fn link_of(&self, _channel: &ChannelName) -> LinkId {
+        LinkId(0)
     }
 
-    /// A connection that is authenticated and answers; `role` is shown by `CLIENT LIST`.
-    pub(super) async fn connect(self, role: &str) -> Result<Box<dyn Transport>, ConnectError> {
-        let connect = async {
-            let mut transport = self.transport().await?;
-            self.shake_hands(&mut transport, role).await?;
-            Ok(transport)
-        };
-        timeout(CONNECT, connect)
-            .await
-            .unwrap_or_else(|_| Err(ConnectError::Timeout(self.settings.address.clone())))
+    /// A link by its id; `None` for an id that this topology never gave.
+    pub(super) fn link(&self, id: LinkId) -> Option<&Link> {
+        (id == LinkId(0)).then_some(&self.only)
     }
 
-    async fn transport(&self) -> Result<Box<dyn Transport>, ConnectError> {
-        let stream = self.tcp().await?;
-        match &self.settings.tls {
-            None => Ok(Box::new(stream)),
-            Some(tls) => Ok(Box::new(tls::connect(stream, tls, self.host()).await?)),
-        }
-    }
-
-    async fn tcp(&self) -> Result<TcpStream, ConnectError> {
-        let address = || self.settings.address.clone();
-        let found = lookup_host(&self.settings.address).await;
-        let found: Vec<_> =
-            found.map_err(|source| ConnectError::Resolve { address: address(), source })?.collect();
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        // One that swallows packets leaves time for the others.
-        let each = CONNECT / (u32::try_from(found.len()).unwrap_or(u32::MAX).saturating_add(1));
-        for candidate in found {
-            match timeout(each, TcpStream::connect(candidate)).await {
-                Ok(Ok(stream)) => {
-                    stream.set_nodelay(true).map_err(|source| self.lost(source))?;
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => last = error,
-                Err(_elapsed) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(ConnectError::Connect { address: address(), source: last })
-    }
-
-    fn host(&self) -> &str {
-        let host = self.settings.address.rsplit_once(':').map_or(&*self.settings.address, |(host, _)| host);
-        host.trim_start_matches('[').trim_end_matches(']')
-    }
-
-    /// All commands in one write, then their answers.
-    async fn shake_hands(&self, transport: &mut Box<dyn Transport>, role: &str) -> Result<(), ConnectError> {
-        let (mut out, mut steps) = (BytesMut::new(), Vec::new());
-        let mut say = |step: Step, command: &[u8], arguments: &[&str]| {
-            encode(&mut out, command, arguments);
-            steps.push(step);
-        };
-        let (user, password) = self.credentials()?;
-        match (&user, &password) {
-            (Some(user), password) => {
-                say(Step::Auth, b"AUTH", &[user, password.as_deref().unwrap_or_default()])
-            }
-            (None, Some(password)) => say(Step::Auth, b"AUTH", &[password]),
-            (None, None) => {}
-        }
-        say(Step::Name, b"CLIENT", &["SETNAME", &format!("fanout-{role}:{}", self.client_name)]);
-        if self.settings.database != 0 {
-            say(Step::Select, b"SELECT", &[&self.settings.database.to_string()]);
-        }
-        say(Step::Ping, b"PING", &[]);
-        transport.write_all(&out).await.map_err(|source| self.lost(source))?;
-        transport.flush().await.map_err(|source| self.lost(source))?;
-        self.hear(transport, &steps).await
-    }
-
-    async fn hear(&self, transport: &mut Box<dyn Transport>, steps: &[Step]) -> Result<(), ConnectError> {
-        let (mut input, mut at) = (BytesMut::new(), 0);
-        for step in steps {
-            let item = loop {
-                if let Some((item, next)) = resp::parse(&input, at).map_err(|source| self.broken(source))? {
-                    at = next;
-                    break item;
-                }
-                if transport.read_buf(&mut input).await.map_err(|source| self.lost(source))? == 0 {
-                    return Err(self.lost(io::ErrorKind::UnexpectedEof.into()));
-                }
-            };
-            if let Item::Error(text) = item {
-                self.refused(*step, String::from_utf8_lossy(&input[text]).into_owned())?;
-            }
-        }
-        Ok(())
-    }
-
-    fn refused(&self, step: Step, text: String) -> Result<(), ConnectError> {
-        let is_about_auth =
-            ["WRONGPASS", "ERR invalid password", "ERR AUTH"].iter().any(|start| text.starts_with(start));
-        match step {
-            // Said before any command was read.
-            _ if text.starts_with("DENIED") || text.contains("max number of clients") => {
-                Err(ConnectError::Refused { command: "the connection", text })
-            }
-            Step::Auth if is_about_auth => {
-                Err(ConnectError::Credentials { text, files: self.credential_files() })
-            }
-            Step::Auth => Err(ConnectError::Refused { command: "AUTH", text }),
-            Step::Name => Ok(()), // A nicety, which an ACL may not grant.
-            Step::Select | Step::Ping if text.starts_with("NOAUTH") => Err(ConnectError::NoCredentials(text)),
-            Step::Select => Err(ConnectError::Refused { command: "SELECT (broker.redis.database)", text }),
-            // An ACL without PING answers all the same.
-            Step::Ping if text.starts_with("NOPERM") => Ok(()),
-            Step::Ping => Err(ConnectError::Refused { command: "PING", text }),
-        }
-    }
-
-    fn lost(&self, source: io::Error) -> ConnectError {
-        ConnectError::Lost { source, hint: self.hint() }
-    }
-
-    fn broken(&self, source: Broken) -> ConnectError {
-        ConnectError::Broken { address: self.settings.address.clone(), source, hint: self.hint() }
-    }
-
-    /// What is behind most connections that are lost at once.
-    fn hint(&self) -> &'static str {
-        match self.settings.tls {
-            Some(_) => {
-                "check that Redis trusts broker.redis.tls.certFile, if it asks for a client certificate"
-            }
-            None => "check broker.redis.address, and set broker.redis.tls if it is a TLS port",
-        }
-    }
-
-    /// User and password, read now, so that a rotated Secret is followed.
-    fn credentials(&self) -> Result<(Option<String>, Option<String>), ConnectError> {
-        let RedisBroker { username_file, password_file, .. } = &self.settings;
-        let read = |field, path: &Option<PathBuf>| path.as_deref().map(|path| read(field, path)).transpose();
-        Ok((read("usernameFile", username_file)?, read("passwordFile", password_file)?))
-    }
-
-    fn credential_files(&self) -> String {
-        let RedisBroker { username_file, password_file, .. } = &self.settings;
-        let named = [("usernameFile", username_file), ("passwordFile", password_file)];
-        let name = |(field, path): (&str, &Option<PathBuf>)| {
-            path.as_ref().map(|path| format!("{} (broker.redis.{field})", path.display()))
-        };
-        named.into_iter().filter_map(name).collect::<Vec<_>>().join(" and ")
-    }
-}
-
-/// A file's text without one trailing line break, which editors and `echo` put there.
-fn read(field: &'static str, path: &Path) -> Result<String, ConnectError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConnectError::File {
-        field,
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(text.strip_suffix('\n').map_or(&*text, |text| text.strip_suffix('\r').unwrap_or(text)).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_serves_ends_the_pause_of_the_others_but_not_at_once() {
-        let settings = serde_yaml::from_str("{address: '127.0.0.1:6379', channelPrefix: 'a'}").unwrap();
-        let connector = Connector::new(settings, "node");
-        let begin = Instant::now();
-        let waiting = tokio::spawn(connector.clone().pause(Duration::from_secs(5)));
-        sleep(Duration::from_millis(1)).await;
-        connector.serves();
-        waiting.await.unwrap();
-        assert_eq!(begin.elapsed(), LEAST_PAUSE);
-        connector.clone().pause(Duration::from_secs(5)).await;
-        assert_eq!(
-            begin.elapsed(),
-            LEAST_PAUSE + Duration::from_secs(5),
-            "what was before it does not count"
-        );
+    /// Channels by the link that carries them.
+    pub(super) fn split(&self, channels: Vec<ChannelName>) -> Vec<(&Link, Vec<ChannelName>)> {
+        vec![(&self.only, channels)]
     }
 }

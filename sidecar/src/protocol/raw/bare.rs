@@ -21,7 +21,8 @@ pub(in crate::protocol) fn message(publication: &Publication) -> (Opcode, &[u8])
 
 /// What a client's message means: publish it in the connection's channel.
 pub fn publish(channel: &ChannelName, payload: Payload) -> Message {
-    Message::Command(Command::Publish { channel: channel.clone(), payload, id: None })
+    let (channel, id, idempotency_key) = (channel.clone(), None, None);
+    Message::Command(Command::Publish { channel, payload, id, idempotency_key })
 }
 
 /// A text message's payload.
@@ -37,7 +38,10 @@ pub fn binary(message: &[u8]) -> Payload {
 /// Why a connection closes whose publication failed.
 pub fn close_reason(error: &CommandError) -> CloseReason {
     match error {
-        CommandError::Unavailable | CommandError::Overloaded => CloseReason::Unavailable,
+        CommandError::Unavailable | CommandError::Overloaded | CommandError::BrokerRefused => {
+            CloseReason::Unavailable
+        }
+        CommandError::OutcomeUnknown { .. } => CloseReason::OutcomeUnknown,
         CommandError::TooManyRequests { .. } => CloseReason::TooManyRequests,
         CommandError::UnknownChannel | CommandError::PermissionDenied => CloseReason::PermissionDenied,
         CommandError::AlreadySubscribed

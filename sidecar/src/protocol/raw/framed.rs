@@ -34,6 +34,7 @@ struct Publish<'a> {
     data: Option<&'a RawValue>,
     b64data: Option<String>,
     id: Option<String>,
+    idempotency_key: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +65,7 @@ struct Acknowledge {
 enum ServerMessage<'a> {
     Subscribed(Told<'a>),
     Unsubscribed(Told<'a>),
-    Published(Told<'a>),
+    Published(Published<'a>),
     Gap(Gap<'a>),
     Error(Failed<'a>),
     Reconnect(ReconnectAt),
@@ -75,6 +76,14 @@ struct Told<'a> {
     channel: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Published<'a> {
+    channel: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
 }
 
 #[derive(Serialize)]
@@ -111,6 +120,8 @@ struct ReconnectAt {
 const ENVELOPE: usize = 8 * 1_024;
 /// An id comes back in replies, so it is kept short.
 const MAX_ID: usize = 128;
+/// Enough for any scheme of unique names.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 /// The most bytes of a message that carries `max_payload` bytes, in base64 at worst.
 pub(in crate::protocol) fn max_message(max_payload: usize) -> usize {
@@ -157,7 +168,7 @@ type Mistake = (CommandError, Option<String>);
 
 impl Publish<'_> {
     fn into_command(self, max_payload: usize) -> Result<Command, Mistake> {
-        let Self { channel, data, b64data, id } = self;
+        let Self { channel, data, b64data, id, idempotency_key } = self;
         let id = short(id)?;
         let channel = parse_channel(&channel, id.as_ref())?;
         let fail = |text: String| (CommandError::BadRequest(text), id.clone());
@@ -173,7 +184,11 @@ impl Publish<'_> {
         if length > max_payload {
             return Err(fail(format!("payload has {length} bytes, at most {max_payload} are allowed")));
         }
-        Ok(Command::Publish { channel, payload, id })
+        let key_length = idempotency_key.as_ref().map(String::len);
+        if key_length.is_some_and(|length| length == 0 || length > MAX_IDEMPOTENCY_KEY) {
+            return Err(fail(format!("idempotencyKey must have 1 to {MAX_IDEMPOTENCY_KEY} bytes")));
+        }
+        Ok(Command::Publish { channel, payload, id, idempotency_key })
     }
 }
 
@@ -266,7 +281,9 @@ pub(in crate::protocol) fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
         &match reply {
             Reply::Subscribed { channel, id } => ServerMessage::Subscribed(Told::new(channel, *id)),
             Reply::Unsubscribed { channel, id } => ServerMessage::Unsubscribed(Told::new(channel, *id)),
-            Reply::Published { channel, id } => ServerMessage::Published(Told::new(channel, Some(id))),
+            Reply::Published { channel, id, duplicate } => {
+                ServerMessage::Published(Published { channel: channel.as_str(), id, duplicate: *duplicate })
+            }
             Reply::Error { error, channel, id } => ServerMessage::Error(Failed {
                 code: error.code(),
                 message: error.to_string(),

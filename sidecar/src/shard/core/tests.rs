@@ -170,7 +170,7 @@ impl Bench {
                 Task::Unsubscribe { channel } => asked.push(format!("-{channel}")),
                 Task::Publish { connection, channel, payload, id, .. } => {
                     asked.push(String::from_utf8_lossy(payload.bytes()).into_owned());
-                    let result = result.clone();
+                    let result = result.clone().map(|()| false);
                     self.core.complete(Completion::Published { connection, channel, id, result });
                 }
             }
@@ -529,7 +529,7 @@ fn a_client_with_too_much_in_flight_is_read_on_once_the_broker_has_answered_in_o
     let id = bench.core.id(client.slot);
     for _ in first {
         let completion =
-            Completion::Published { connection: id, channel: name("a"), id: None, result: Ok(()) };
+            Completion::Published { connection: id, channel: name("a"), id: None, result: Ok(false) };
         bench.core.complete(completion);
     }
     let mut rest = Vec::new();
@@ -553,7 +553,12 @@ fn an_answer_to_a_connection_that_is_gone_is_dropped() {
     assert_eq!(next.slot, client.slot, "the slot is used again");
     bench.frames(&mut next);
     let id = Some("1".to_owned());
-    bench.core.complete(Completion::Published { connection: stale, channel: name("a"), id, result: Ok(()) });
+    bench.core.complete(Completion::Published {
+        connection: stale,
+        channel: name("a"),
+        id,
+        result: Ok(false),
+    });
     assert!(bench.frames(&mut next).is_empty());
 }
 
@@ -1076,7 +1081,7 @@ fn a_gap_is_told_in_order_by_message_by_event_or_by_closing() {
     let mut framed = bench.connect(Protocol::RawFramed, &["a"]);
     let mut sse = bench.connect(Protocol::Sse, &["a"]);
     bench.publish("a", "1");
-    bench.core.gap(Some(&name("a")), "overflow");
+    bench.core.gap(&[name("a")], true, "overflow");
     bench.publish("a", "2");
     assert_eq!(
         bench.frames(&mut framed)[1..],
@@ -1097,7 +1102,7 @@ fn a_possible_gap_everywhere_closes_nobody() {
     let mut bench = Bench::new();
     let mut bare = bench.connect(Protocol::RawBare, &["a"]);
     let mut framed = bench.connect(Protocol::RawFramed, &["b"]);
-    bench.core.gap(None, "brokerReconnected");
+    bench.core.gap(&[name("a"), name("b")], false, "brokerReconnected");
     assert!(bench.frames(&mut bare).is_empty());
     assert!(bench.frames(&mut framed)[1].starts_with("{\"gap\""));
 }

@@ -92,7 +92,8 @@ fn a_publish_carries_the_json_text_as_it_was_sent() {
         Command::Publish {
             channel: channel.clone(),
             payload: Payload::Text(r#"{ "x" : 1.0 }"#.into()),
-            id: Some("7".to_owned())
+            id: Some("7".to_owned()),
+            idempotency_key: None
         }
     );
     assert_eq!(
@@ -100,12 +101,22 @@ fn a_publish_carries_the_json_text_as_it_was_sent() {
         Command::Publish {
             channel: channel.clone(),
             payload: Payload::Binary(vec![0, 255].into()),
-            id: None
+            id: None,
+            idempotency_key: None
+        }
+    );
+    assert_eq!(
+        command(r#"{"publish":{"channel":"a","data":1,"idempotencyKey":"k"}}"#),
+        Command::Publish {
+            channel: channel.clone(),
+            payload: Payload::Text("1".into()),
+            id: None,
+            idempotency_key: Some("k".to_owned())
         }
     );
     assert_eq!(
         command(r#"{"publish":{"channel":"a","data":null}}"#),
-        Command::Publish { channel, payload: Payload::Text("null".into()), id: None }
+        Command::Publish { channel, payload: Payload::Text("null".into()), id: None, idempotency_key: None }
     );
 }
 

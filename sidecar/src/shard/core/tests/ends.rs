@@ -19,7 +19,7 @@ fn a_certain_gap_of_a_crowded_channel_closes_everyone_who_cannot_be_told_and_nob
     // A pass over it has begun.
     bench.publish("a", "x");
     bench.core.visits(|| 0);
-    bench.core.gap(Some(&name("a")), "overflow");
+    bench.core.gap(&[name("a")], true, "overflow");
     for client in &mut crowd {
         assert_eq!(bench.frames(client).last().map(String::as_str), Some("close 3010"));
         bench.hear(client, Opcode::Close, &3010_u16.to_be_bytes());
