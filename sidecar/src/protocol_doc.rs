@@ -119,7 +119,8 @@ fn every_error() -> Vec<CommandError> {
         CommandError::AlreadySubscribed => Some(CommandError::NotSubscribed),
         CommandError::NotSubscribed => Some(CommandError::TooManyChannels { limit: 128 }),
         CommandError::TooManyChannels { .. } => Some(CommandError::TooManyRequests { per_second: 500 }),
-        CommandError::TooManyRequests { .. } => Some(CommandError::NoHistory),
+        CommandError::TooManyRequests { .. } => Some(CommandError::TooManyKeys { limit: 10_000 }),
+        CommandError::TooManyKeys { .. } => Some(CommandError::NoHistory),
         CommandError::NoHistory => Some(CommandError::BadRequest("what is wrong".to_owned())),
         CommandError::BadRequest(_) => None,
     };

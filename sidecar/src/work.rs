@@ -5,6 +5,7 @@
 //! that nothing waits for what came before it.
 
 mod grace;
+mod keys;
 mod metrics;
 mod publish;
 
@@ -226,6 +227,7 @@ fn publish_error(error: &PublishError, keyed: bool) -> CommandError {
         PublishError::TooLarge { .. } | PublishError::Reserved(_) => {
             CommandError::BadRequest(error.to_string())
         }
+        PublishError::TooManyKeys => CommandError::TooManyKeys { limit: keys::USER },
         PublishError::Broker(BrokerError::Unknown(_)) => CommandError::OutcomeUnknown { keyed },
         PublishError::Broker(BrokerError::Refused(_)) => CommandError::BrokerRefused,
         PublishError::Broker(BrokerError::Unavailable(_) | BrokerError::Closed) => CommandError::Unavailable,

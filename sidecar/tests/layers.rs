@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("broker", &["domain"]),
     ("work", &["broker", "domain", "hub", "shard"]),
     ("bridge", &["broker", "domain", "hub", "latency", "shard", "work"]),
-    ("api", &["auth", "bridge", "domain", "shard", "work"]),
+    ("api", &["auth", "bridge", "broker", "domain", "shard", "work"]),
     ("drain", &["shard"]),
     ("config", &["auth"]),
     ("telemetry", &[]),

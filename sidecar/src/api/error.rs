@@ -36,7 +36,8 @@ pub(super) enum Reply<T> {
 /// Why it was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct ErrorBody {
-    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 107 bad request. Of our own: 120, it is
+    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 107 bad request, 111 too
+    /// much. Of our own: 120, it is
     /// unknown whether the message was published.
     pub(super) code: u16,
     /// For people.
@@ -62,6 +63,8 @@ pub(super) enum ApiError {
     Unavailable(String),
     #[error("{0}; the message was not published")]
     Refused(String),
+    #[error("{0}; the message was not published")]
+    TooMany(String),
     #[error("{error}: the message was published or not; {}", if *.keyed {
         "repeat the call with the same `idempotency_key`"
     } else {
@@ -74,6 +77,7 @@ impl ApiError {
     pub(super) fn code(&self) -> u16 {
         match self {
             Self::Unavailable(_) | Self::Refused(_) => 100,
+            Self::TooMany(_) => 111,
             Self::OutcomeUnknown { .. } => 120,
             Self::Unauthorized => 101,
             Self::UnknownChannel => 102,
@@ -91,12 +95,14 @@ impl ApiError {
                 | Self::BadRequest(_)
                 | Self::Unavailable(_)
                 | Self::Refused(_)
+                | Self::TooMany(_)
                 | Self::OutcomeUnknown { .. },
                 Mode::Body,
             ) => StatusCode::OK,
             (Self::UnknownChannel, Mode::Transport) => StatusCode::NOT_FOUND,
             (Self::BadRequest(_), Mode::Transport) => StatusCode::BAD_REQUEST,
             (Self::Unavailable(_), Mode::Transport) => StatusCode::SERVICE_UNAVAILABLE,
+            (Self::TooMany(_), Mode::Transport) => StatusCode::TOO_MANY_REQUESTS,
             (Self::Refused(_), Mode::Transport) => StatusCode::BAD_GATEWAY,
             (Self::OutcomeUnknown { .. }, Mode::Transport) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -129,6 +135,7 @@ impl ApiError {
     pub(super) fn of(error: PublishError, keyed: bool) -> Self {
         match error {
             PublishError::TooLarge { .. } | PublishError::Reserved(_) => Self::BadRequest(error.to_string()),
+            PublishError::TooManyKeys => Self::TooMany(error.to_string()),
             PublishError::Broker(error) => match error {
                 BrokerError::Unavailable(_) | BrokerError::Closed => Self::Unavailable(error.to_string()),
                 BrokerError::Refused(_) => Self::Refused(error.to_string()),

@@ -85,6 +85,7 @@ pub(super) struct PublishReply {
     epoch: Option<String>,
     /// The channel had the message already, by its `idempotency_key`; it was not published again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(default)]
     duplicate: bool,
 }
 

@@ -55,6 +55,9 @@ pub enum CommandError {
     /// More publications than the namespace's rate limit admits.
     #[error("too many publications: the limit of this namespace is {per_second} a second")]
     TooManyRequests { per_second: u32 },
+    /// More idempotency keys than the broker is to remember of one user.
+    #[error("too many idempotency keys: a user may use {limit} in five minutes on one node")]
+    TooManyKeys { limit: u32 },
     /// `since`, `last`, `durable` or `ack` on a channel that keeps no history.
     #[error("not on this channel: its namespace keeps no history")]
     NoHistory,
@@ -65,7 +68,7 @@ pub enum CommandError {
 
 impl CommandError {
     /// Names of all kinds, for metrics.
-    pub const KINDS: [&'static str; 12] = [
+    pub const KINDS: [&'static str; 13] = [
         "unavailable",
         "overloaded",
         "unknown_channel",
@@ -78,6 +81,7 @@ impl CommandError {
         "bad_request",
         "broker_refused",
         "outcome_unknown",
+        "too_many_keys",
     ];
 
     /// Its place in [`Self::KINDS`].
@@ -95,6 +99,7 @@ impl CommandError {
             Self::BadRequest(_) => 9,
             Self::BrokerRefused => 10,
             Self::OutcomeUnknown { .. } => 11,
+            Self::TooManyKeys { .. } => 12,
         }
     }
 
@@ -110,14 +115,17 @@ impl CommandError {
             Self::TooManyChannels { .. } => 106,
             Self::BadRequest(_) | Self::NotSubscribed => 107,
             Self::NoHistory => 108,
-            Self::TooManyRequests { .. } => 111,
+            Self::TooManyRequests { .. } | Self::TooManyKeys { .. } => 111,
         }
     }
 
     /// Returns `true` if the same command may be sent again later.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Unavailable | Self::Overloaded | Self::TooManyRequests { .. } => true,
+            Self::Unavailable
+            | Self::Overloaded
+            | Self::TooManyRequests { .. }
+            | Self::TooManyKeys { .. } => true,
             Self::OutcomeUnknown { keyed } => *keyed,
             Self::BrokerRefused
             | Self::UnknownChannel

@@ -161,7 +161,9 @@ impl Refused {
                 | CommandError::OutcomeUnknown { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 CommandError::UnknownChannel => StatusCode::NOT_FOUND,
                 CommandError::PermissionDenied => StatusCode::FORBIDDEN,
-                CommandError::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
+                CommandError::TooManyRequests { .. } | CommandError::TooManyKeys { .. } => {
+                    StatusCode::TOO_MANY_REQUESTS
+                }
                 CommandError::AlreadySubscribed
                 | CommandError::NotSubscribed
                 | CommandError::TooManyChannels { .. }

@@ -10,9 +10,12 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
-use super::Metrics;
+use super::{Metrics, keys::Keys};
 use crate::{
     broker::{
         Broker, BrokerError, INTERNAL_NAMESPACE, IdempotencyKey, PublishOptions, Published, Recent, Reply,
@@ -84,6 +87,9 @@ pub enum PublishError {
     /// The channel belongs to the nodes.
     #[error("channel {0} is kept for the nodes themselves")]
     Reserved(ChannelName),
+    /// The broker would have to remember more idempotency keys than this node may have there.
+    #[error("too many idempotency keys within five minutes on this node, try again later")]
+    TooManyKeys,
     /// The broker did not take it.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -99,6 +105,7 @@ struct Shared {
     max_bytes: AtomicUsize,
     /// Held while the broker is called, so that sequences and calls have one order.
     sequences: Mutex<Recent<ChannelName, Sequence>>,
+    keys: Mutex<Keys>,
     api: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     metrics: Metrics,
@@ -158,8 +165,9 @@ impl Publisher {
     pub fn new(broker: Arc<dyn Broker>, node: NodeRun, max_bytes: usize, metrics: Metrics) -> Self {
         let sequences = Mutex::new(Recent::new(REMEMBERED_CHANNELS));
         let lane = || Arc::new(Semaphore::new(LANE_BYTES));
-        let (api, clients) = (lane(), lane());
-        Self(Arc::new(Shared { broker, node, max_bytes: max_bytes.into(), sequences, api, clients, metrics }))
+        let (api, clients, keys) = (lane(), lane(), Mutex::new(Keys::new(Instant::now())));
+        let max_bytes = max_bytes.into();
+        Self(Arc::new(Shared { broker, node, max_bytes, sequences, keys, api, clients, metrics }))
     }
 
     /// The node that it publishes for.
@@ -215,6 +223,10 @@ impl Publisher {
         }
         if draft.channel.namespace() == INTERNAL_NAMESPACE {
             return Err(PublishError::Reserved(draft.channel.clone()));
+        }
+        let mut keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if draft.idempotency_key.is_some() && !keys.take(draft.user.as_deref(), Instant::now()) {
+            return Err(PublishError::TooManyKeys);
         }
         Ok(())
     }

@@ -42,7 +42,9 @@ pub fn close_reason(error: &CommandError) -> CloseReason {
             CloseReason::Unavailable
         }
         CommandError::OutcomeUnknown { .. } => CloseReason::OutcomeUnknown,
-        CommandError::TooManyRequests { .. } => CloseReason::TooManyRequests,
+        CommandError::TooManyRequests { .. } | CommandError::TooManyKeys { .. } => {
+            CloseReason::TooManyRequests
+        }
         CommandError::UnknownChannel | CommandError::PermissionDenied => CloseReason::PermissionDenied,
         CommandError::AlreadySubscribed
         | CommandError::NotSubscribed
