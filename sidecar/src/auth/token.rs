@@ -55,6 +55,9 @@ pub enum TokenError {
     /// A claim that must be there is not.
     #[error("the token has no `{0}` claim")]
     Missing(&'static str),
+    /// It says what it grants by the claim's old name, which means something else in Centrifuge's tokens.
+    #[error("the token has no `grants` claim, only `channels`: name the channels that it grants in `grants`")]
+    NoGrants,
     /// A claim of another shape.
     #[error("the token's `{claim}` claim must be {expected}")]
     Claim {
@@ -234,10 +237,14 @@ fn identity(claims: &Map<String, Value>) -> Result<Identity, TokenError> {
         Some(Value::String(sub)) => Some(sub.as_str().into()),
         Some(_) => return Err(TokenError::Claim { claim: "sub", expected: "a string" }),
     };
+    // Neither nothing nor everything: whoever made it meant these channels.
+    if claims.contains_key("channels") && !claims.contains_key("grants") {
+        return Err(TokenError::NoGrants);
+    }
     let expires_at = claims.get("exp").and_then(Value::as_f64);
     Ok(Identity {
         user,
-        grants: Arc::new(grants(claims.get("channels").unwrap_or(&Value::Null))?),
+        grants: Arc::new(grants(claims.get("grants").unwrap_or(&Value::Null))?),
         // Within the leeway a token is good, also for a connection that it opened.
         expires_at: expires_at.map(|exp| (exp as u64).saturating_add(LEEWAY_SECONDS)),
     })
@@ -255,23 +262,23 @@ fn grants(claim: &Value) -> Result<Grants, TokenError> {
             let list = |key| match object.get(key) {
                 None | Some(Value::Null) => Ok(Vec::new()),
                 Some(Value::Array(list)) => patterns(list),
-                Some(_) => Err(CHANNELS),
+                Some(_) => Err(GRANTS),
             };
             Ok(Grants { subscribe: list("subscribe")?, publish: list("publish")? })
         }
-        _ => Err(CHANNELS),
+        _ => Err(GRANTS),
     }
 }
 
 fn patterns(list: &[Value]) -> Result<Vec<Pattern>, TokenError> {
     if list.len() > MAX_PATTERNS {
-        return Err(TokenError::Claim { claim: "channels", expected: "at most 1,000 patterns" });
+        return Err(TokenError::Claim { claim: "grants", expected: "at most 1,000 patterns" });
     }
-    list.iter().map(|value| value.as_str().and_then(|text| text.parse().ok()).ok_or(CHANNELS)).collect()
+    list.iter().map(|value| value.as_str().and_then(|text| text.parse().ok()).ok_or(GRANTS)).collect()
 }
 
-const CHANNELS: TokenError = TokenError::Claim {
-    claim: "channels",
+const GRANTS: TokenError = TokenError::Claim {
+    claim: "grants",
     expected: "a list of channel patterns or {\"subscribe\": […], \"publish\": […]}",
 };
 

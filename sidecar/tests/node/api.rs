@@ -96,7 +96,7 @@ async fn mistakes_have_centrifugo_s_codes_and_statuses_where_asked_for() {
 async fn channels_info_and_disconnect_speak_for_the_whole_cluster() {
     let cluster = Cluster::of(3).await;
     let [first, second, third] = &cluster.nodes[..] else { unreachable!() };
-    let user = crate::support::token(&json!({"sub": "ann", "channels": ["chat:*"]}));
+    let user = crate::support::token(&json!({"sub": "ann", "grants": ["chat:*"]}));
     let _one = first.connect("/ws/lobby").await;
     let mut two = second.connect(&format!("/ws/chat:a?token={user}")).await;
     let mut three = third.connect(&format!("/ws/chat:a?token={user}")).await;

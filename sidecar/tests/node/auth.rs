@@ -41,7 +41,7 @@ async fn without_settings_nothing_is_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_opens_its_channels_whichever_way_it_comes() {
     with_sidecar(Setup::open(), async |node| {
-        let token = token(&json!({"sub": "ann", "exp": now() + 60, "channels": ["chat:room-*"]}));
+        let token = token(&json!({"sub": "ann", "exp": now() + 60, "grants": ["chat:room-*"]}));
         let (status, _) = node.try_connect("/ws/chat:room-1", &[]).await.map(drop).unwrap_err();
         assert_eq!(status, StatusCode::FORBIDDEN);
         let bearer = format!("Bearer {token}");
@@ -88,7 +88,7 @@ async fn a_bad_token_is_refused_with_the_check_that_it_failed_and_not_a_word_of_
 async fn a_connection_ends_with_a_code_of_its_own_when_its_token_does() {
     with_sidecar(Setup::open(), async |node| {
         // Within the five seconds of leeway the token is good, and its connection too.
-        let token = token(&json!({"sub": "ann", "exp": now() - 3, "channels": ["chat:*"]}));
+        let token = token(&json!({"sub": "ann", "exp": now() - 3, "grants": ["chat:*"]}));
         let mut client =
             node.try_connect(&format!("/ws/chat:room-1?token={token}"), &[]).await.expect("in time");
         assert_eq!(client.closed().await, (3005, "token expired".to_owned()));

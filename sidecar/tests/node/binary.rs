@@ -193,7 +193,7 @@ async fn sighup_reads_the_live_document_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_s_end_is_one_line_and_no_secret_is_ever_logged() {
     let mut program = Program::start(&Setup::open().live("logLevel", json!("trace"))).await;
-    let token = token(&json!({"sub": "ann", "channels": ["chat:*"]}));
+    let token = token(&json!({"sub": "ann", "grants": ["chat:*"]}));
     let mut client = program.connect(&format!("/ws/chat:a?token={token}")).await;
     client.send("a payload nobody may read in a log").await;
     client.text().await;

@@ -91,10 +91,10 @@ async fn centrifugo_s_python_client_publishes_asks_and_disconnects() {
     with_sidecar(Setup::open(), async |node| {
         let mut cent = Cent::start(node.api_url("/api")).await;
         let mut lobby = node.connect("/ws/lobby").await;
-        let ann = token(&json!({"sub": "ann", "channels": ["chat:*"]}));
+        let ann = token(&json!({"sub": "ann", "grants": ["chat:*"]}));
         let mut one = node.connect(&format!("/ws/chat:a?token={ann}")).await;
         let mut two = node.connect(&format!("/ws/chat:b?token={ann}")).await;
-        let bob = token(&json!({"sub": "bob", "channels": ["chat:*"]}));
+        let bob = token(&json!({"sub": "bob", "grants": ["chat:*"]}));
         let mut other = node.connect(&format!("/ws/chat:a?token={bob}")).await;
 
         cent.call("publish", json!({"channel": "lobby", "data": {"text": "hello"}})).await;

@@ -74,7 +74,7 @@ fn every_algorithm_opens_with_its_own_key() {
         (Algorithm::EdDSA, "EdDSA", "ed25519.pub.pem"),
     ] {
         let tokens = tokens(&format!("keys: [{{algorithm: {name}, file: '{{dir}}/{file}'}}]"));
-        let claims = json!({"sub": "ann", "exp": soon(), "channels": ["chat:*"]});
+        let claims = json!({"sub": "ann", "exp": soon(), "grants": ["chat:*"]});
         let token = issuer(algorithm, None).token(&claims);
         let identity = tokens.identify(&token).unwrap();
         assert_eq!(identity.user.as_deref(), Some("ann"), "{name}");
@@ -145,11 +145,11 @@ fn time_issuer_and_audience_are_checked_with_five_seconds_of_leeway() {
 }
 
 #[test]
-fn channels_are_a_list_for_both_or_one_list_each() {
+fn grants_are_a_list_for_both_or_one_list_each() {
     let tokens = tokens(HS256);
     let issuer = issuer(Algorithm::HS256, None);
-    let grants = |channels: Value| {
-        let identity = tokens.identify(&issuer.token(&json!({"channels": channels})))?;
+    let grants = |list: Value| {
+        let identity = tokens.identify(&issuer.token(&json!({"grants": list})))?;
         let texts =
             |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         Ok::<_, TokenError>((texts(&identity.grants.subscribe), texts(&identity.grants.publish)))
@@ -160,10 +160,22 @@ fn channels_are_a_list_for_both_or_one_list_each() {
     assert_eq!(grants(json!({"subscribe": ["a"]})), pair("a", ""));
     assert_eq!(grants(json!(null)), pair("", ""));
     for bad in [json!("a"), json!([1]), json!(["a b"]), json!({"read": ["a"]}), json!({"publish": "a"})] {
-        assert_eq!(grants(bad.clone()), Err(CHANNELS), "{bad}");
+        assert_eq!(grants(bad.clone()), Err(GRANTS), "{bad}");
     }
     let many = vec!["a"; MAX_PATTERNS + 1];
-    assert!(matches!(grants(json!(many)), Err(TokenError::Claim { claim: "channels", .. })));
+    assert!(matches!(grants(json!(many)), Err(TokenError::Claim { claim: "grants", .. })));
+}
+
+#[test]
+fn a_token_with_the_old_claim_alone_is_refused_by_the_name_of_the_new_one() {
+    let tokens = tokens(HS256);
+    let identify = |claims: Value| tokens.identify(&issuer(Algorithm::HS256, None).token(&claims));
+    for channels in [json!(["a"]), json!([]), json!(null)] {
+        assert_eq!(identify(json!({"channels": channels})), Err(TokenError::NoGrants), "{channels}");
+    }
+    assert!(TokenError::NoGrants.to_string().contains("`grants`"));
+    let both = identify(json!({"channels": ["a"], "grants": ["b"]})).unwrap();
+    assert_eq!(both.grants.subscribe, ["b".parse().unwrap()], "the old one says nothing here");
 }
 
 #[test]
