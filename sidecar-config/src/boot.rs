@@ -59,6 +59,11 @@ pub struct Runtime {
     /// Whether the time of every delivery, from its publishing to the kernel, is counted in a histogram of its
     /// namespace.
     pub time_deliveries: bool,
+    /// Memory that the process may have, in bytes, of which a quarter is for publications, messages and replies that
+    /// wait; absent means the limit of its control group, which in a pod is the container's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 16_777_216))]
+    pub memory_bytes: Option<u64>,
 }
 
 /// Exactly one broker.
@@ -176,7 +181,7 @@ impl BrokerSettings {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { shards: 0, time_deliveries: true }
+        Self { shards: 0, time_deliveries: true, memory_bytes: None }
     }
 }
 

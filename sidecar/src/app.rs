@@ -162,10 +162,13 @@ impl App {
             shards: boot.runtime.shards,
             node: run.id,
             max_connections,
-            mailbox_bytes: shard::Config::MAILBOX_BYTES,
-            log_bytes: shard::Config::log_bytes(boot.runtime.shards, memory::limit()),
+            mailbox_bytes: 0,
+            work_bytes: 0,
+            log_bytes: 0,
             time_deliveries: boot.runtime.time_deliveries,
         };
+        let memory = boot.runtime.memory_bytes.or_else(memory::limit);
+        let shard_config = shard_config.within(memory);
         tracing::info!(bytes = shard_config.log_bytes, "memory of each shard for clients that lag");
         let shards =
             Shards::spawn(shard_config, settings::rules(&settings), &work).map_err(StartError::Threads)?;

@@ -80,6 +80,9 @@ fn cause(reason: CloseReason) -> &'static str {
         CloseReason::OutcomeUnknown => {
             "a publication was sent to the broker and not answered: it was published or not (bare mode)"
         }
+        CloseReason::Overloaded => {
+            "clients together take more memory than the node has for unfinished messages and unread replies, and this one took most"
+        }
         CloseReason::ProtocolError => "a frame against RFC 6455",
         CloseReason::BadRequest => "a message that is not what the protocol speaks",
         CloseReason::InvalidUtf8 => "a text message that is not UTF-8",

@@ -21,6 +21,7 @@ mod metrics;
 #[cfg(test)]
 mod model;
 mod outbox;
+mod own;
 mod packing;
 mod pipe;
 mod pulse;
@@ -68,7 +69,10 @@ pub struct Config {
     pub max_connections: u32,
     /// Payload bytes of publications that may wait for one shard.
     pub mailbox_bytes: usize,
-    /// Bytes of publications that one shard keeps for those who have still to receive them.
+    /// Payload bytes of clients' publications that may wait for one shard's broker.
+    pub work_bytes: usize,
+    /// Memory that one shard has for publications that someone has still to receive, for unfinished messages of clients
+    /// and for replies to them.
     pub log_bytes: usize,
     /// Whether deliveries are timed.
     pub time_deliveries: bool,
@@ -122,15 +126,19 @@ struct Member {
 
 impl Config {
     /// 16 MiB: some 10 ms of the fastest ingest, and far above what waits while a shard keeps up.
-    pub const MAILBOX_BYTES: usize = 16 * 1_024 * 1_024;
+    pub const MOST_WAITING_BYTES: usize = 16 * 1_024 * 1_024;
 
     /// 256 MiB: what 256 clients of as many channels lag by at most, unless the settings say otherwise.
-    pub const MOST_LOG_BYTES: usize = 256 * 1_024 * 1_024;
+    pub const MOST_BYTES: usize = 256 * 1_024 * 1_024;
 
-    /// What each of `shards` may keep where the process may have `memory` bytes: all together a quarter.
-    pub fn log_bytes(shards: u16, memory: Option<u64>) -> usize {
-        let share = memory.map(|memory| memory / 4 / u64::from(Self::count(shards)));
-        share.map_or(Self::MOST_LOG_BYTES, |share| (share as usize).min(Self::MOST_LOG_BYTES))
+    /// Where the process may have `memory` bytes: each shard has a budget of its own, all together a quarter. An eighth
+    /// of it is for what waits on its way in, an eighth for what waits on its way out.
+    #[must_use]
+    pub fn within(self, memory: Option<u64>) -> Self {
+        let share = memory.map(|memory| memory / 4 / u64::from(Self::count(self.shards)));
+        let budget = share.map_or(Self::MOST_BYTES, |share| (share as usize).min(Self::MOST_BYTES));
+        let waiting = Self::MOST_WAITING_BYTES.min(budget / 8);
+        Self { mailbox_bytes: waiting, work_bytes: waiting, log_bytes: budget - 2 * waiting, ..self }
     }
 
     /// How many there are where the settings say `shards`.
@@ -394,30 +402,44 @@ mod tests {
         assert_eq!((usize::from(Config::count(0)), Config::count(3)), (cores.min(256), 3));
     }
 
+    fn config() -> Config {
+        Config {
+            shards: 1,
+            node: NodeId(1),
+            max_connections: 10,
+            mailbox_bytes: 1_000,
+            work_bytes: 1_000,
+            log_bytes: Config::MOST_BYTES,
+            time_deliveries: false,
+        }
+    }
+
     #[test]
-    fn the_logs_of_all_shards_together_may_have_a_quarter_of_the_memory_and_no_shard_more_than_most() {
+    fn all_shards_together_have_a_quarter_of_the_memory_with_what_waits_and_no_shard_more_than_most() {
         const MIB: usize = 1_024 * 1_024;
-        let memory = |mib: u64| Some(mib * MIB as u64);
-        assert_eq!(Config::log_bytes(1, memory(400)), 100 * MIB);
-        assert_eq!(Config::log_bytes(4, memory(400)), 25 * MIB);
+        let budget = |shards, mib: Option<u64>| {
+            let config = Config { shards, ..config() }.within(mib.map(|mib| mib * MIB as u64));
+            let Config { mailbox_bytes, work_bytes, log_bytes, .. } = config;
+            assert_eq!(mailbox_bytes, work_bytes);
+            (log_bytes + mailbox_bytes + work_bytes, mailbox_bytes)
+        };
+        assert_eq!(budget(1, Some(400)), (100 * MIB, 100 * MIB / 8));
+        assert_eq!(budget(4, Some(400)), (25 * MIB, 25 * MIB / 8));
         let cores = usize::from(Config::count(0));
-        assert_eq!(Config::log_bytes(0, memory(400)), 100 * MIB / cores, "a shard for each core");
-        assert_eq!(Config::log_bytes(1, memory(8_000)), Config::MOST_LOG_BYTES);
-        assert_eq!(Config::log_bytes(4, None), Config::MOST_LOG_BYTES, "no limit is known");
+        assert_eq!(budget(0, Some(400)).0, 100 * MIB / cores, "a shard for each core");
+        assert_eq!(budget(1, Some(8_000)), (Config::MOST_BYTES, Config::MOST_WAITING_BYTES));
+        assert_eq!(budget(4, None).0, Config::MOST_BYTES, "no limit is known");
     }
 
     #[tokio::test]
     async fn a_shard_whose_thread_panics_is_told_and_the_others_still_end() {
-        let config = Config {
-            shards: 2,
-            node: NodeId(1),
-            max_connections: 10,
-            mailbox_bytes: 1_000,
-            log_bytes: Config::MOST_LOG_BYTES,
-            time_deliveries: false,
-        };
+        let config = Config { shards: 2, ..config() };
         let settings = sidecar_config::LiveSettings::default();
-        let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
+        let rules = Rules {
+            policies: Policies::new(&settings.namespaces),
+            hub: settings.hub,
+            reconnect_jitter: Duration::ZERO,
+        };
         let (work, _) = mpsc::channel(1);
         let shards = Shards::spawn(config, Arc::new(rules), &work).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), shards.died()).await.is_err());

@@ -54,7 +54,11 @@ pub(super) struct Joined {
 
 /// What the shards follow.
 pub(super) fn rules(settings: &LiveSettings) -> Arc<Rules> {
-    Arc::new(Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub.clone() })
+    Arc::new(Rules {
+        policies: Policies::new(&settings.namespaces),
+        hub: settings.hub.clone(),
+        reconnect_jitter: Duration::from_secs(settings.drain.reconnect_jitter_seconds.into()),
+    })
 }
 
 /// Looks at the file every second, and at once when told to, for as long as the process runs.

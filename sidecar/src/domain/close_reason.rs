@@ -33,6 +33,8 @@ pub enum CloseReason {
     Unavailable,
     /// It is unknown whether a publication was published and the protocol has no error reply.
     OutcomeUnknown,
+    /// Clients together need more memory than this node has for them, and this one most of it.
+    Overloaded,
     /// A frame against RFC 6455.
     ProtocolError,
     /// A message that is not what the protocol speaks.
@@ -48,7 +50,7 @@ pub enum CloseReason {
 /// Whether and when a client should come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconnect {
-    /// At once, spread over a random part of the advised time where one was given.
+    /// After a random part of the time that it is advised with: others are closed for the same reason.
     Yes,
     /// With exponential back-off: the cause may last.
     WithBackOff,
@@ -58,7 +60,7 @@ pub enum Reconnect {
 
 impl CloseReason {
     /// All of them, for the generated documents.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ClientClosed,
         Self::ConnectionLost,
         Self::Drain,
@@ -74,6 +76,7 @@ impl CloseReason {
         Self::MaxAge,
         Self::Unavailable,
         Self::OutcomeUnknown,
+        Self::Overloaded,
         Self::ProtocolError,
         Self::BadRequest,
         Self::InvalidUtf8,
@@ -99,6 +102,7 @@ impl CloseReason {
             Self::MaxAge => "max_age",
             Self::Unavailable => "unavailable",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::Overloaded => "overloaded",
             Self::ProtocolError => "protocol_error",
             Self::BadRequest => "bad_request",
             Self::InvalidUtf8 => "invalid_utf8",
@@ -115,12 +119,13 @@ impl CloseReason {
             | Self::DrainForced
             | Self::NoPong
             | Self::Gap
+            | Self::TokenExpired
             | Self::MaxAge => Reconnect::Yes,
             Self::SlowConsumer
-            | Self::TokenExpired
             | Self::TooManyRequests
             | Self::Unavailable
             | Self::OutcomeUnknown
+            | Self::Overloaded
             | Self::Internal => Reconnect::WithBackOff,
             Self::ClientClosed
             | Self::Idle

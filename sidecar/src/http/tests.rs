@@ -60,14 +60,19 @@ impl Node {
 
     async fn with(settings: &str) -> Self {
         let settings: LiveSettings = serde_yaml::from_str(settings).unwrap();
-        let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub.clone() };
+        let rules = Rules {
+            policies: Policies::new(&settings.namespaces),
+            hub: settings.hub.clone(),
+            reconnect_jitter: Duration::from_secs(15),
+        };
         let (sender, work) = mpsc::channel(1_000);
         let config = Config {
             shards: 2,
             node: NodeId(7),
             max_connections: 1_000,
-            mailbox_bytes: Config::MAILBOX_BYTES,
-            log_bytes: Config::MOST_LOG_BYTES,
+            mailbox_bytes: Config::MOST_WAITING_BYTES,
+            work_bytes: Config::MOST_WAITING_BYTES,
+            log_bytes: Config::MOST_BYTES,
             time_deliveries: true,
         };
         let shards = Shards::spawn(config, Arc::new(rules), &sender).unwrap();

@@ -70,14 +70,17 @@ impl Page<'_> {
             subscriptions,
             channels: _,
             log_bytes,
+            own_bytes,
             log_full,
         } = totals;
         self.gauge("node_subscriptions", "Subscriptions that are held", subscriptions)?;
         self.gauge(
             "node_log_bytes",
-            "Bytes of publications that some subscriber has still to receive",
+            "Memory of publications that some subscriber has still to receive",
             log_bytes,
         )?;
+        let help = "Memory of unfinished messages of clients and of replies that they have not read";
+        self.gauge("node_connection_bytes", help, own_bytes)?;
         let help = "Publications lost because a channel's log was full, counted once a shard and wire form; their loss was told";
         self.counter("node_log_full", help, log_full)?;
         let protocols = |counts: Vec<(crate::protocol::Protocol, u64)>| {

@@ -33,9 +33,11 @@ pub fn close_code(reason: CloseReason) -> (u16, &'static str) {
         CloseReason::Gap => (3010, "messages were lost"),
         CloseReason::NoPong => (3012, "no pong"),
         CloseReason::TooManyRequests => (3013, "too many requests"),
-        CloseReason::Unavailable => (3014, "broker unavailable"),
         CloseReason::MaxAge => (3015, "connection age"),
         CloseReason::OutcomeUnknown => (4020, "publication outcome unknown"),
+        // Not Centrifuge's: 3014 is "state invalidated" there.
+        CloseReason::Overloaded => (4013, "overloaded"),
+        CloseReason::Unavailable => (4014, "broker unavailable"),
         CloseReason::Idle => (3511, "idle"),
         CloseReason::Internal => (3004, "internal server error"),
         CloseReason::BadRequest => (3501, "bad request"),

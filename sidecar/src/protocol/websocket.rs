@@ -68,6 +68,11 @@ impl Decoder {
         self.0.is_none()
     }
 
+    /// Memory of a message that has begun.
+    pub fn held(&self) -> usize {
+        self.0.as_ref().map_or(0, |fragments| fragments.bytes.capacity())
+    }
+
     /// Reads the frame at the start of `input`, unmasking it in place. With an inflater messages may be compressed;
     /// it is needed within one step only, so one serves many connections.
     ///

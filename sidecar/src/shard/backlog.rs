@@ -33,6 +33,11 @@ impl Backlog {
         &self.bytes[self.sent..]
     }
 
+    /// The memory that it has, filled or not.
+    pub(crate) fn footprint(&self) -> usize {
+        self.bytes.capacity() + self.frames.capacity() * size_of::<(Key, u32)>()
+    }
+
     /// What it holds.
     pub(crate) fn lag(&self) -> Lag {
         Lag { bytes: self.unsent().len() as u64, messages: self.frames.len() as u64 }
@@ -71,7 +76,7 @@ impl Backlog {
         all_fit
     }
 
-    /// Moves on by what was sent.
+    /// Moves on by what was sent; once nothing is left, no memory is either.
     pub(crate) fn take(&mut self, sent: usize) -> Taken {
         let mut taken = Taken::default();
         let mut left = sent;
@@ -84,6 +89,9 @@ impl Backlog {
             }
             self.sent += length;
             left = left.saturating_sub(length);
+        }
+        if self.frames.is_empty() {
+            *self = Self::default();
         }
         taken
     }

@@ -95,11 +95,17 @@ pub(crate) struct Cold {
     pub(crate) stops: SmallVec<[(u32, Cursor); 1]>,
     /// Lanes of which the newest of each key is still to be sent, before what the log has.
     pub(crate) backlogs: Vec<(u32, Backlog)>,
+    /// Until when a lag beyond the bounds is tolerated, where [`Flags::GRACED`] says that one is or was.
+    pub(crate) grace_ends: Tick,
     /// Publications that the broker has yet to confirm.
     pub(crate) in_flight: u32,
     /// It has to end, as soon as its transport is there and what is in flight is answered.
     pub(crate) leaving: Option<(CloseReason, Option<Advice>)>,
     pub(crate) reserving: Option<Box<Reserving>>,
+    /// What was last counted of [`Cold::own`].
+    pub(crate) counted: usize,
+    /// Listed among those who hold memory of their own.
+    pub(crate) listed: bool,
 }
 
 /// A request that waits for its subscriptions.
@@ -153,6 +159,10 @@ impl Flags {
     pub(crate) const DEFLATE: u16 = 1 << 13;
     /// Some subscription has a stop or a backlog.
     pub(crate) const BEHIND: u16 = 1 << 12;
+    /// It lagged too far since it last had all: [`Cold::grace_ends`] says until when that is tolerated.
+    pub(crate) const GRACED: u16 = 1 << 14;
+    /// The wheel holds an entry that looks whether it still makes progress.
+    pub(crate) const LAG_WATCHED: u16 = 1 << 15;
 
     pub(crate) fn has(self, flag: u16) -> bool {
         self.0 & flag != 0
@@ -325,9 +335,15 @@ impl Slot {
 // === impl Cold ===
 
 impl Cold {
+    /// Memory that the connection has to itself: an unfinished message, frames that wait, and replies.
+    pub(crate) fn own(&self) -> usize {
+        self.partial.capacity() + self.decoder.held() + self.outbox.held()
+    }
+
     fn is_empty(&self) -> bool {
         let Self { outbox, partial, decoder, more, half: _, turns: _, .. } = self;
-        let Self { skipped, stops, backlogs, in_flight, leaving, reserving, .. } = self;
+        let Self { skipped, stops, backlogs, grace_ends, in_flight, leaving, reserving, .. } = self;
+        let Self { counted, listed: _, .. } = self;
         outbox.is_empty()
             && partial.is_empty()
             && decoder.is_idle()
@@ -335,6 +351,8 @@ impl Cold {
             && skipped.is_empty()
             && stops.is_empty()
             && backlogs.is_empty()
+            && *grace_ends == 0
+            && *counted == 0
             && *in_flight == 0
             && leaving.is_none()
             && reserving.is_none()

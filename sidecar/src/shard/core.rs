@@ -26,11 +26,13 @@ use super::{
     index::{Index, State, Subscriber, Waiter},
     log::{Key, Moment, NO_KEY, Spares},
     metrics::{Latencies, ShardMetrics},
+    own::Holders,
     packing::Wanted,
-    timer::{Entry, Wheel},
+    slow::GRACE_MS,
+    timer::{Entry, Kind, Wheel},
 };
 use crate::{
-    domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, client_id},
+    domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, Reconnect, client_id},
     protocol::{
         Advice, Protocol, Reply, WireForm,
         websocket::{Deflater, Inflater},
@@ -42,8 +44,6 @@ use crate::{
 const RESERVATION_MS: u64 = 10_000;
 /// For a client to answer a close frame.
 const CLOSE_MS: u64 = 5_000;
-/// Payload bytes of publications that wait for the control runtime: what a mailbox holds the other way.
-pub(super) const WORK_BYTES: usize = 16 * 1_024 * 1_024;
 /// One log holds this part of what all may, or twice what its namespace lets a client lag by: what one channel does,
 /// the others do not suffer from.
 pub(super) const LANE_PART: usize = 4;
@@ -70,6 +70,7 @@ pub(crate) struct Core {
     pub(super) work: mpsc::Sender<Work>,
     /// Bytes that may still wait for the control runtime.
     pub(super) work_bytes: Arc<Semaphore>,
+    pub(super) max_work_bytes: usize,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) latencies: Latencies,
     pub(super) seats: Arc<Seats>,
@@ -100,12 +101,20 @@ pub(crate) struct Core {
     pub(super) keys: RandomState,
     /// Of all logs, and of what single connections keep of publications beside them.
     pub(super) log_bytes: usize,
-    /// Where they pass this, mail waits until what is there was offered to everybody once.
+    /// Of single connections: unfinished messages and replies.
+    pub(super) own_bytes: usize,
+    /// Who has some of it: see [`Self::bound_own`].
+    pub(super) holders: Holders,
+    /// Of all that. Beyond it mail waits until what is there was offered to everybody once.
     pub(super) max_log_bytes: usize,
     /// How short memory is: see [`Self::press`].
     pub(super) pressure: u32,
-    /// What the logs held when it was last put up.
+    /// What was held when it was last put up.
     pressed_at: usize,
+    /// What was held when memory was last given back that nobody needed.
+    squeezed_at: usize,
+    /// How long a client that takes something may lag beyond its bounds.
+    pub(super) grace_ms: u64,
     /// Deliveries of this stride.
     pub(super) flushed: Vec<Flushed>,
 }
@@ -133,14 +142,15 @@ impl Core {
             node: config.node,
             rules,
             work,
-            work_bytes: Arc::new(Semaphore::new(WORK_BYTES)),
+            work_bytes: Arc::new(Semaphore::new(config.work_bytes)),
+            max_work_bytes: config.work_bytes,
             metrics,
             latencies,
             seats,
             now: Now::default(),
             slots: Slots::default(),
             index: Index::default(),
-            spares: Spares::default(),
+            spares: Spares::within(config.log_bytes),
             wheel: Wheel::new(),
             dirty_lanes: VecDeque::new(),
             dirty: VecDeque::new(),
@@ -155,9 +165,13 @@ impl Core {
             random: SmallRng::seed_from_u64(config.node.0 ^ u64::from(shard) << 48),
             keys: RandomState::new(),
             log_bytes: 0,
+            own_bytes: 0,
+            holders: Holders::default(),
             max_log_bytes: config.log_bytes,
             pressure: 0,
             pressed_at: 0,
+            squeezed_at: 0,
+            grace_ms: GRACE_MS,
             flushed: Vec::new(),
         }
     }
@@ -169,24 +183,44 @@ impl Core {
 
     /// Whether mail has to wait: the logs are full and what they hold was not offered to everybody yet.
     pub(crate) fn is_full(&self) -> bool {
-        self.log_bytes > self.max_log_bytes && self.is_busy()
+        self.memory() > self.max_log_bytes && self.is_busy()
+    }
+
+    /// All that is held for clients and of them.
+    pub(crate) fn memory(&self) -> usize {
+        self.log_bytes + self.own_bytes + self.spares.held()
     }
 
     /// While the logs are full, a client that takes nothing is slow, whatever its bounds say: it is held to a part of
     /// them, and to less with each sixteenth that the logs grow by nevertheless.
     pub(crate) fn press(&mut self) {
-        if self.log_bytes <= self.max_log_bytes {
+        self.bound_own();
+        let step = self.max_log_bytes / 16;
+        if self.memory() > self.max_log_bytes.max(self.squeezed_at + step) {
+            self.squeeze();
+        }
+        if self.memory() <= self.max_log_bytes {
             self.pressure = 0;
+            self.squeezed_at = self.squeezed_at.min(self.memory());
             return;
         }
-        if self.pressure > 0 && self.log_bytes < self.pressed_at + self.max_log_bytes / 16 {
+        if self.pressure > 0 && self.memory() < self.pressed_at + step {
             return;
         }
         self.pressure = MOST_PRESSURE.min(self.pressure + 1);
         for slot in self.slots.taken() {
             self.bound_lags(slot);
         }
-        self.pressed_at = self.log_bytes;
+        self.pressed_at = self.memory();
+    }
+
+    /// Gives memory back that logs asked for ahead of need. It costs a look at each, so it comes before clients have to
+    /// suffer, and not again before more is held.
+    fn squeeze(&mut self) {
+        self.spares.clear();
+        let freed = self.index.shrink();
+        self.freed(freed);
+        self.squeezed_at = self.memory();
     }
 
     pub(crate) fn id(&self, slot: u32) -> ConnectionId {
@@ -646,11 +680,12 @@ impl Core {
         self.wanted.ask(&publication.channel, form);
         let mut deflater = std::mem::take(&mut self.deflater);
         let plain = publication.payload.bytes().len();
-        let before = self.metrics.log_bytes.get();
+        let head = |core: &Self| core.index.lane(lane).log.head();
+        let before = head(self);
         self.append(lane, about, born, |out| form.put_compressed(out, publication, &mut deflater, level));
         self.deflater = deflater;
         self.metrics.deflate_in.add(plain as u64);
-        self.metrics.deflate_out.add(self.metrics.log_bytes.get() - before);
+        self.metrics.deflate_out.add(head(self) - before);
     }
 
     /// Appends to a log, for everybody at once. Where `write` panics, nothing is left of what it wrote, and they are told
@@ -745,7 +780,15 @@ impl Core {
         }
         self.begin_end(slot, reason);
         let protocol = self.slots[slot].protocol;
+        let advice = advice.or_else(|| self.advice(reason)).map(|advice| self.spread(slot, advice));
         self.send_with(slot, |out| protocol.put_close(out, reason, advice));
+    }
+
+    /// What is advised where nothing else is: many may be closed at once for such a reason, and all would come back
+    /// together.
+    fn advice(&self, reason: CloseReason) -> Option<Advice> {
+        let advice = Advice { after: Duration::ZERO, jitter: self.rules.reconnect_jitter };
+        (reason.reconnect() == Reconnect::Yes).then_some(advice)
     }
 
     /// The end has begun: nothing is received or delivered any more, but what is in the outbox is sent.
@@ -756,6 +799,7 @@ impl Core {
         if let Some(cold) = &mut self.slots[slot].cold {
             cold.partial = BytesMut::new();
         }
+        self.recount(slot);
         self.arm(slot, self.now.ms + CLOSE_MS);
     }
 
@@ -778,7 +822,7 @@ impl Core {
         let rest = self.slots[slot].cold.as_ref().map_or(0, |cold| cold.outbox.rest());
         self.freed(rest);
         let connection = self.id(slot);
-        let ended = self.slots.close(slot);
+        let ended = self.free(slot);
         self.seats.give_back();
         let passport = ended.passport.expect("a taken slot");
         let reason = passport.closing.unwrap_or(reason);
@@ -798,8 +842,14 @@ impl Core {
     /// Ends a reservation.
     fn vacate(&mut self, slot: u32) {
         self.leave_all(slot);
-        self.slots.close(slot);
+        self.free(slot);
         self.seats.give_back();
+    }
+
+    fn free(&mut self, slot: u32) -> Slot {
+        let slot = self.slots.close(slot);
+        self.own_is(slot.cold.as_ref().map_or(0, |cold| cold.counted), 0);
+        slot
     }
 
     fn refuse_reserved(&mut self, slot: u32) {
@@ -1005,7 +1055,7 @@ impl Core {
         let at_ms = ends.into_iter().flatten().fold(at_ms, u64::min);
         let (tick, generation) = (self.wheel.tick_at(at_ms), self.slots[slot].generation);
         self.slots[slot].timer = tick;
-        self.wheel.insert(Entry { slot, generation, tick, watch: false });
+        self.wheel.insert(Entry { slot, generation, tick, kind: Kind::Deadline });
     }
 
     /// When the token ends, on the shard's clock.
@@ -1056,14 +1106,15 @@ impl Core {
 
     /// Acts on the deadlines that have passed.
     pub(crate) fn expire(&mut self, due: &[Entry]) {
-        for Entry { slot, generation, tick, watch } in due {
+        for Entry { slot, generation, tick, kind } in due {
             if !self.slots.holds(*slot, *generation) {
                 continue;
             }
-            if *watch {
-                self.look_at_stall(*slot);
-            } else if self.slots[*slot].timer == *tick {
-                self.deadline(*slot);
+            match kind {
+                Kind::Stall => self.look_at_stall(*slot),
+                Kind::Lag => self.look_at_lag(*slot),
+                Kind::Deadline if self.slots[*slot].timer == *tick => self.deadline(*slot),
+                Kind::Deadline => {}
             }
         }
     }

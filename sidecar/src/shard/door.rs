@@ -232,7 +232,11 @@ mod tests {
     #[test]
     fn a_client_comes_to_the_shard_with_the_fewest() {
         let settings = sidecar_config::LiveSettings::default();
-        let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub };
+        let rules = Rules {
+            policies: Policies::new(&settings.namespaces),
+            hub: settings.hub,
+            reconnect_jitter: std::time::Duration::ZERO,
+        };
         let seats: [Arc<Seats>; 3] = Default::default();
         let hall = seats.iter().map(|seats| (Mailbox::new(1, || {}).0, Arc::clone(seats)));
         let door = Door::new(hall.collect(), Arc::new(rules), 100);

@@ -160,6 +160,11 @@ impl Index {
         self.channels.iter().map(|(key, channel)| (key as u32, channel))
     }
 
+    /// Gives back what logs asked for ahead of need; returns how much memory was freed.
+    pub(crate) fn shrink(&mut self) -> usize {
+        self.lanes.iter_mut().map(|(_, lane)| lane.log.shrink()).sum()
+    }
+
     /// Adds a subscriber at the head of the channel's log.
     pub(crate) fn join(&mut self, key: u32, form: WireForm, subscriber: Subscriber) -> Subscription {
         let channel = &mut self.channels[key as usize];

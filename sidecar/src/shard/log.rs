@@ -28,7 +28,7 @@ pub(crate) struct Lag {
 pub(crate) struct Log {
     segments: VecDeque<Segment>,
     head: u64,
-    /// Bytes of all segments.
+    /// Memory of all segments.
     held: usize,
     /// Frames that were ever appended.
     messages: u64,
@@ -74,6 +74,10 @@ pub(crate) type Births = SmallVec<[(Moment, u64); 2]>;
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
     segments: Vec<Spare>,
+    /// Memory of all of them.
+    held: usize,
+    /// And how much that may be.
+    most: usize,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +115,8 @@ impl Log {
         self.head
     }
 
-    /// Bytes that some cursor still needs, and what shares a segment with them.
+    /// Memory of the frames that some cursor still needs and of what shares a segment with them, whatever it is for:
+    /// of messages of a few bytes, most is for their ends and times.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
@@ -131,7 +136,7 @@ impl Log {
         self.head
     }
 
-    /// Takes a cursor out; returns how many bytes were freed.
+    /// Takes a cursor out; returns how much memory was freed.
     pub(crate) fn leave(&mut self, cursor: Cursor, spares: &mut Spares) -> usize {
         self.cursors -= 1;
         if cursor == self.head {
@@ -142,8 +147,8 @@ impl Log {
         self.trim(spares)
     }
 
-    /// Appends the whole frames of one publication, which `write` writes. Returns their bytes; none where every
-    /// cursor has a stop: then a single byte that nobody can read stands for them.
+    /// Appends the whole frames of one publication, which `write` writes. Returns how much memory that took; none where
+    /// every cursor has a stop: then a single byte that nobody can read stands for them.
     pub(crate) fn append(
         &mut self,
         spares: &mut Spares,
@@ -157,8 +162,10 @@ impl Log {
             return 0;
         }
         let fits = |last: &Segment| last.bytes.len() < SEGMENT && last.end() == self.head;
-        if !self.segments.back().is_some_and(fits) {
-            self.push_segment(spares);
+        let mut footprint = 0;
+        match self.segments.back().filter(|last| fits(last)) {
+            Some(last) => footprint = last.footprint(),
+            None => self.push_segment(spares),
         }
         let at_head = self.cursors - self.behind;
         let last = self.segments.back_mut().expect("one was pushed");
@@ -174,14 +181,15 @@ impl Log {
             last.keys.push(key);
         }
         last.cursors += at_head;
+        let grown = last.footprint() - footprint;
         self.behind = self.cursors;
         self.head += added as u64;
-        self.held += added;
+        self.held += grown;
         self.messages += 1;
-        added
+        grown
     }
 
-    /// Moves a cursor forward by what was sent, or to a frame's edge; returns how many bytes were freed.
+    /// Moves a cursor forward by what was sent, or to a frame's edge; returns how much memory was freed.
     pub(crate) fn advance(&mut self, from: Cursor, to: Cursor, spares: &mut Spares) -> usize {
         debug_assert!(from <= to && to <= self.head, "a cursor moves forward, up to the head");
         if from == to {
@@ -225,6 +233,14 @@ impl Log {
         }
     }
 
+    /// Where the frame ends that a cursor lies in or before; the cursor itself at the head.
+    pub(crate) fn next_edge(&self, cursor: Cursor) -> Cursor {
+        match self.segment(cursor) {
+            Some(segment) => segment.start + u64::from(segment.ends[segment.frames_before(cursor)]),
+            None => cursor,
+        }
+    }
+
     pub(crate) fn is_edge(&self, cursor: Cursor) -> bool {
         self.segment(cursor).is_none_or(|segment| segment.is_edge(cursor))
     }
@@ -247,7 +263,7 @@ impl Log {
     }
 
     /// A cursor before this edge, which has no stop so far, needs nothing beyond it and must not be read beyond.
-    /// Returns how many bytes were freed.
+    /// Returns how much memory was freed.
     pub(crate) fn stop(&mut self, stop: Cursor, spares: &mut Spares) -> usize {
         let at = self.ending_at_or_after(stop);
         self.segments[at].stops += 1;
@@ -332,8 +348,21 @@ impl Log {
         self.segments.get_mut(at)
     }
 
+    /// Gives back what was asked for ahead of need; returns how much memory was freed.
+    pub(crate) fn shrink(&mut self) -> usize {
+        let before = self.held;
+        for Segment { bytes, ends, births, keys, .. } in &mut self.segments {
+            bytes.shrink_to_fit();
+            ends.shrink_to_fit();
+            births.shrink_to_fit();
+            keys.shrink_to_fit();
+        }
+        self.held = self.segments.iter().map(Segment::footprint).sum();
+        before - self.held
+    }
+
     fn push_segment(&mut self, spares: &mut Spares) {
-        let Spare { bytes, ends, births } = spares.segments.pop().unwrap_or_default();
+        let Spare { bytes, ends, births } = spares.take();
         self.segments.push_back(Segment {
             start: self.head,
             first: self.messages,
@@ -361,8 +390,9 @@ impl Log {
                 at += 1;
                 continue;
             }
-            let Segment { bytes, ends, births, .. } = self.segments.remove(at).expect("it was just seen");
-            freed += bytes.len();
+            let segment = self.segments.remove(at).expect("it was just seen");
+            freed += segment.footprint();
+            let Segment { bytes, ends, births, .. } = segment;
             spares.put(Spare { bytes, ends, births });
         }
         self.held -= freed;
@@ -371,6 +401,12 @@ impl Log {
 }
 
 impl Segment {
+    /// The memory that it has, filled or not.
+    fn footprint(&self) -> usize {
+        let Self { bytes, ends, births, keys, .. } = self;
+        size_of::<Self>() + footprint_of(bytes, ends, births) + keys.capacity() * size_of::<Key>()
+    }
+
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
     }
@@ -399,17 +435,53 @@ impl Segment {
 // === impl Spares ===
 
 impl Spares {
-    /// As many as a busy shard turns over at once, and 2 MiB at most.
+    /// As many as a busy shard turns over at once.
     const MOST: usize = 16;
+    /// Memory of all of them.
+    const MOST_BYTES: usize = 2 * 1_024 * 1_024;
+
+    /// Keeps a part of what the shard may have, and no more than pays.
+    pub(crate) fn within(budget: usize) -> Self {
+        Self { most: Self::MOST_BYTES.min(budget / 16), ..Self::default() }
+    }
+
+    /// Memory of what is kept.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.segments = Vec::new();
+        self.held = 0;
+    }
+
+    fn take(&mut self) -> Spare {
+        let spare = self.segments.pop().unwrap_or_default();
+        self.held -= spare.footprint();
+        spare
+    }
 
     fn put(&mut self, mut spare: Spare) {
-        if self.segments.len() < Self::MOST && spare.bytes.capacity() <= 2 * SEGMENT {
-            spare.bytes.clear();
-            spare.ends.clear();
-            spare.births.clear();
-            self.segments.push(spare);
+        let footprint = spare.footprint();
+        if self.segments.len() >= Self::MOST || self.held + footprint > self.most {
+            return;
         }
+        spare.bytes.clear();
+        spare.ends.clear();
+        spare.births.clear();
+        self.held += footprint;
+        self.segments.push(spare);
     }
+}
+
+impl Spare {
+    fn footprint(&self) -> usize {
+        footprint_of(&self.bytes, &self.ends, &self.births)
+    }
+}
+
+fn footprint_of(bytes: &Vec<u8>, ends: &Vec<u32>, births: &Vec<(u32, Moment)>) -> usize {
+    bytes.capacity() + ends.capacity() * size_of::<u32>() + births.capacity() * size_of::<(u32, Moment)>()
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ pub struct Rules {
     pub policies: Policies,
     /// Connections and their limits.
     pub hub: sidecar_config::HubSettings,
+    /// Clients that are closed and shall come back do so after a random part of this.
+    pub reconnect_jitter: Duration,
 }
 
 /// A client's request that passed the door.

@@ -35,6 +35,7 @@ pub(crate) struct ShardMetrics {
     pub(crate) subscriptions: Cell,
     pub(crate) channels: Cell,
     pub(crate) log_bytes: Cell,
+    pub(crate) own_bytes: Cell,
     pub(crate) log_full: Cell,
 }
 
@@ -99,8 +100,10 @@ pub struct Totals {
     pub subscriptions: u64,
     /// Channels with a subscriber, counted once a shard.
     pub channels: u64,
-    /// Bytes of publications that some subscriber has still to receive.
+    /// Memory of publications that some subscriber has still to receive.
     pub log_bytes: u64,
+    /// Memory of unfinished messages of clients and of replies to them.
+    pub own_bytes: u64,
     /// Publications that a channel's log had no room for, counted once a shard and wire form.
     pub log_full: u64,
 }
@@ -193,6 +196,7 @@ impl Totals {
             subscriptions,
             channels,
             log_bytes,
+            own_bytes,
             log_full,
         } = shard;
         add_each(&mut self.connections, connections);
@@ -218,6 +222,7 @@ impl Totals {
             (&mut self.subscriptions, subscriptions),
             (&mut self.channels, channels),
             (&mut self.log_bytes, log_bytes),
+            (&mut self.own_bytes, own_bytes),
             (&mut self.log_full, log_full),
         ] {
             *sum += cell.get();

@@ -40,6 +40,11 @@ impl Outbox {
         self.rest
     }
 
+    /// Memory of the replies: all that it has but for the publication.
+    pub(crate) fn held(&self) -> usize {
+        self.bytes.capacity() - self.rest
+    }
+
     pub(crate) fn advance(&mut self, moved: usize) {
         self.sent += moved;
         self.rest = self.rest.saturating_sub(moved);

@@ -13,7 +13,7 @@ use super::{
     Inbox, Link, Mail,
     core::{Core, Now},
     pulse::{Pulse, Stage},
-    read::BUFFER,
+    read::{BUFFER, Ready},
 };
 use crate::{domain::ConnectionId, protocol::Advice};
 
@@ -22,8 +22,8 @@ pub(crate) const WAKE: Token = Token(usize::MAX);
 
 /// Channels that could not be given back are tried again this soon.
 const RETRY: Duration = Duration::from_millis(20);
-/// Events of one turn.
-const EVENTS: usize = 1_024;
+/// Events of one turn: mail waits for no more reads than these.
+const EVENTS: usize = 256;
 
 /// See the module.
 pub(crate) struct Reactor {
@@ -58,7 +58,6 @@ impl Reactor {
             }
             self.pulse.enter(Stage::Read);
             self.take_events(&events);
-            self.core.read_on(&mut self.buffer);
             self.pulse.enter(Stage::Timers);
             self.core.wheel.expire(self.core.now.ms, &mut self.due);
             self.core.expire(&self.due);
@@ -101,19 +100,13 @@ impl Reactor {
     }
 
     fn take_events(&mut self, events: &Events) {
-        for event in events {
-            if event.token() == WAKE {
-                continue;
-            }
-            let slot = event.token().0 as u32;
-            if event.is_writable() {
-                self.core.writable(slot);
-            }
-            let ended = event.is_read_closed() || event.is_error();
-            if ended || event.is_readable() {
-                self.core.readable(slot, ended, &mut self.buffer);
-            }
-        }
+        let ready = events.iter().filter(|event| event.token() != WAKE).map(|event| Ready {
+            slot: event.token().0 as u32,
+            writable: event.is_writable(),
+            readable: event.is_readable(),
+            ended: event.is_read_closed() || event.is_error(),
+        });
+        self.core.take_events(ready, &mut self.buffer, || self.pulse.clock_us());
     }
 
     /// Whether the thread is to end.

@@ -4,12 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 
-use super::{
-    Task, Work,
-    connection::Flags,
-    core::{Core, WORK_BYTES},
-    link::Progress,
-};
+use super::{Task, Work, connection::Flags, core::Core, link::Progress};
 use crate::{
     domain::{ChannelName, CloseReason, Command, CommandError, Payload},
     protocol::{
@@ -23,6 +18,10 @@ use crate::{
 pub(crate) const BUFFER: usize = 64 * 1_024;
 /// Publications of one connection that the broker has yet to confirm; then it is read from no more.
 const MAX_IN_FLIGHT: u32 = 64;
+/// A client's frame has so many bytes beside its payload at most: a message within its limit always fits.
+const HEADER: usize = frame::MAX_HEADER + 4;
+/// Reads after which those who wait for something new have their turn, so that they wait for few others.
+const READS: usize = 16;
 /// A frame that grows by less between a ping and its deadline is no sign of life.
 const LIFE: usize = 1_024;
 
@@ -33,7 +32,51 @@ pub(super) const PANIC: &[u8] = b"now panic";
 #[cfg(test)]
 pub(super) const PANIC_LATER: &[u8] = b"panic-later";
 
+/// What the poll says of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    pub(crate) slot: u32,
+    pub(crate) writable: bool,
+    pub(crate) readable: bool,
+    /// The end of the stream is there, perhaps behind bytes.
+    pub(crate) ended: bool,
+}
+
 impl Core {
+    /// Acts on what the poll says, then reads on where a turn ended before all was read. However many have something to
+    /// say, those who wait for something new are offered it in between. `clock` as for [`Self::visits`].
+    pub(crate) fn take_events(
+        &mut self,
+        events: impl IntoIterator<Item = Ready>,
+        buffer: &mut [u8],
+        clock: impl Fn() -> u64,
+    ) {
+        let mut reads = 0;
+        for Ready { slot, writable, readable, ended } in events {
+            if writable {
+                self.writable(slot);
+            }
+            if readable || ended {
+                self.readable(slot, ended, buffer);
+                self.visit_between(&mut reads, &clock);
+            }
+        }
+        for _ in 0..self.unread.len() {
+            let Some(slot) = self.unread.pop_front() else { return };
+            if self.slots.is_taken(slot) && self.slots[slot].flags.has(Flags::UNREAD) {
+                self.readable(slot, true, buffer);
+                self.visit_between(&mut reads, &clock);
+            }
+        }
+    }
+
+    fn visit_between(&mut self, reads: &mut usize, clock: &impl Fn() -> u64) {
+        *reads += 1;
+        if reads.is_multiple_of(READS) {
+            self.visits(clock);
+        }
+    }
+
     /// Reads once. What does not come in one read waits until others had their turn. `ended` says that the end of the
     /// stream is known to be there, perhaps behind bytes.
     pub(crate) fn readable(&mut self, slot: u32, ended: bool, buffer: &mut [u8]) {
@@ -59,16 +102,7 @@ impl Core {
                     self.read_later(slot);
                 }
                 self.take_bytes(slot, &mut buffer[..bytes]);
-            }
-        }
-    }
-
-    /// Goes on reading where a turn ended before all was read.
-    pub(crate) fn read_on(&mut self, buffer: &mut [u8]) {
-        for _ in 0..self.unread.len() {
-            let Some(slot) = self.unread.pop_front() else { return };
-            if self.slots.is_taken(slot) && self.slots[slot].flags.has(Flags::UNREAD) {
-                self.readable(slot, true, buffer);
+                self.bound_own();
             }
         }
     }
@@ -111,7 +145,12 @@ impl Core {
         if let Some(used) = self.take_frames(slot, &mut partial)
             && used < partial.len()
         {
-            partial.advance(used);
+            // What was taken would be kept with the rest: copied, where that is shorter.
+            if used > partial.len() / 2 {
+                partial = BytesMut::from(&partial[used..]);
+            } else {
+                partial.advance(used);
+            }
             self.keep(slot, partial);
         }
         self.cool(slot);
@@ -130,6 +169,7 @@ impl Core {
 
     fn cool(&mut self, slot: u32) {
         if self.slots.is_taken(slot) {
+            self.recount(slot);
             self.slots[slot].cool();
         }
     }
@@ -155,7 +195,8 @@ impl Core {
                     if let Some(cold) = &mut self.slots[slot].cold {
                         cold.at_ping = 0;
                     }
-                    if !self.admits(slot, 1, 0) {
+                    // What a message unpacks to counts, not what it was packed in.
+                    if !self.admits(slot, 1, inflater.take_gained()) {
                         self.violated(slot, CloseReason::TooManyRequests);
                         return None;
                     }
@@ -179,7 +220,7 @@ impl Core {
     /// Whether so much more is within what a client may send.
     fn admits(&mut self, slot: u32, frames: u32, bytes: usize) -> bool {
         let hub = &self.rules.hub;
-        let max_message = self.slots[slot].protocol.max_message(hub.max_message_bytes as usize);
+        let max_message = self.slots[slot].protocol.max_message(hub.max_message_bytes as usize) + HEADER;
         let session = &mut self.slots[slot].passport.as_mut().expect("a taken slot").session;
         session.flow.take(frames, bytes, max_message, &hub.limits, self.now.ms)
     }
@@ -212,7 +253,7 @@ impl Core {
 
     /// The stream cannot be read any further. Says so, and throws away what comes until the client ends it: to end
     /// with bytes unread would reset the connection before the client has seen why.
-    fn violated(&mut self, slot: u32, reason: CloseReason) {
+    pub(super) fn violated(&mut self, slot: u32, reason: CloseReason) {
         self.slots[slot].flags.set(Flags::DEAF);
         self.close(slot, reason, None);
         if self.slots.is_taken(slot) {
@@ -300,7 +341,7 @@ impl Core {
     ) {
         // A constant a message bounds empty payloads too; one that is larger than all that may wait waits alone.
         let key_bytes = idempotency_key.as_deref().map_or(0, str::len);
-        let bytes = (payload.bytes().len() + key_bytes + 128).min(WORK_BYTES);
+        let bytes = (payload.bytes().len() + key_bytes + 128).min(self.max_work_bytes);
         let held = Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32);
         let (Ok(room), Ok(held)) = (self.work.try_reserve(), held) else {
             self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());

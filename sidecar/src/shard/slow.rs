@@ -1,30 +1,46 @@
 //! What happens to a connection that does not keep up: the namespace's policy moves its cursors, always to a frame's
 //! edge, and a link that takes nothing at all is closed after a time.
+//!
+//! A lag is what waits behind the message that is being sent: that one alone is no backlog, however large. Where memory
+//! is not short, a client that lags too far is left alone for a short time as long as its link takes something: a burst
+//! is not its fault.
 
 use sidecar_config::{SlowConsumer, SlowConsumerPolicy};
 
 use super::{
     backlog::Taken,
-    connection::{Flags, Subscription},
+    connection::{Flags, Slot, Subscription},
     core::{Core, LANE_PART, MOST_PRESSURE},
     index::Subscriber,
     log::{Cursor, Lag},
-    timer::{Entry, TICK_MS},
+    timer::{Entry, Kind, TICK_MS},
 };
 use crate::{domain::CloseReason, protocol::Reply};
+
+/// Time that a connection which takes something may lag beyond its bounds, once for each time that it had caught up: a
+/// burst of some megabytes over a link of some megabytes a second.
+pub(super) const GRACE_MS: u64 = 2_000;
+/// A link that takes nothing for so long makes no progress: longer than a round trip to the other end of the world.
+pub(super) const STILL_MS: u64 = 500;
 
 impl Core {
     /// Applies the namespace's policy to a subscription of a connection that takes no more now.
     pub(super) fn bound_lag(&mut self, slot: u32, at: usize) {
         let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
         let settings = &self.index.channel_of(lane).policy.slow_consumer;
-        let (max, policy) = (self.max_lag(settings, self.index.lane(lane).pressure), settings.policy);
+        let pressure = self.pressure.max(self.index.lane(lane).pressure);
+        let (max, policy) = (max_lag(settings, pressure), settings.policy);
         let lag = match self.slots[slot].stop(lane) {
             // It skips what comes already; only where memory is short is there more to do.
             Some(stop) => Lag { bytes: stop - cursor, messages: 0 },
             None => self.index.lane(lane).log.lag(cursor),
         };
-        if lag.is_within(max) {
+        if lag.is_within(max)
+            || (spares_first(pressure) && self.is_within_behind_first(lane, cursor, lag, max))
+        {
+            return;
+        }
+        if pressure == 0 && self.has_grace(slot) {
             return;
         }
         match policy {
@@ -33,18 +49,76 @@ impl Core {
                 self.close(slot, CloseReason::SlowConsumer, None);
             }
             // Under whatever policy it was set: the log may hold nothing behind a stop.
-            _ if self.slots[slot].stop(lane).is_some() => self.drop_newest(slot, at, max),
-            SlowConsumerPolicy::DropOldest => self.drop_oldest(slot, at, max),
-            SlowConsumerPolicy::DropNewest => self.drop_newest(slot, at, max),
+            _ if self.slots[slot].stop(lane).is_some() => self.drop_newest(slot, at, max, pressure),
+            SlowConsumerPolicy::DropOldest => self.drop_oldest(slot, at, max, pressure),
+            SlowConsumerPolicy::DropNewest => self.drop_newest(slot, at, max, pressure),
             SlowConsumerPolicy::Conflate => self.conflate(slot, at, max),
         }
     }
 
-    fn max_lag(&self, settings: &SlowConsumer, pressure: u32) -> Lag {
-        let SlowConsumer { max_lag_bytes, max_lag_messages, policy: _ } = settings;
-        // While the log, or all logs of the shard, are full, a sixteenth or less.
-        let shift = 4 * self.pressure.max(pressure);
-        Lag { bytes: u64::from(*max_lag_bytes) >> shift, messages: u64::from(*max_lag_messages) >> shift }
+    /// Whether a lag is within its bounds but for the message that is being sent.
+    fn is_within_behind_first(&self, lane: u32, cursor: Cursor, lag: Lag, max: Lag) -> bool {
+        let first = self.index.lane(lane).log.next_edge(cursor) - cursor;
+        let behind = Lag { bytes: lag.bytes.saturating_sub(first), messages: lag.messages.saturating_sub(1) };
+        behind.bytes <= max.bytes && behind.messages <= max.messages.saturating_sub(1)
+    }
+
+    // === grace ===
+
+    /// Whether a lag beyond the bounds is tolerated for now. The first time it begins; it is given again once the
+    /// connection has caught up.
+    fn has_grace(&mut self, slot: u32) -> bool {
+        if self.grace_ms == 0 {
+            return false;
+        }
+        if self.slots[slot].flags.raise(Flags::GRACED) {
+            self.slots[slot].cold().grace_ends = self.wheel.tick_at(self.now.ms + self.grace_ms);
+            self.watch_lag(slot);
+        }
+        self.makes_progress(slot)
+    }
+
+    fn makes_progress(&self, slot: u32) -> bool {
+        let slot = &self.slots[slot];
+        let ends = slot.cold.as_ref().map_or(0, |cold| u64::from(cold.grace_ends) * TICK_MS);
+        let is_still =
+            slot.flags.has(Flags::STALLED) && self.now.ms >= u64::from(slot.stalled) * TICK_MS + STILL_MS;
+        self.now.ms < ends && !is_still
+    }
+
+    fn watch_lag(&mut self, slot: u32) {
+        if self.slots[slot].flags.raise(Flags::LAG_WATCHED) {
+            let Slot { flags, stalled, cold, .. } = &self.slots[slot];
+            let moved_ms =
+                if flags.has(Flags::STALLED) { u64::from(*stalled) * TICK_MS } else { self.now.ms };
+            let ends_ms = cold.as_ref().map_or(0, |cold| u64::from(cold.grace_ends) * TICK_MS);
+            let tick = self.wheel.tick_at(ends_ms.min(moved_ms + STILL_MS));
+            let generation = self.slots[slot].generation;
+            self.wheel.insert(Entry { slot, generation, tick, kind: Kind::Lag });
+        }
+    }
+
+    /// Nothing more may be published: that the grace is over is noticed here.
+    pub(super) fn look_at_lag(&mut self, slot: u32) {
+        self.slots[slot].flags.clear(Flags::LAG_WATCHED);
+        if !self.slots[slot].flags.has(Flags::GRACED) {
+            return;
+        }
+        if self.makes_progress(slot) {
+            self.watch_lag(slot);
+        } else {
+            self.bound_lags(slot);
+        }
+    }
+
+    /// All that there was is sent: the next burst is another one.
+    pub(super) fn caught_up(&mut self, slot: u32) {
+        if !self.slots[slot].flags.has(Flags::GRACED) {
+            return;
+        }
+        self.slots[slot].flags.clear(Flags::GRACED);
+        self.slots[slot].cold().grace_ends = 0;
+        self.slots[slot].cool();
     }
 
     /// The same for all subscriptions of a connection, if it takes no more now.
@@ -103,12 +177,18 @@ impl Core {
 
     // === policies ===
 
-    /// Moves a cursor so far that half of each bound is free again.
-    fn drop_oldest(&mut self, slot: u32, at: usize, max: Lag) {
+    /// Moves a cursor so far that half of each bound is free again, but not over the newest message.
+    fn drop_oldest(&mut self, slot: u32, at: usize, max: Lag, pressure: u32) {
         self.carry_half(slot, at);
         let Subscription { cursor: from, lane, .. } = self.slots[slot].subscription(at);
         let log = &self.index.lane(lane).log;
-        let to = log.within(from, Lag { bytes: max.bytes / 2, messages: max.messages / 2 });
+        let mut to = log.within(from, Lag { bytes: max.bytes / 2, messages: max.messages / 2 });
+        if spares_first(pressure) {
+            to = to.min(log.within(from, Lag { bytes: u64::MAX, messages: 1 }));
+        }
+        if to == from {
+            return;
+        }
         let skipped = Lag { bytes: to - from, messages: log.messages_before(to) - log.messages_before(from) };
         self.move_cursor(slot, at, to);
         self.metrics.slow_dropped.add(skipped.messages);
@@ -117,13 +197,18 @@ impl Core {
     }
 
     /// Keeps what fits the bounds and lets go of the rest, and of all that comes until the former is sent.
-    fn drop_newest(&mut self, slot: u32, at: usize, max: Lag) {
-        if max.bytes == 0 {
+    fn drop_newest(&mut self, slot: u32, at: usize, max: Lag, pressure: u32) {
+        if !spares_first(pressure) {
             // What it still has to be sent of one message would hold a whole segment.
             self.carry_half(slot, at);
         }
         let Subscription { cursor, lane, .. } = self.slots[slot].subscription(at);
-        let stop = self.index.lane(lane).log.reach(cursor, max);
+        let log = &self.index.lane(lane).log;
+        let stop = if spares_first(pressure) {
+            log.reach(log.next_edge(cursor), Lag { messages: max.messages.saturating_sub(1), ..max })
+        } else {
+            log.reach(cursor, max)
+        };
         let before = self.slots[slot].stop(lane);
         let log = &mut self.index.lane_mut(lane).log;
         if let Some(before) = before {
@@ -152,13 +237,13 @@ impl Core {
             }
             backlog => {
                 let mut backlog = backlog.unwrap_or_default();
-                let before = backlog.lag();
+                let (before, freed) = (backlog.lag(), backlog.footprint());
                 let is_whole = backlog.merge(log.frames(from), max);
-                let kept = backlog.lag();
+                let (kept, held) = (backlog.lag(), backlog.footprint());
                 let head = log.head();
                 self.slots[slot].put_backlog(lane, backlog);
-                self.held(kept.bytes as usize);
-                self.freed(before.bytes as usize);
+                self.held(held);
+                self.freed(freed);
                 if !is_whole {
                     self.tell_later(slot, lane);
                 }
@@ -200,7 +285,9 @@ impl Core {
         self.freed(freed);
         self.metrics.slow_dropped_newest.add(skipped.messages);
         self.count_skipped(slot, skipped);
-        self.tell_later(slot, lane);
+        if skipped.messages > 0 {
+            self.tell_later(slot, lane);
+        }
         self.slots[slot].cool();
     }
 
@@ -211,7 +298,7 @@ impl Core {
             self.slots[slot].set_stop(lane, None);
         }
         if let Some(backlog) = self.slots[slot].take_backlog(lane) {
-            self.freed(backlog.lag().bytes as usize);
+            self.freed(backlog.footprint());
             self.count_skipped(slot, backlog.lag());
         }
     }
@@ -233,6 +320,7 @@ impl Core {
     fn send_first(&mut self, slot: u32, rest: &[u8]) {
         self.slots[slot].cold().outbox.put_first(rest);
         self.held(rest.len());
+        self.recount(slot);
     }
 
     /// Takes from the outbox what was sent.
@@ -242,7 +330,7 @@ impl Core {
         outbox.advance(sent);
         let freed = before - outbox.rest();
         self.freed(freed);
-        self.slots[slot].cool();
+        self.recount(slot);
     }
 
     /// Takes from a backlog what was sent.
@@ -251,9 +339,9 @@ impl Core {
             return;
         }
         let mut backlog = self.slots[slot].take_backlog(lane).expect("it was sent from");
-        let before = backlog.lag();
+        let before = backlog.footprint();
         let Taken { messages, rest } = backlog.take(sent);
-        self.freed((before.bytes - backlog.lag().bytes) as usize);
+        self.freed(before - backlog.footprint());
         self.metrics.messages_out.add(messages);
         self.slots[slot].put_backlog(lane, backlog);
         if !rest.is_empty() {
@@ -303,7 +391,7 @@ impl Core {
         if self.slots[slot].flags.raise(Flags::WATCHED) {
             let tick = self.wheel.tick_at(self.stall_ends_ms(slot));
             let generation = self.slots[slot].generation;
-            self.wheel.insert(Entry { slot, generation, tick, watch: true });
+            self.wheel.insert(Entry { slot, generation, tick, kind: Kind::Stall });
         }
     }
 
@@ -326,4 +414,16 @@ impl Core {
         self.metrics.write_timeouts.add(1);
         self.close(slot, CloseReason::SlowConsumer, None);
     }
+}
+
+fn max_lag(settings: &SlowConsumer, pressure: u32) -> Lag {
+    let SlowConsumer { max_lag_bytes, max_lag_messages, policy: _ } = settings;
+    // While the log, or all logs of the shard, are full, a sixteenth or less.
+    let shift = 4 * pressure;
+    Lag { bytes: u64::from(*max_lag_bytes) >> shift, messages: u64::from(*max_lag_messages) >> shift }
+}
+
+/// Whether the message that is being sent may be as large as it likes: not while nothing may be kept for anybody.
+fn spares_first(pressure: u32) -> bool {
+    pressure < MOST_PRESSURE
 }

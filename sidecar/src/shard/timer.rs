@@ -17,8 +17,18 @@ pub(crate) struct Entry {
     pub(crate) slot: u32,
     pub(crate) generation: u32,
     pub(crate) tick: Tick,
-    /// Not the connection's deadline, but a look at whether its link takes anything: at most one for each.
-    pub(crate) watch: bool,
+    pub(crate) kind: Kind,
+}
+
+/// What an entry is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The connection's deadline.
+    Deadline,
+    /// A look at whether its link takes anything: at most one for each connection.
+    Stall,
+    /// A look at whether it still makes progress while it lags too far: at most one for each connection.
+    Lag,
 }
 
 /// See the module.
@@ -92,7 +102,7 @@ mod tests {
     use super::*;
 
     fn entry(slot: u32, tick: Tick) -> Entry {
-        Entry { slot, generation: 1, tick, watch: false }
+        Entry { slot, generation: 1, tick, kind: Kind::Deadline }
     }
 
     #[test]

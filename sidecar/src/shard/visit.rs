@@ -126,6 +126,7 @@ impl Core {
         let Some(Written { progress, lengths, offered, turns }) = write(&self.slots[slot], &self.index)
         else {
             self.end_turns(slot, usize::MAX);
+            self.caught_up(slot);
             self.all_sent(slot);
             return;
         };
@@ -144,6 +145,8 @@ impl Core {
                     || self.slots[slot].flags.has(Flags::CLOSING)
                 {
                     self.mark_dirty(slot);
+                } else {
+                    self.caught_up(slot);
                 }
             }
         }
@@ -282,6 +285,7 @@ impl Core {
             self.end(slot, CloseReason::SlowConsumer);
             return;
         }
+        self.recount(slot);
         self.mark_dirty(slot);
     }
 

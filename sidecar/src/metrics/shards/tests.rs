@@ -61,6 +61,7 @@ fn each_sum_is_shown_under_its_own_name() {
         subscriptions: 17,
         channels: 18,
         log_bytes: 19,
+        own_bytes: 20,
     };
     let Totals { connections, accepted, closed, failed, .. } = totals.clone();
     let protocols = |counts: Vec<(Protocol, u64)>| {
@@ -82,6 +83,7 @@ fn each_sum_is_shown_under_its_own_name() {
         "client_gaps_total 16",
         "node_subscriptions 17",
         "node_log_bytes 19",
+        "node_connection_bytes 20",
     ];
     let expected = [
         family("client_connections_inflight", "protocol", protocols(connections).into_iter()),

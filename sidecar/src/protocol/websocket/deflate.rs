@@ -27,6 +27,8 @@ pub struct Deflater {
 pub struct Inflater {
     state: Option<Box<Decompress>>,
     plain: Vec<u8>,
+    /// See [`Self::take_gained`].
+    gained: usize,
 }
 
 /// The bytes of a compressed message that are worth reading where the message may have `max`.
@@ -154,7 +156,13 @@ impl Inflater {
         for part in [packed, &TAIL] {
             self.inflate(part, max)?;
         }
+        self.gained += self.plain.len().saturating_sub(packed.len());
         Ok(&mut self.plain)
+    }
+
+    /// By how many bytes messages became longer since this was asked last.
+    pub fn take_gained(&mut self) -> usize {
+        std::mem::take(&mut self.gained)
     }
 
     fn start(&mut self) -> &mut Decompress {

@@ -73,3 +73,40 @@ fn what_is_done_about_slow_clients_has_a_sum_for_each_action() {
     assert_eq!([slow_disconnected, slow_dropped, slow_dropped_newest, slow_conflated], [2, 4, 6, 8]);
     assert_eq!([totals.write_timeouts, totals.panics], [10, 12]);
 }
+
+#[test]
+fn whoever_is_closed_with_many_others_is_told_when_to_come_back_and_browsers_at_different_times() {
+    let reasons = [CloseReason::Gap, CloseReason::NoPong, CloseReason::MaxAge, CloseReason::TokenExpired];
+    for reason in reasons.into_iter().chain([CloseReason::DrainForced]) {
+        let mut bench = Bench::new();
+        let mut bare = bench.connect(Protocol::RawBare, &["a"]);
+        let mut framed = bench.connect(Protocol::RawFramed, &["a"]);
+        let mut streams: Vec<_> = (0..20).map(|_| bench.connect(Protocol::Sse, &["a"])).collect();
+        bench.frames(&mut framed);
+        for slot in bench.core.slots.taken() {
+            bench.core.close(slot, reason, None);
+        }
+        bench.drain(&mut bare);
+        let text = String::from_utf8_lossy(&bare.received).into_owned();
+        assert!(text.ends_with(" after=0 jitter=15000"), "{reason:?}: {text}");
+        let told = bench.frames(&mut framed);
+        assert_eq!(told[0], r#"{"reconnect":{"afterMs":0,"jitterMs":15000,"positions":[]}}"#, "{reason:?}");
+        let mut retries = std::collections::HashSet::new();
+        for stream in &mut streams {
+            bench.drain(stream);
+            retries.insert(last_retry(&stream.received));
+        }
+        assert!(
+            retries.len() > 15 && retries.iter().all(|retry| *retry <= 15_000),
+            "{reason:?}: {retries:?}"
+        );
+    }
+}
+
+#[test]
+fn every_reason_that_is_documented_to_come_with_advice_does() {
+    let bench = Bench::new();
+    for reason in CloseReason::ALL {
+        assert_eq!(bench.core.advice(reason).is_some(), reason.reconnect() == Reconnect::Yes, "{reason:?}");
+    }
+}

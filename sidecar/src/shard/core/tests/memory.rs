@@ -126,12 +126,16 @@ fn a_client_that_is_closed_within_a_large_message_reads_the_rest_of_it_and_why()
     let large = "x".repeat(2 * KIB * KIB);
     bench.publish("a", &large);
     bench.turn();
+    bench.flood("a", 200 * KIB);
+    bench.turn();
     assert!(bench.log_bytes() > 1_000_000, "the rest counts, wherever it is kept: {}", bench.log_bytes());
     assert_eq!(bench.frames(&mut slow), [large.as_str(), "close 3008"]);
     assert_eq!((bench.log_bytes(), bench.core.metrics.slow_disconnected.get()), (0, 1));
 
     let gone = bench.connect(Protocol::RawBare, &["a"]);
     bench.publish("a", &large);
+    bench.turn();
+    bench.flood("a", 200 * KIB);
     bench.turn();
     drop(gone.pipe);
     bench.turn();
