@@ -21,7 +21,12 @@ mod sse;
 mod streams;
 mod upgrade;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc};
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use arc_swap::ArcSwapOption;
 use axum::{
@@ -69,7 +74,8 @@ impl ClientPort {
     pub fn new(door: Door, auth: Arc<Auth>, metrics: Metrics) -> Self {
         let accepting = watch::Sender::new(false);
         let (tls, carriers) = (ArcSwapOption::empty(), TaskTracker::new());
-        Self(Arc::new(Shared { door, auth, tls, carriers, gate: Gate::default(), metrics, accepting }))
+        let gate = Gate::new(metrics.on_their_way.clone());
+        Self(Arc::new(Shared { door, auth, tls, carriers, gate, metrics, accepting }))
     }
 
     /// Speaks TLS with whoever connects from now on, by this identity; without one, plain HTTP.
@@ -146,10 +152,28 @@ impl ClientPort {
         &self.0.auth
     }
 
-    /// A place among those on their way. Fewer than the system has descriptors left: then nobody could be answered.
+    /// A place among those on their way for a connection that has one no more.
     fn enter(&self) -> Option<Place> {
-        let most = self.door().rules().hub.limits.handshakes_in_flight.min(self.door().room().max(1));
-        self.0.gate.enter(most)
+        self.0.gate.enter(self.most_on_their_way(), None)
+    }
+
+    /// A place among those on their way, once there is one.
+    async fn place(&self, address: Option<IpAddr>) -> Place {
+        self.0
+            .gate
+            .wait(
+                || self.most_on_their_way(),
+                address,
+                || {
+                    self.metrics().waits.inc();
+                },
+            )
+            .await
+    }
+
+    /// Fewer than the system has descriptors left: then nobody could be answered.
+    fn most_on_their_way(&self) -> u32 {
+        self.door().rules().hub.limits.handshakes_in_flight.min(self.door().room().max(1))
     }
 
     fn metrics(&self) -> &Metrics {

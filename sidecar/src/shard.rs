@@ -48,7 +48,7 @@ use self::{metrics::ShardMetrics, packing::Wanted, pulse::Pulse, reactor::Reacto
 use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
 
 pub use door::{Door, Ticket, Visitor};
-pub use ledger::Guest;
+pub use ledger::{Guest, network_of};
 pub use link::Link;
 pub use mail::{
     Arrived, Completion, Handshake, Mail, Refusal, Reservation, Reserved, Rules, Task, Transport, Work,

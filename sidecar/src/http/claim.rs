@@ -46,6 +46,10 @@ impl Claim {
 impl Claimed {
     /// `accepted`: the answer of a handshake that succeeds.
     pub(super) fn new(port: &ClientPort, ticket: Ticket, accepted: &Response, place: Option<Place>) -> Self {
+        // It is on its way until its shard has answered, which nobody hurries by leaving.
+        if let Some(place) = &place {
+            place.keep();
+        }
         let accepted = head(accepted.status(), accepted.headers());
         Self { ticket, answer: Answer { port: port.clone(), accepted, _place: place } }
     }

@@ -3,8 +3,8 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
-    io::{self, Read, Write},
-    net::{Shutdown, SocketAddr},
+    io,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -33,11 +33,11 @@ use super::{
     claim::Claim,
     gate::{Pace, Place},
     linger, proxy_protocol,
-    streams::Streams,
+    streams::{Streams, Unused},
 };
 use crate::{
     auth::{H2, TlsIdentity},
-    shard::Rules,
+    shard::{Rules, network_of},
 };
 
 /// Out of descriptors: one is free again when some connection ends, and until then a try costs a wake-up.
@@ -75,26 +75,16 @@ pub(super) async fn serve(
             () = &mut stop => break,
             next = next(port, &listener, &mut pace) => next,
         };
-        if let Some((socket, peer)) = next {
-            match port.enter() {
-                Some(place) => {
-                    let conversation = Conversation {
-                        port: port.clone(),
-                        peer,
-                        rules: port.door().rules(),
-                        router: router.clone(),
-                        stopping: stopping.clone(),
-                        place,
-                    };
-                    tasks.spawn(conversation.hold(socket));
-                }
-                None => {
-                    port.metrics().refused("handshakes");
-                    if port.tls().is_none() {
-                        turn_away(socket);
-                    }
-                }
-            }
+        if let Some((socket, peer, place)) = next {
+            let conversation = Conversation {
+                port: port.clone(),
+                peer,
+                rules: port.door().rules(),
+                router: router.clone(),
+                stopping: stopping.clone(),
+                place,
+            };
+            tasks.spawn(conversation.hold(socket));
         }
     }
     port.set_accepting(false);
@@ -105,8 +95,13 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// The next client, at the pace of the settings; none where one could not be accepted.
-async fn next(port: &ClientPort, listener: &TcpListener, pace: &mut Pace) -> Option<(TcpStream, SocketAddr)> {
+/// The next client and its place, at the pace of the settings; none where one could not be accepted. While all places
+/// are taken the others wait in the system's queue.
+async fn next(
+    port: &ClientPort,
+    listener: &TcpListener,
+    pace: &mut Pace,
+) -> Option<(TcpStream, SocketAddr, Place)> {
     let error = match listener.accept().await {
         Ok(client) => {
             let per_second = port.door().rules().hub.limits.accepts_per_second;
@@ -114,7 +109,9 @@ async fn next(port: &ClientPort, listener: &TcpListener, pace: &mut Pace) -> Opt
                 port.metrics().waits.inc();
                 sleep(wait).await;
             }
-            return Some(client);
+            let (socket, peer) = client;
+            let place = port.place(address_of(peer, &port.door().rules())).await;
+            return Some((socket, peer, place));
         }
         Err(error) => error,
     };
@@ -140,30 +137,13 @@ async fn until_there_is_room(listener: &TcpListener) {
     }
 }
 
-/// Answers without regard to what was asked: whoever is one too many costs nothing more.
-fn turn_away(socket: TcpStream) {
-    const ANSWER: &str = concat!(
-        "HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\nconnection: close\r\n",
-        "content-type: application/json\r\ncontent-length: 81\r\n\r\n",
-        r#"{"error":{"code":111,"message":"too many handshakes in flight, try again later"}}"#,
-    );
-    // What cannot be written at once is not written.
-    if let Ok(mut socket) = socket.into_std() {
-        drop(socket.write(ANSWER.as_bytes()));
-        drop(socket.shutdown(Shutdown::Write));
-        read_what_is_there(&socket);
-    }
+/// Whose client it is, as far as that is known yet: behind a trusted proxy it is not.
+fn address_of(peer: SocketAddr, rules: &Rules) -> Option<IpAddr> {
+    (!is_trusted(peer, rules)).then(|| network_of(peer.ip()))
 }
 
-/// A socket that is closed with something unread in it is reset, and the answer may be lost by that. Nothing is waited
-/// for, and a request of any sense is shorter.
-fn read_what_is_there(mut socket: &std::net::TcpStream) {
-    let mut scratch = [0; 4_096];
-    for _ in 0..16 {
-        if !matches!(socket.read(&mut scratch), Ok(1..)) {
-            return;
-        }
-    }
+fn is_trusted(peer: SocketAddr, rules: &Rules) -> bool {
+    rules.hub.trusted_proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()))
 }
 
 /// A client that was gone before it was accepted.
@@ -193,6 +173,8 @@ enum Cut {
     Tls(#[source] io::Error),
     #[error("it did not come in time")]
     Late,
+    #[error("it said nothing, and others waited for its place")]
+    Idle,
     /// Told and counted by its shard.
     #[error("its client took nothing more")]
     Stuck,
@@ -209,6 +191,7 @@ impl Cut {
             Self::Proxy(_) => Some("proxy"),
             Self::Tls(_) => Some("tls"),
             Self::Late => Some("timeout"),
+            Self::Idle => Some("handshakes"),
             // Answered by hyper itself.
             Self::Http(error) if error.is_parse_too_large() => Some("headers"),
             Self::Http(error) if error.is_parse() => Some("request"),
@@ -220,8 +203,20 @@ impl Cut {
 
 impl Conversation {
     async fn hold(self, socket: TcpStream) {
-        let (metrics, peer) = (self.port.metrics().clone(), self.peer);
-        if let Err(cut) = linger::until_over(self.serve(socket)).await.unwrap_or(Err(Cut::Stuck)) {
+        let (metrics, peer, place) = (self.port.metrics().clone(), self.peer, self.place.clone());
+        let mut served = pin!(linger::until_over(self.serve(socket)));
+        let mut looked = false;
+        let served = poll_fn(|context| {
+            // First, for a request may have come that nobody has seen yet.
+            if let Poll::Ready(served) = served.as_mut().poll(context) {
+                return Poll::Ready(served.unwrap_or(Err(Cut::Stuck)));
+            }
+            if !std::mem::replace(&mut looked, true) {
+                place.looked();
+            }
+            place.poll_told(context).map(|()| Err(Cut::Idle))
+        });
+        if let Err(cut) = served.await {
             if let Some(reason) = cut.reason() {
                 metrics.refused(reason);
             }
@@ -231,14 +226,14 @@ impl Conversation {
 
     async fn serve(self, mut socket: TcpStream) -> Result<(), Cut> {
         let Self { port, peer, rules, router, stopping, place } = self;
-        let proxied =
-            rules.hub.trusted_proxies.iter().any(|network| network.contains(&peer.ip().to_canonical()));
-        let peer = if proxied {
+        let mut peer = peer;
+        if is_trusted(peer, &rules) {
             let header = timeout(patience(&rules), proxy_protocol::read(&mut socket, peer));
-            header.await.map_err(|_| Cut::Late)?.map_err(Cut::Proxy)?
-        } else {
-            peer
-        };
+            peer = header.await.map_err(|_| Cut::Late)?.map_err(Cut::Proxy)?;
+            if let Some(address) = address_of(peer, &rules) {
+                place.comes_from(address);
+            }
+        }
         let tls = port.tls();
         let claim = Claim::default();
         let claims = tls.is_none().then(|| claim.clone());
@@ -254,7 +249,12 @@ impl Conversation {
             if let Some(streams) = &carried {
                 extensions.insert(streams.clone());
             }
-            router.clone().oneshot(request.map(Body::new))
+            let (answering, answer) = (place.answering(), router.clone().oneshot(request.map(Body::new)));
+            async move {
+                let answer = answer.await;
+                drop(answering);
+                answer
+            }
         });
         match (tls, streams) {
             (Some(identity), Some(streams)) => {
@@ -395,13 +395,17 @@ where
     tokio::select! {
         ended = &mut connection => return ended,
         () = stopping.cancelled() => {}
-        () = unused() => {}
+        unused = unused() => match unused {
+            Unused::Late => {}
+            // It is counted no more, so it must not be there any more.
+            Unused::Crowded => return Ok(()),
+        },
     }
     connection.as_mut().graceful_shutdown();
     // A client that does not answer that has no say in when it ends.
     tokio::select! {
         ended = connection => ended,
-        () = unused() => Ok(()),
+        _ = unused() => Ok(()),
     }
 }
 

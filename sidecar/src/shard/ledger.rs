@@ -61,8 +61,8 @@ impl Drop for Guest {
     }
 }
 
-/// Whoever has one IPv6 address has the whole /64.
-fn network_of(address: IpAddr) -> IpAddr {
+/// What counts as one address: whoever has one of IPv6 has the whole /64.
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -2,10 +2,11 @@
 
 use std::{
     io::{Read, Write},
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
-use crate::support::{Client, SOON, Sidecar, flood, until};
+use crate::support::{Client, SOON, Sidecar, flood, raise_open_files, until};
 
 #[test]
 fn requests_that_never_end_are_cut_off_and_a_good_client_comes_in_meanwhile() {
@@ -112,4 +113,63 @@ fn a_request_now_and_then_that_opens_nothing_keeps_nobody_out() {
         asking.write_all(NOWHERE).is_err() || asking.read(&mut answer).is_ok_and(|bytes| bytes == 0)
     });
     until("there is a place", || is_let_in(&sidecar));
+}
+
+/// A crowd that comes at once; how many of it are let in, in how long.
+fn crowd(sidecar: &Sidecar, count: usize, first: &[u8]) -> (usize, Duration) {
+    let began = Instant::now();
+    let come = |_| {
+        let mut socket = sidecar.connect();
+        socket.write_all(&[first, HANDSHAKE].concat()).unwrap();
+        socket
+    };
+    let crowd: Vec<TcpStream> = (0..count).map(come).collect();
+    let let_in = |mut socket: &TcpStream| {
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).is_ok() && &status == b"HTTP/1.1 101"
+    };
+    (crowd.iter().filter(|socket| let_in(socket)).count(), began.elapsed())
+}
+
+const CROWD: usize = 15_000;
+const PROXIED: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\x0a\0\0\x01\x1f\x90\0\x50";
+
+#[test]
+fn a_crowd_that_comes_at_once_from_one_address_waits_and_all_are_let_in() {
+    raise_open_files(CROWD as u64 + 1_000);
+    let sidecar = Sidecar::start("{maxConnections: 20000}");
+    let (let_in, took) = crowd(&sidecar, CROWD, b"");
+    assert_eq!(
+        (let_in, sidecar.metric("fanout_client_refused_total{reason=\"handshakes\"}")),
+        (CROWD, 0),
+        "in {took:?}"
+    );
+}
+
+#[test]
+fn a_crowd_that_comes_by_one_trusted_proxy_waits_and_all_are_let_in() {
+    raise_open_files(CROWD as u64 + 1_000);
+    // Places for a few only, so that it has to wait.
+    let hub = "{maxConnections: 20000, trustedProxies: ['127.0.0.0/8'], limits: {handshakesInFlight: 64}}";
+    let sidecar = Sidecar::start(hub);
+    let (let_in, took) = crowd(&sidecar, CROWD, PROXIED);
+    assert_eq!(let_in, CROWD, "in {took:?}");
+    assert!(sidecar.metric("fanout_client_accept_waits_total") > 0, "some had to wait");
+}
+
+#[test]
+fn an_address_whose_connections_say_nothing_keeps_nobody_of_another_one_out() {
+    raise_open_files(10_000);
+    // As long as nothing is done about them they stay.
+    let sidecar = Sidecar::start("{limits: {headerTimeoutSeconds: 300}}");
+    let silent: Vec<_> = (0..5_000).map(|_| sidecar.connect()).collect();
+    sidecar.until_metric("fanout_client_handshakes_inflight", 4_096);
+    for _ in 0..20 {
+        let began = Instant::now();
+        let mut newcomer = Client::shake(sidecar.connect_from(2), "/ws/lobby", "fanout.bare").unwrap();
+        newcomer.echo("hello");
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+    assert!(sidecar.metric("fanout_client_refused_total{reason=\"handshakes\"}") >= 904);
+    drop(silent);
 }

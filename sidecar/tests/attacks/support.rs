@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
@@ -33,6 +34,11 @@ namespaces:
   publish: allowed
   subscribe: allowed
   slowConsumer: {maxLagBytes: 33554432}
+- name: many
+  publish: allowed
+  subscribe: allowed
+  slowConsumer: {maxLagBytes: 33554432, maxLagMessages: 1000000}
+  rateLimit: {publishesPerSecond: 1000000, burst: 1000000}
 - name: limited
   publish: allowed
   subscribe: allowed
@@ -58,11 +64,20 @@ pub(crate) struct Client<S = TcpStream> {
 impl Sidecar {
     /// Starts one whose live document has this `hub` section.
     pub(crate) fn start(hub: &str) -> Self {
+        Self::start_with("shards: 1", hub)
+    }
+
+    /// The same with so many MiB of memory, as in a container with that limit.
+    pub(crate) fn start_within(mib: u64, hub: &str) -> Self {
+        Self::start_with(&format!("shards: 1, memoryBytes: {}", mib * MIB), hub)
+    }
+
+    fn start_with(runtime: &str, hub: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let any = "'127.0.0.1:0'";
         let boot = format!(
-            "broker: {{memory: {{}}}}\nlisten: {{client: {any}, api: {any}, admin: {any}}}\nruntime: {{shards: 1}}\n"
+            "broker: {{memory: {{}}}}\nlisten: {{client: {any}, api: {any}, admin: {any}}}\nruntime: {{{runtime}}}\n"
         );
         fs::write(at("boot.yaml"), boot).unwrap();
         let mut live: Value = serde_yaml::from_str(&format!("hub: {hub}{NAMESPACES}")).unwrap();
@@ -123,6 +138,15 @@ impl Sidecar {
         socket.set_read_timeout(Some(SOON)).unwrap();
         socket.set_write_timeout(Some(SOON)).unwrap();
         socket
+    }
+
+    /// From this address of the machine itself.
+    pub(crate) fn connect_from(&self, last: u8) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into()).unwrap();
+        socket.connect(&self.client.into()).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.into()
     }
 
     /// A client whose kernel takes little before it says that it is full.
@@ -208,6 +232,17 @@ fn addresses(child: &mut Child) -> (SocketAddr, SocketAddr) {
     });
     let [client, admin] = found.unwrap_or_else(|| panic!("it did not start: {seen:?}"));
     (client, admin)
+}
+
+/// As many descriptors as the system gives; the sidecars that come later have them too.
+pub(crate) fn raise_open_files(needed: u64) {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    assert!(
+        limit.current.is_none_or(|limit| limit >= needed),
+        "needs {needed} open files: ulimit -Hn {needed}"
+    );
 }
 
 pub(crate) fn until(what: &str, mut check: impl FnMut() -> bool) {

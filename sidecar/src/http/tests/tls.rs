@@ -214,6 +214,41 @@ async fn an_http2_connection_that_carries_nothing_holds_a_place_and_is_closed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_make_room_whatever_they_were_to_speak() {
+    let limits = "limits: {handshakesInFlight: 4, headerTimeoutSeconds: 300}";
+    let (node, certificate) = node_with(&SETTINGS.replace("maxConnections: 8", limits)).await;
+    // Before a PROXY header, within one, before a TLS handshake's end, and behind it.
+    let _nothing = TcpStream::connect(node.address).await.unwrap();
+    let mut proxied = TcpStream::connect(node.address).await.unwrap();
+    proxied.write_all(b"\r\n\r\n\0").await.unwrap();
+    let mut half = TcpStream::connect(node.address).await.unwrap();
+    half.write_all(b"\x16\x03\x01").await.unwrap();
+    let _silent = connect(&node, &certificate, crate::auth::H2).await.unwrap();
+    node.settle(|node| node.port.0.gate.waiting() == 4).await;
+    let url = format!("wss://localhost:{}/ws/room", node.address.port());
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        let stream = timeout(PATIENCE, connect(&node, &certificate, b"http/1.1")).await.expect("in time");
+        sockets.push(client_async(&url, stream.unwrap()).await.unwrap());
+    }
+    // One that carried something and carries nothing more waits as they do.
+    let mut http = http2(&node, &certificate).await;
+    let url = format!("https://localhost:{}/sse/room", node.address.port());
+    let events = http.send_request(http::Request::get(url).body(Empty::new()).unwrap()).await.unwrap();
+    drop(events);
+    let mut more = Vec::new();
+    for _ in 0..4 {
+        more.push(TcpStream::connect(node.address).await.unwrap());
+    }
+    let ended = async {
+        while http.ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("it made room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_http2_connection_that_opens_nothing_is_closed_however_often_it_asks() {
     let (node, certificate) =
         node_with(&SETTINGS.replace("maxConnections: 8", "limits: {headerTimeoutSeconds: 1}")).await;
