@@ -18,7 +18,7 @@ use hyper::{
     service::{HttpService, service_fn},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -65,12 +65,18 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     set_options(&listener)?;
+    let mut given_up_after = Duration::ZERO;
     let listener = TcpListener::from_std(listener)?;
     let (tasks, stopping, router) = (TaskTracker::new(), CancellationToken::new(), port.router());
     let mut stop = pin!(stop);
     port.set_accepting(true);
     let mut pace = Pace::new(port.door().rules().hub.limits.accepts_per_second, Instant::now());
     loop {
+        let after = give_up_after(&port.door().rules());
+        if std::mem::replace(&mut given_up_after, after) != after {
+            // Of those who come from now on.
+            set_patience(&listener, after)?;
+        }
         let next = tokio::select! {
             () = &mut stop => break,
             next = next(port, &listener, &mut pace) => next,
@@ -409,6 +415,23 @@ where
     }
 }
 
+/// A peer that confirms nothing of what was sent to it, be it a comment in an event stream, is dead: its connection ends
+/// then, and not after the quarter of an hour for which TCP tries again. Whoever is only slow is closed before, and told
+/// why.
+fn give_up_after(rules: &Rules) -> Duration {
+    let hub = &rules.hub;
+    let pong = hub.ping_interval_seconds + hub.pong_timeout_seconds;
+    Duration::from_secs(pong.max(hub.limits.write_timeout_seconds).into()) + linger::LINGER
+}
+
+/// TCP asks by itself where nothing is sent.
+fn set_patience<'a>(socket: impl Into<SockRef<'a>>, after: Duration) -> io::Result<()> {
+    let socket = socket.into();
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(after))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after / 2).with_interval(after / 8))
+}
+
 /// Accepted sockets have the options of their listener.
 fn set_options(listener: &std::net::TcpListener) -> io::Result<()> {
     let socket = SockRef::from(listener);
@@ -420,7 +443,33 @@ fn set_options(listener: &std::net::TcpListener) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use sidecar_config::LiveSettings;
+
     use super::*;
+    use crate::domain::Policies;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_dead_peer_is_given_up_once_a_slow_one_would_have_been_closed() {
+        let rules = |hub: &str| {
+            let settings: LiveSettings = serde_yaml::from_str(&format!("hub: {hub}")).unwrap();
+            let policies = Policies::new(&settings.namespaces);
+            Rules { policies, hub: settings.hub, reconnect_jitter: Duration::ZERO }
+        };
+        let after = |hub: &str| give_up_after(&rules(hub)).as_secs();
+        assert_eq!(after("{}"), 40, "ping and pong");
+        assert_eq!(after("{limits: {writeTimeoutSeconds: 100}}"), 105);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for seconds in [40, 105] {
+            set_patience(&listener, Duration::from_secs(seconds)).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let accepted = SockRef::from(&accepted);
+            assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(seconds)));
+            assert!(accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(seconds / 2));
+        }
+    }
 
     #[test]
     fn an_accepted_socket_sends_at_once_and_says_early_that_it_is_full() {
