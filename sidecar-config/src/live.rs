@@ -140,25 +140,28 @@ pub struct Limits {
     /// Bytes of a request's query.
     #[schemars(range(min = 64, max = 65_536))]
     pub query_bytes: u32,
-    /// Connections from one address, or from one /64 of IPv6, as `trustedProxies` show it; more are answered with
-    /// 429. 0: no bound, since behind a proxy that is not trusted all clients have its address.
+    /// Connections to this node from one address, or from one /64 of IPv6, as `trustedProxies` show it; more are
+    /// answered with 429. Each node counts its own. 0: no bound, since behind a proxy that is not trusted all clients have its address.
     #[schemars(range(max = 10_000_000))]
     pub connections_per_ip: u32,
-    /// Connections of one user, by the `sub` of its token; more are answered with 429. 0: no bound.
+    /// Connections of one user to this node, by the `sub` of its token; more are answered with 429. Each node counts its
+    /// own: a cluster admits so many times its nodes. 0: no bound.
     #[schemars(range(max = 10_000_000))]
     pub connections_per_user: u32,
     /// Connections accepted a second, and at once after a pause; more wait in the system's queue. 0: no bound.
     #[schemars(range(max = 1_000_000))]
     pub accepts_per_second: u32,
-    /// Connections that are neither a WebSocket nor an event stream yet; more are answered with 503.
+    /// Connections that are neither a WebSocket nor an event stream yet; more wait to be accepted. Those that have said
+    /// nothing make room for them, the oldest first, of an address that has more than an eighth of the places before
+    /// all others.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub handshakes_in_flight: u32,
     /// Frames a second from one connection, pings and fragments included; two seconds' worth may come at once. Above
     /// it the connection is closed with 3013.
     #[schemars(range(min = 1, max = 100_000_000))]
     pub messages_per_second: u32,
-    /// Bytes a second from one connection; two seconds' worth, or one message, may come at once. Above it the
-    /// connection is closed with 3013.
+    /// Bytes a second from one connection, compressed messages as they unpack; two seconds' worth, or one message, may
+    /// come at once. Above it the connection is closed with 3013.
     #[schemars(range(min = 1_024, max = 1_000_000_000))]
     pub bytes_per_second: u32,
     /// Seconds without a message in either direction, pings not counted, after which a connection is closed. 0: never.
@@ -239,6 +242,79 @@ pub struct DrainSettings {
 }
 
 // === impl LiveSettings ===
+
+impl LiveSettings {
+    /// Settings of which one says what another one makes impossible or useless. They can be put in force; whoever wrote
+    /// them should know.
+    pub fn contradictions(&self) -> Vec<Mistake> {
+        let HubSettings { max_message_bytes, ping_interval_seconds, pong_timeout_seconds, limits, .. } =
+            &self.hub;
+        let Limits { frame_bytes, header_bytes, query_bytes, messages_per_second, .. } = limits;
+        let mut told = Vec::new();
+        let mut tell = |is_so: bool, path: String, text: String| {
+            if is_so {
+                told.push(Mistake::new(path, text));
+            }
+        };
+        // In framed mode a message is its payload in base64 at worst, and what stands around it.
+        let most_bytes = u64::from(*max_message_bytes) * 2 + 16_384;
+        tell(
+            u64::from(*frame_bytes) > most_bytes,
+            "hub.limits.frameBytes".to_owned(),
+            format!("{frame_bytes} is never reached: hub.maxMessageBytes is {max_message_bytes}"),
+        );
+        tell(
+            query_bytes >= header_bytes,
+            "hub.limits.queryBytes".to_owned(),
+            format!(
+                "{query_bytes} is never reached: hub.limits.headerBytes, {header_bytes}, counts the request's line too"
+            ),
+        );
+        tell(
+            pong_timeout_seconds > ping_interval_seconds,
+            "hub.pongTimeoutSeconds".to_owned(),
+            format!(
+                "{pong_timeout_seconds} s is longer than hub.pingIntervalSeconds, {ping_interval_seconds} s: pings are sent less often than that says"
+            ),
+        );
+        tell(
+            self.hub.compression.enabled && self.hub.compression.min_bytes > *max_message_bytes,
+            "hub.compression.minBytes".to_owned(),
+            format!(
+                "{} compresses nothing: hub.maxMessageBytes is {max_message_bytes}",
+                self.hub.compression.min_bytes
+            ),
+        );
+        for (at, Namespace { slow_consumer, rate_limit, .. }) in self.namespaces.iter().enumerate() {
+            let max_lag = slow_consumer.max_lag_bytes;
+            tell(
+                max_lag < *max_message_bytes,
+                format!("namespaces[{at}].slowConsumer.maxLagBytes"),
+                format!(
+                    "{max_lag} is less than one message may have (hub.maxMessageBytes, {max_message_bytes}): behind a large message nothing may wait"
+                ),
+            );
+            tell(
+                rate_limit.publishes_per_second > *messages_per_second,
+                format!("namespaces[{at}].rateLimit.publishesPerSecond"),
+                format!(
+                    "{} is never reached: hub.limits.messagesPerSecond closes a connection beyond {messages_per_second}",
+                    rate_limit.publishes_per_second
+                ),
+            );
+            tell(
+                rate_limit.burst > messages_per_second.saturating_mul(2),
+                format!("namespaces[{at}].rateLimit.burst"),
+                format!(
+                    "{} is never reached: hub.limits.messagesPerSecond closes a connection beyond {} at once",
+                    rate_limit.burst,
+                    messages_per_second.saturating_mul(2)
+                ),
+            );
+        }
+        told
+    }
+}
 
 impl Document for LiveSettings {
     fn check(document: &Value) -> Vec<Mistake> {

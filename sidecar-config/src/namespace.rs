@@ -62,7 +62,7 @@ fn is_yes(value: &bool) -> bool {
 pub enum Access {
     /// Everyone who may connect.
     Allowed,
-    /// Connections whose token lists the channel.
+    /// Connections whose token grants the channel.
     Token,
     /// Nobody.
     #[default]
@@ -75,10 +75,11 @@ pub enum Access {
 pub struct SlowConsumer {
     /// What to do once a bound is passed.
     pub policy: SlowConsumerPolicy,
-    /// Bytes that a subscription may lag behind, frame headers included.
+    /// Bytes that a subscription may lag behind, frame headers included. The message that is being sent is no lag, and
+    /// a client that takes what it is sent may lag further for two seconds.
     #[schemars(range(min = 1_024, max = 268_435_456))]
     pub max_lag_bytes: u32,
-    /// Messages that a subscription may lag behind.
+    /// Messages that a subscription may lag behind, as above.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_lag_messages: u32,
 }

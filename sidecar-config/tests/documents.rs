@@ -177,3 +177,29 @@ fn every_field_declares_its_class_of_change() {
         }
     }
 }
+
+#[test]
+fn settings_that_contradict_each_other_are_told_by_their_places_and_the_defaults_do_not() {
+    let told = |text: &str| -> Vec<String> {
+        let settings: LiveSettings = parse(text).unwrap();
+        settings.contradictions().into_iter().map(|mistake| mistake.path).collect()
+    };
+    assert!(told("namespaces: [{name: default}, {name: chat}]").is_empty());
+    for (text, path) in [
+        ("hub: {limits: {frameBytes: 200000}}", "hub.limits.frameBytes"),
+        ("hub: {limits: {headerBytes: 4096}}", "hub.limits.queryBytes"),
+        ("hub: {pingIntervalSeconds: 9}", "hub.pongTimeoutSeconds"),
+        ("hub: {maxMessageBytes: 100, compression: {enabled: true}}", "hub.compression.minBytes"),
+        (
+            "namespaces: [{name: a}, {name: b, slowConsumer: {maxLagBytes: 65535}}]",
+            "namespaces[1].slowConsumer.maxLagBytes",
+        ),
+        (
+            "namespaces: [{name: a, rateLimit: {publishesPerSecond: 1001}}]",
+            "namespaces[0].rateLimit.publishesPerSecond",
+        ),
+        ("namespaces: [{name: a, rateLimit: {burst: 2001}}]", "namespaces[0].rateLimit.burst"),
+    ] {
+        assert_eq!(told(text), [path], "{text}");
+    }
+}

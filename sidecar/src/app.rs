@@ -144,6 +144,7 @@ impl App {
         log.set(settings.log_level);
         let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
             Listeners::bind(&boot.listen)?;
+        settings::tell_contradictions(&settings);
         let max_connections = listen::max_connections(settings.hub.max_connections)?;
         let run = NodeRun::begin();
         let (closing, shutdown) = (CancellationToken::new(), CancellationToken::new());

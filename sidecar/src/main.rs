@@ -117,7 +117,14 @@ fn check(args: &Check) -> Result<()> {
         mistakes.extend(load_boot(boot).err().into_iter().flat_map(|error| error.0));
     }
     if let Some(live) = &args.live {
-        mistakes.extend(LiveFile::new(live).load().err().into_iter().flat_map(|error| error.0));
+        match LiveFile::new(live).load() {
+            Ok(loaded) => {
+                for contradiction in loaded.settings.contradictions() {
+                    eprintln!("warning: {}: {contradiction}", live.display());
+                }
+            }
+            Err(error) => mistakes.extend(error.0),
+        }
     }
     if !mistakes.is_empty() {
         return Err(ConfigError(mistakes).into());

@@ -7,7 +7,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use sidecar_config::LiveSettings;
+use sidecar_config::{LiveSettings, Mistake};
 use tokio::{
     sync::{Notify, watch},
     task::spawn_blocking,
@@ -61,6 +61,13 @@ pub(super) fn rules(settings: &LiveSettings) -> Arc<Rules> {
     })
 }
 
+/// Tells of settings that do not go together.
+pub(super) fn tell_contradictions(settings: &LiveSettings) {
+    for Mistake { path, message } in settings.contradictions() {
+        tracing::warn!(setting = path, "settings contradict each other: {message}");
+    }
+}
+
 /// Looks at the file every second, and at once when told to, for as long as the process runs.
 pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notify>) {
     let mut looks = interval(LOOK);
@@ -100,6 +107,7 @@ impl Joined {
         http.set_tls(tls);
         publisher.set_max_bytes(settings.hub.max_message_bytes as usize);
         shards.set_rules(&rules(&settings));
+        tell_contradictions(&settings);
         tell_if_lowered(settings.hub.max_connections, shards.door().capacity());
         log.set(settings.log_level);
         live.send_replace(Arc::new(settings));
