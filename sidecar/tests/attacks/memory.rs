@@ -48,6 +48,10 @@ impl Budgeted {
         Self { sidecar, before, most: mib / 4 + BESIDE }
     }
 
+    fn overloaded(&self) -> u64 {
+        self.sidecar.metric("fanout_client_disconnects_total{reason=\"overloaded\"}")
+    }
+
     fn check(&self, what: &str) {
         let grown = self.sidecar.memory().saturating_sub(self.before);
         assert!(grown <= self.most, "{grown} MiB where {} are allowed: {what}", self.most);
@@ -70,7 +74,7 @@ fn unfinished_messages_of_many_stay_within_the_budget() {
         unfinished.push(client);
         node.check(&format!("{at} unfinished messages"));
     }
-    assert!(node.sidecar.metric("fanout_client_disconnects_total{reason=\"overloaded\"}") > 20);
+    until("most were closed", || node.overloaded() > 20);
     node.sidecar.bare("lobby").echo("still here");
 }
 
@@ -88,7 +92,7 @@ fn replies_that_many_do_not_read_stay_within_the_budget() {
             node.check(&format!("{at} clients that do not read"));
         }
     }
-    assert!(node.sidecar.metric("fanout_client_disconnects_total{reason=\"overloaded\"}") > 50);
+    until("most were closed", || node.overloaded() > 50);
     node.sidecar.bare("lobby").echo("still here");
 }
 

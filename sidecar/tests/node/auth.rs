@@ -91,7 +91,7 @@ async fn a_connection_ends_with_a_code_of_its_own_when_its_token_does() {
         let token = token(&json!({"sub": "ann", "exp": now() - 3, "grants": ["chat:*"]}));
         let mut client =
             node.try_connect(&format!("/ws/chat:room-1?token={token}"), &[]).await.expect("in time");
-        assert_eq!(client.closed().await, (3005, "token expired".to_owned()));
+        assert_eq!(client.closed().await, (3005, "token expired after=0 jitter=15000".to_owned()));
     })
     .await;
 }

@@ -228,7 +228,7 @@ async fn half_requests_hold_a_bounded_number_of_places_and_connections_hold_none
         let mut rest = Vec::new();
         let _ = soon(silent[0].read_to_end(&mut rest)).await;
         assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
-        node.until_metric("fanout_client_handshakes_inflight", 2.0).await;
+        node.until_metric("fanout_client_handshakes_inflight", 1.0).await;
         assert!(node.metric(&refused("handshakes")).unwrap() >= 4.0);
         drop(silent);
         node.until_metric("fanout_client_handshakes_inflight", 0.0).await;
