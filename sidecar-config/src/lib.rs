@@ -16,6 +16,8 @@ mod live;
 mod namespace;
 mod parse;
 mod pattern;
+mod strict;
+mod warnings;
 
 pub use boot::{
     BootSettings, BrokerKind, BrokerSettings, Listen, MemoryBroker, RedisBroker, RedisTls, Runtime,
@@ -29,6 +31,9 @@ pub use namespace::{
 };
 pub use parse::{Document, Mistake, Mistakes, parse, schema};
 pub use pattern::Pattern;
+pub use strict::{
+    JsonError, YamlError, json as strict_json, merged as merged_yaml, visible, yaml as strict_yaml,
+};
 
 /// Name of the JSON Schema extension that says how a change of a field is carried out: `hot` (the running
 /// process takes it over), `inPlace` (the running pod is patched) or `roll` (a new revision of pods).

@@ -10,7 +10,10 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::format::{FORMATS, complaint};
+use crate::{
+    format::{FORMATS, complaint},
+    strict::{self, YamlError, visible},
+};
 
 /// A settings document.
 pub trait Document: DeserializeOwned + JsonSchema {
@@ -35,13 +38,11 @@ pub struct Mistakes(pub Vec<Mistake>);
 /// Reads a YAML (or JSON) document.
 ///
 /// # Errors
-/// Every mistake with its path: text that is no YAML (with line and column), values the schema refuses,
-/// unknown keys, and what [`Document::check`] finds.
+/// Every mistake with its path: text that is no YAML and repeated keys (with line and column), values the schema
+/// refuses, unknown keys, and what [`Document::check`] finds. A text without a document is one, too: what was meant as
+/// all defaults is written `{}`, so that a file that is being written is never taken for that.
 pub fn parse<D: Document>(text: &str) -> Result<D, Mistakes> {
-    let value: Value =
-        serde_yaml::from_str(text).map_err(|error| Mistakes::one("", format!("is no YAML: {error}")))?;
-    // An empty file is an empty document: all defaults.
-    let value = if value.is_null() { Value::Object(serde_json::Map::default()) } else { value };
+    let value = the_document(text)?;
     let mut mistakes: Vec<_> =
         validator::<D>().iter_errors(&value).flat_map(|error| from_schema(&error)).collect();
     let mut unseen = D::check(&value);
@@ -54,6 +55,24 @@ pub fn parse<D: Document>(text: &str) -> Result<D, Mistakes> {
     serde_path_to_error::deserialize(value)
         .map_err(|error| Mistakes::one(&error.path().to_string(), error.inner().to_string()))
 }
+
+fn the_document(text: &str) -> Result<Value, Mistakes> {
+    let mut documents =
+        strict::yaml(text).map_err(|errors| Mistakes(errors.iter().map(Mistake::of).collect()))?;
+    match documents.len() {
+        0 => return Err(Mistakes::one("", EMPTY)),
+        1 => {}
+        more => return Err(Mistakes::one("", format!("is one of {more} in this text: keep one"))),
+    }
+    match strict::merged(documents.remove(0)) {
+        Ok(Value::Null) => Err(Mistakes::one("", EMPTY)),
+        Ok(value) => Ok(value),
+        Err(text) => Err(Mistakes::one("", text)),
+    }
+}
+
+/// What is said of a text without a document.
+const EMPTY: &str = "is empty, as a file that is being written: `{}` is a document of defaults";
 
 fn validator<D: JsonSchema>() -> jsonschema::Validator {
     let options = jsonschema::options().should_validate_formats(true);
@@ -72,7 +91,7 @@ fn from_schema(error: &ValidationError<'_>) -> Vec<Mistake> {
     let value = error.instance();
     let message = match error.kind() {
         ErrorKind::AdditionalProperties { unexpected } => {
-            let unknown = |key| Mistake::new(joined(&path, key), "is an unknown key");
+            let unknown = |key: &String| Mistake::new(joined(&path, &visible(key)), "is an unknown key");
             return unexpected.iter().map(unknown).collect();
         }
         // A section that may be absent may be `null`; who wrote something else meant the section.
@@ -117,8 +136,8 @@ fn listed(values: &[Value]) -> String {
     }
 }
 
-fn joined(path: &str, key: &String) -> String {
-    if path.is_empty() { key.clone() } else { format!("{path}.{key}") }
+fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// `/namespaces/0/name` → `namespaces[0].name`.
@@ -143,6 +162,16 @@ impl Mistake {
     /// A mistake at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
+    }
+
+    fn of(error: &YamlError) -> Self {
+        let YamlError { document: _, path, line, column, message } = error;
+        let place = match (line, column) {
+            (Some(line), Some(column)) if !path.is_empty() => format!(" (line {line}, column {column})"),
+            (Some(line), None) => format!(" (line {line})"),
+            _ => String::new(),
+        };
+        Self::new(path.clone(), format!("{message}{place}"))
     }
 }
 

@@ -15,8 +15,8 @@ fn the_smallest_boot_document_names_a_broker() {
 }
 
 #[test]
-fn an_empty_live_document_opens_nothing() {
-    let live: LiveSettings = parse("").unwrap();
+fn a_live_document_of_defaults_opens_nothing() {
+    let live: LiveSettings = parse("{}").unwrap();
     assert!(
         live.namespaces.is_empty()
             && live.hub.allowed_origins.is_empty()
@@ -156,6 +156,44 @@ fn the_namespace_of_the_nodes_may_not_be_listed() {
 fn text_that_is_no_yaml_is_told_with_its_line() {
     let found = mistakes::<LiveSettings>("hub:\n  maxConnections: [1");
     assert!(found[0].contains("is no YAML") && found[0].contains("line 2"), "{found:?}");
+}
+
+#[test]
+fn a_text_without_a_document_is_no_document_of_defaults() {
+    for text in ["", "\n", "---\n", "# to be written\n", "null", "~", "\u{feff}"] {
+        let found = mistakes::<LiveSettings>(text);
+        assert_eq!(
+            found,
+            ["the document is empty, as a file that is being written: `{}` is a document of defaults"],
+            "{text:?}"
+        );
+        assert!(mistakes::<BootSettings>(text)[0].starts_with("the document is empty"), "{text:?}");
+    }
+    assert!(mistakes::<LiveSettings>("{}\n---\n{}\n")[0].starts_with("the document is one of 2"));
+}
+
+#[test]
+fn a_repeated_key_is_told_with_its_path_and_line() {
+    let found = mistakes::<LiveSettings>("hub:\n  maxConnections: 5\n  maxConnections: 50000\nhub: {}\n");
+    assert_eq!(
+        found,
+        [
+            "hub.maxConnections: is given twice: keep one of them (line 3, column 3)",
+            "hub: is given twice: keep one of them (line 4, column 1)",
+        ]
+    );
+    let found = mistakes::<BootSettings>("broker: {memory: {}}\nbroker: {memory: {}}\n");
+    assert_eq!(found, ["broker: is given twice: keep one of them (line 2, column 1)"]);
+}
+
+#[test]
+fn a_key_that_looks_right_and_is_not_shows_why() {
+    let found = mistakes::<LiveSettings>("\u{feff}\u{feff}logLevel: info\n");
+    assert_eq!(found, ["\\u{feff}logLevel: is an unknown key"]);
+    let found = mistakes::<LiveSettings>("logLevel: info\n\u{feff}onUnavailable: NotReady\n");
+    assert!(found[1].contains("byte order mark") && found[1].ends_with("(line 2)"), "{found:?}");
+    // At the beginning of a file it is part of the encoding.
+    parse::<LiveSettings>("\u{feff}logLevel: info").unwrap();
 }
 
 #[test]

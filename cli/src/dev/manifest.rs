@@ -7,11 +7,9 @@ use std::{
 
 use fanout_operator::api::{FanoutCluster, GROUP, crd};
 use kube::core::cel::{ErrorKind, ValidationErrors};
-use serde::{
-    Deserialize,
-    de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor},
-};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
+use sidecar_config::YamlError;
 
 const KIND: &str = "FanoutCluster";
 
@@ -91,11 +89,14 @@ struct Found {
 
 fn the_cluster(path: &Path, text: &str) -> Result<Found, ManifestError> {
     let mut found = Vec::new();
-    for (at, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
-        let value = Value::deserialize(document).map_err(|error| {
-            let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
-            let message = without_place(&error.to_string());
-            ManifestError::Yaml { path: path.to_owned(), line, column, message }
+    let documents = sidecar_config::strict_yaml(text).map_err(|errors| of_yaml(path, errors))?;
+    for (at, value) in documents.into_iter().enumerate() {
+        let value = sidecar_config::merged_yaml(value).map_err(|message| {
+            let (path, message) = (path.to_owned(), message.to_owned());
+            ManifestError::Mistakes {
+                path,
+                mistakes: vec![Mistake { line: None, field: String::new(), message }],
+            }
         })?;
         let ours =
             value["apiVersion"].as_str().is_some_and(|version| version.starts_with(&format!("{GROUP}/")));
@@ -107,6 +108,22 @@ fn the_cluster(path: &Path, text: &str) -> Result<Found, ManifestError> {
         0 => Err(ManifestError::NoCluster { path: path.to_owned() }),
         1 => Ok(found.remove(0)),
         count => Err(ManifestError::Several { path: path.to_owned(), count }),
+    }
+}
+
+/// A key that is repeated in any object of the file is a mistake, as for `kubectl apply`: which of both counts is not
+/// for a reader to choose.
+fn of_yaml(path: &Path, errors: Vec<YamlError>) -> ManifestError {
+    let path = path.to_owned();
+    match errors.iter().find(|error| error.path.is_empty()) {
+        Some(YamlError { line, column, message, .. }) => {
+            let message = without_place(message.trim_start_matches("is no YAML: "));
+            ManifestError::Yaml { path, line: line.unwrap_or(1), column: column.unwrap_or(1), message }
+        }
+        None => {
+            let mistake = |YamlError { line, path: field, message, .. }| Mistake { line, field, message };
+            ManifestError::Mistakes { path, mistakes: errors.into_iter().map(mistake).collect() }
+        }
     }
 }
 
@@ -148,11 +165,20 @@ fn from_schema(error: &jsonschema::ValidationError<'_>) -> Vec<(Vec<Step>, Strin
         Kind::AdditionalProperties { unexpected } => unexpected
             .iter()
             .map(|key| {
-                ([at.clone(), vec![Step::Key(key.clone())]].concat(), "is an unknown field".to_owned())
+                (
+                    [at.clone(), vec![Step::Key(key.clone())]].concat(),
+                    format!("is an unknown field{}", hidden(key)),
+                )
             })
             .collect(),
         _ => vec![(at, error.to_string())],
     }
+}
+
+/// Why a field is unknown that looks right.
+fn hidden(key: &str) -> String {
+    let shown = sidecar_config::visible(key);
+    if shown == key { String::new() } else { format!(": it is spelt `{shown}`") }
 }
 
 fn against_rules(result: Result<(), ValidationErrors>) -> Vec<(Vec<Step>, String)> {
@@ -391,6 +417,29 @@ mod tests {
             error,
             "1 mistake in the FanoutCluster of demo.yaml:\n  line 9: spec.replica: is an unknown field"
         );
+    }
+
+    #[test]
+    fn a_repeated_key_is_told_with_its_line_wherever_it_is() {
+        let mistakes =
+            mistakes_of("spec:\n  replicas: 2\n  hub:\n    ports: {client: 1, client: 2}\n  replicas: 3\n");
+        assert_eq!(
+            mistakes,
+            [
+                "line 8: spec.hub.ports.client: is given twice: keep one of them",
+                "line 9: spec.replicas: is given twice: keep one of them",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_merge_key_brings_gives_way_to_what_is_there() {
+        let base = "kind: ConfigMap\napiVersion: v1\n---\n";
+        let spec = "spec:\n  resources: &r {limits: {cpu: \"1\"}, requests: {cpu: \"1\"}}\n  podTemplate:\n    spec:\n      containers:\n      - name: app\n        image: app\n        resources: {<<: *r, limits: {cpu: \"2\"}}\n";
+        let cluster = parse(Path::new("demo.yaml"), &format!("{base}{HEAD}{spec}")).unwrap();
+        let spec = serde_json::to_value(&cluster.spec).unwrap();
+        let resources = &spec["podTemplate"]["spec"]["containers"][0]["resources"];
+        assert_eq!(*resources, serde_json::json!({"limits": {"cpu": "2"}, "requests": {"cpu": "1"}}));
     }
 
     #[test]
