@@ -21,6 +21,7 @@ impl LiveSettings {
                 warnings.push(Mistake::new(format!("auth.jwt.{field}"), text));
             }
         }
+        warnings.extend(self.contradictions());
         warnings
     }
 }

@@ -3,7 +3,7 @@
 //! | route | from | does |
 //! |---|---|---|
 //! | `GET /live` | anywhere | 200 while the process works; also the startup probe: listening and settings loaded |
-//! | `GET /ready` | anywhere | 200, or 503 and what is missing; `?verbose` gives every part as JSON |
+//! | `GET /ready` | anywhere | 200, or 503 and what is missing; `?verbose` gives every part, and warnings of the settings, as JSON |
 //! | `GET /metrics` | anywhere | OpenMetrics |
 //! | `GET /drain/wait` | anywhere | returns once this node has drained, or at once where none begins within 2 s |
 //! | `GET /stats` | loopback | counters and states as JSON |
@@ -53,6 +53,8 @@ const DRAIN_TO_BEGIN: Duration = Duration::from_secs(2);
 pub struct Admin {
     /// Which parts are ready.
     pub readiness: Readiness,
+    /// What of the settings in force is hardly meant.
+    pub warnings: watch::Receiver<Arc<[String]>>,
     /// All counters.
     pub metrics: Metrics,
     /// The shards, for `/stats`.
@@ -116,7 +118,9 @@ async fn ready(State(admin): State<Admin>, Query(Verbose { verbose }): Query<Ver
     let missing = admin.readiness.missing();
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if verbose.is_some() {
-        return (status, Json(admin.readiness.report())).into_response();
+        let mut report = admin.readiness.report();
+        report["warnings"] = json!(&**admin.warnings.borrow());
+        return (status, Json(report)).into_response();
     }
     let lines: String =
         missing.iter().map(|(part, reason)| format!("not ready: {part}: {reason}\n")).collect();

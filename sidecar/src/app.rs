@@ -139,12 +139,11 @@ impl App {
     /// Why it cannot; then nothing is left behind.
     pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let Config { boot, live, file } = config;
-        let Live { settings, auth, tls, hash } = live;
+        let Live { settings, auth, tls, hash, warnings } = live;
         let Options { name, log, bus, allocator } = options;
         log.set(settings.log_level);
         let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
             Listeners::bind(&boot.listen)?;
-        settings::tell_contradictions(&settings);
         let max_connections = listen::max_connections(settings.hub.max_connections)?;
         let run = NodeRun::begin();
         let (closing, shutdown) = (CancellationToken::new(), CancellationToken::new());
@@ -205,6 +204,8 @@ impl App {
         let http = ClientPort::new(shards.door().clone(), Arc::clone(&auth), http_metrics.clone());
         http.set_tls(tls);
         let settings_metrics = settings::Metrics::new(&hash);
+        let (shown, doubts) = watch::channel(Arc::default());
+        settings::tell(&warnings, &settings_metrics, &shown);
         let joined = settings::Joined {
             auth: Arc::clone(&auth),
             http: http.clone(),
@@ -212,6 +213,7 @@ impl App {
             publisher: publisher.clone(),
             log: log.clone(),
             live: live_sender,
+            warnings: shown,
             metrics: settings_metrics.clone(),
         };
         tasks.spawn(named("the watch of the settings", settings::follow(file, joined, Arc::clone(&reload))));
@@ -252,6 +254,7 @@ impl App {
         let timeout = live.clone();
         let admin = Admin {
             readiness: readiness.clone(),
+            warnings: doubts,
             metrics: metrics.clone(),
             shards: Arc::clone(&shards),
             health: bridge.health.clone(),

@@ -13,7 +13,7 @@ use sidecar_config::{LiveSettings, Mistake};
 
 use crate::domain::Identity;
 
-pub use secret::{SecretError, files as secret_files, read_secret};
+pub use secret::{LastGood, Reading, SecretError, files as secret_files, read_secret};
 pub use tls::{H2, TlsIdentity};
 pub use token::TokenError;
 
@@ -71,10 +71,16 @@ impl AuthRules {
     /// # Errors
     /// Every secret that cannot be read and every key that is none, with the setting that names it.
     pub fn load(settings: &LiveSettings) -> Result<Self, Vec<Mistake>> {
-        let mut mistakes = Vec::new();
-        let api_keys = ApiKeys::load(&settings.auth.api_key_files, &mut mistakes);
-        let tokens = settings.auth.jwt.as_ref().map(|jwt| Tokens::load(jwt, &mut mistakes));
-        let origins = Origins::new(&settings.hub.allowed_origins);
-        if mistakes.is_empty() { Ok(Self { origins, tokens, api_keys }) } else { Err(mistakes) }
+        let mut reading = Reading::default();
+        let rules = Self::read(settings, &mut reading);
+        let mistakes = reading.take_mistakes();
+        if mistakes.is_empty() { Ok(rules) } else { Err(mistakes) }
+    }
+
+    /// The same; good for something only where the reading has no mistake.
+    pub fn read(settings: &LiveSettings, reading: &mut Reading<'_>) -> Self {
+        let api_keys = ApiKeys::load(&settings.auth.api_key_files, reading);
+        let tokens = settings.auth.jwt.as_ref().map(|jwt| Tokens::load(jwt, reading));
+        Self { origins: Origins::new(&settings.hub.allowed_origins), tokens, api_keys }
     }
 }

@@ -37,6 +37,8 @@ pub struct Live {
     pub tls: Option<TlsIdentity>,
     /// First half of the SHA-256 of its text, in hex, so that others see which one is in force.
     pub hash: String,
+    /// What can be used and is hardly meant.
+    pub warnings: Vec<Mistake>,
 }
 
 /// The mistakes of one file.

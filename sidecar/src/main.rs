@@ -119,9 +119,7 @@ fn check(args: &Check) -> Result<()> {
     if let Some(live) = &args.live {
         match LiveFile::new(live).load() {
             Ok(loaded) => {
-                for contradiction in loaded.settings.contradictions() {
-                    eprintln!("warning: {}: {contradiction}", live.display());
-                }
+                loaded.warnings.iter().for_each(|it| eprintln!("{}: warning: {it}", live.display()))
             }
             Err(error) => mistakes.extend(error.0),
         }

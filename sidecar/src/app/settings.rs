@@ -11,7 +11,7 @@ use sidecar_config::{LiveSettings, Mistake};
 use tokio::{
     sync::{Notify, watch},
     task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
+    time::sleep,
 };
 
 use super::listen::tell_if_lowered;
@@ -27,11 +27,14 @@ use crate::{
 
 /// A look costs a few reads of small files.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between the look that finds something new and the one that takes it: no writer pauses for so long in a small file.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// What is counted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Metrics {
     rejected: Gauge,
+    warnings: Gauge,
     reloads: Counter,
     info: Family<InfoLabels, Gauge>,
 }
@@ -49,6 +52,7 @@ pub(super) struct Joined {
     pub(super) publisher: Publisher,
     pub(super) log: LogControl,
     pub(super) live: watch::Sender<Arc<LiveSettings>>,
+    pub(super) warnings: watch::Sender<Arc<[String]>>,
     pub(super) metrics: Metrics,
 }
 
@@ -61,34 +65,26 @@ pub(super) fn rules(settings: &LiveSettings) -> Arc<Rules> {
     })
 }
 
-/// Tells of settings that do not go together.
-pub(super) fn tell_contradictions(settings: &LiveSettings) {
-    for Mistake { path, message } in settings.contradictions() {
-        tracing::warn!(setting = path, "settings contradict each other: {message}");
-    }
-}
-
 /// Looks at the file every second, and at once when told to, for as long as the process runs.
 pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notify>) {
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut wait = Duration::ZERO;
     loop {
         let told = tokio::select! {
-            _ = looks.tick() => false,
+            () = sleep(wait) => false,
             () = reload.notified() => true,
         };
         let look = spawn_blocking(move || {
-            let found = if told {
-                file.load().map_or_else(Poll::Bad, |live| Poll::New(Box::new(live)))
-            } else {
-                file.poll()
-            };
+            if told {
+                file.forget();
+            }
+            let found = file.poll();
             (file, found)
         });
         let Ok((same_file, found)) = look.await else { return };
         file = same_file;
+        wait = if matches!(found, Poll::Unsettled) { SETTLE } else { LOOK };
         match found {
-            Poll::Same => {}
+            Poll::Same | Poll::Unsettled => {}
             Poll::New(live) => joined.put_in_force(*live),
             Poll::Bad(error) => {
                 joined.metrics.rejected.set(1);
@@ -98,22 +94,31 @@ pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notif
     }
 }
 
+/// Says what of the settings in force is hardly meant, and to whom it may be shown.
+pub(super) fn tell(warnings: &[Mistake], metrics: &Metrics, shown: &watch::Sender<Arc<[String]>>) {
+    for warning in warnings {
+        tracing::warn!(%warning, "the settings are in force, and something in them is hardly meant");
+    }
+    metrics.warnings.set(warnings.len().try_into().unwrap_or(i64::MAX));
+    shown.send_replace(warnings.iter().map(Mistake::to_string).collect());
+}
+
 impl Joined {
     /// Who may come in first, then what they may do.
     fn put_in_force(&self, live: Live) {
-        let Live { settings, auth, tls, hash } = live;
-        let Self { auth: in_force, http, shards, publisher, log, live, metrics } = self;
+        let Live { settings, auth, tls, hash, warnings } = live;
+        let Self { auth: in_force, http, shards, publisher, log, live, warnings: shown, metrics } = self;
         in_force.replace(auth);
         http.set_tls(tls);
         publisher.set_max_bytes(settings.hub.max_message_bytes as usize);
         shards.set_rules(&rules(&settings));
-        tell_contradictions(&settings);
         tell_if_lowered(settings.hub.max_connections, shards.door().capacity());
         log.set(settings.log_level);
         live.send_replace(Arc::new(settings));
         metrics.reloads.inc();
         metrics.in_force(&hash);
         tracing::info!(hash, "new settings are in force");
+        tell(&warnings, metrics, shown);
     }
 }
 
@@ -127,10 +132,12 @@ impl Metrics {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
-        let Self { rejected, reloads, info } = self;
+        let Self { rejected, warnings, reloads, info } = self;
         let registry = registry.sub_registry_with_prefix("settings");
         let help = "1 while the newest live document is refused and an older one is in force";
         registry.register("rejected", help, rejected.clone());
+        let help = "What of the live document in force is hardly meant, or of a secret that cannot be read; `/ready?verbose` says it";
+        registry.register("warnings", help, warnings.clone());
         registry.register("reloads", "Live documents put in force since the start", reloads.clone());
         registry.register("info", "The live document in force, by the SHA-256 of its text", info.clone());
     }

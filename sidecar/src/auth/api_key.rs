@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
-use sidecar_config::Mistake;
 use subtle::{Choice, ConstantTimeEq};
 
-use super::secret::{self, SecretError};
+use super::secret::{self, Reading, SecretError};
 
 /// The keys that are good. Digests have one length, so that a comparison tells nothing of a key's.
 #[derive(Debug, Default)]
@@ -14,15 +13,15 @@ pub(super) struct ApiKeys(Vec<[u8; 32]>);
 
 impl ApiKeys {
     /// Reads key files, one key a line.
-    pub(super) fn load(paths: &[PathBuf], mistakes: &mut Vec<Mistake>) -> Self {
+    pub(super) fn load(paths: &[PathBuf], reading: &mut Reading<'_>) -> Self {
         let mut keys = Vec::new();
         for (at, path) in paths.iter().enumerate() {
-            let read = secret::files(path)
-                .and_then(|files| files.into_iter().map(read_keys).collect::<Result<Vec<_>, _>>());
-            match read {
-                Ok(found) => keys.extend(found.into_iter().flatten()),
-                Err(error) => {
-                    mistakes.push(Mistake::new(format!("auth.apiKeyFiles[{at}]"), error.to_string()));
+            let setting = format!("auth.apiKeyFiles[{at}]");
+            for file in reading.files(&setting, path).unwrap_or_default() {
+                let Some(bytes) = reading.secret(&setting, &file) else { continue };
+                match parse_keys(&bytes, file) {
+                    Ok(found) => keys.extend(found),
+                    Err(text) => reading.mistake(&setting, text),
                 }
             }
         }
@@ -37,11 +36,13 @@ impl ApiKeys {
     }
 }
 
-fn read_keys(path: PathBuf) -> Result<Vec<[u8; 32]>, SecretError> {
-    let bytes = secret::read_secret(&path)?;
-    let Ok(text) = std::str::from_utf8(&bytes) else { return Err(SecretError::NotText { path }) };
+fn parse_keys(bytes: &[u8], path: PathBuf) -> Result<Vec<[u8; 32]>, String> {
+    if secret::is_marked(bytes) {
+        return Err(secret::marked(&path));
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return Err(SecretError::NotText { path }.to_string()) };
     let keys: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(digest).collect();
-    if keys.is_empty() { Err(SecretError::Empty { path }) } else { Ok(keys) }
+    if keys.is_empty() { Err(SecretError::Empty { path }.to_string()) } else { Ok(keys) }
 }
 
 fn digest(key: &str) -> [u8; 32] {
@@ -62,9 +63,9 @@ mod tests {
         fs::write(dir.path().join("keys/a"), "third").unwrap();
         fs::write(dir.path().join("keys/.hidden"), "fourth").unwrap();
         fs::write(dir.path().join("keys/..data/a"), "fifth").unwrap();
-        let mut mistakes = Vec::new();
-        let keys = ApiKeys::load(&[dir.path().join("one"), dir.path().join("keys")], &mut mistakes);
-        assert_eq!(mistakes, []);
+        let mut reading = Reading::default();
+        let keys = ApiKeys::load(&[dir.path().join("one"), dir.path().join("keys")], &mut reading);
+        assert_eq!(reading.take_mistakes(), []);
         for (key, good) in [("first", true), ("second", true), ("third", true), ("fourth", false)] {
             assert_eq!(keys.contain(key), good, "{key}");
         }
@@ -72,16 +73,18 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_an_empty_and_a_binary_file_are_mistakes_with_their_setting() {
+    fn a_missing_an_empty_a_binary_and_a_marked_file_are_mistakes_with_their_setting() {
         let dir = tempfile::tempdir().unwrap();
-        let (missing, empty, binary) =
-            (dir.path().join("missing"), dir.path().join("empty"), dir.path().join("binary"));
-        fs::write(&empty, "\n").unwrap();
-        fs::write(&binary, [0xff, 0xfe]).unwrap();
-        let mut mistakes = Vec::new();
-        ApiKeys::load(&[missing, empty, binary], &mut mistakes);
-        let told: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+        let files = ["missing", "empty", "binary", "marked"].map(|name| dir.path().join(name));
+        let [_, empty, binary, marked] = &files;
+        fs::write(empty, "\n").unwrap();
+        fs::write(binary, [0x80, 0x81]).unwrap();
+        fs::write(marked, "\u{feff}key").unwrap();
+        let mut reading = Reading::default();
+        ApiKeys::load(&files, &mut reading);
+        let told: Vec<_> = reading.take_mistakes().iter().map(ToString::to_string).collect();
         assert!(told[0].starts_with("auth.apiKeyFiles[0]: failed to read"), "{told:?}");
         assert!(told[1].contains("is empty") && told[2].contains("is no UTF-8"), "{told:?}");
+        assert!(told[3].contains("byte order mark"), "{told:?}");
     }
 }

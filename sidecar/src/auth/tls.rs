@@ -1,6 +1,6 @@
 //! Who this node is to its clients: the certificate of the client port, read from files.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use rustls::{
     ServerConfig,
@@ -9,7 +9,7 @@ use rustls::{
 };
 use sidecar_config::{Mistake, TlsSettings};
 
-use super::read_secret;
+use super::Reading;
 
 /// A certificate and its key, ready for handshakes. Cheap to clone.
 #[derive(Clone)]
@@ -21,16 +21,22 @@ impl TlsIdentity {
     /// # Errors
     /// What is wrong, by the setting that names the file.
     pub fn load(settings: &TlsSettings) -> Result<Self, Vec<Mistake>> {
+        let mut reading = Reading::default();
+        Self::read(settings, &mut reading).ok_or_else(|| reading.take_mistakes())
+    }
+
+    /// The same; `None` where the reading has a mistake more.
+    pub fn read(settings: &TlsSettings, reading: &mut Reading<'_>) -> Option<Self> {
         let TlsSettings { cert_file, key_file } = settings;
-        let pem = |field, path: &Path| {
-            read_secret(path).map_err(|error| Mistake::new(format!("hub.tls.{field}"), error.to_string()))
-        };
-        let chain = pem("certFile", cert_file).and_then(|pem| certificates(&pem));
-        let key = pem("keyFile", key_file).and_then(|pem| private_key(&pem));
-        let (chain, key) = match (chain, key) {
-            (Ok(chain), Ok(key)) => (chain, key),
-            (chain, key) => return Err([chain.err(), key.err()].into_iter().flatten().collect()),
-        };
+        let chain = reading.secret("hub.tls.certFile", cert_file).map(|pem| certificates(&pem));
+        let key = reading.secret("hub.tls.keyFile", key_file).map(|pem| private_key(&pem));
+        let mut good = |error: Mistake| reading.mistake(&error.path, error.message);
+        let chain = chain.and_then(|chain| chain.map_err(&mut good).ok());
+        let key = key.and_then(|key| key.map_err(&mut good).ok());
+        Self::of(chain?, key?).map_err(good).ok()
+    }
+
+    fn of(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, Mistake> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("ring knows TLS 1.2 and 1.3")
@@ -38,7 +44,7 @@ impl TlsIdentity {
             .with_single_cert(chain, key)
             .map_err(|error| {
                 let what = format!("is not the key of the certificate in hub.tls.certFile: {error}");
-                vec![Mistake::new("hub.tls.keyFile", what)]
+                Mistake::new("hub.tls.keyFile", what)
             })?;
         config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))

@@ -8,9 +8,9 @@ use jsonwebtoken::{
     errors::{Error, ErrorKind},
 };
 use serde_json::{Map, Value};
-use sidecar_config::{JwtAlgorithm, JwtKey, JwtSettings, Mistake, Pattern};
+use sidecar_config::{JwtAlgorithm, JwtKey, JwtSettings, Pattern};
 
-use super::secret;
+use super::secret::{self, Reading};
 use crate::domain::{Grants, Identity};
 
 /// Clocks of issuers and nodes may differ by this much.
@@ -86,22 +86,16 @@ struct Key {
 
 impl Tokens {
     /// Reads the keys of checked settings.
-    pub(super) fn load(settings: &JwtSettings, mistakes: &mut Vec<Mistake>) -> Self {
+    pub(super) fn load(settings: &JwtSettings, reading: &mut Reading<'_>) -> Self {
         let mut tokens = Self { named: HashMap::new(), unnamed: Vec::new() };
         for (at, key) in settings.keys.iter().enumerate() {
             let path = |field: &str| format!("auth.jwt.keys[{at}].{field}");
-            let loaded = match Key::load(key, settings) {
-                Ok(loaded) => loaded,
-                Err(text) => {
-                    mistakes.push(Mistake::new(path("file"), text));
-                    continue;
-                }
-            };
+            let Some(loaded) = Key::load(key, settings, &path("file"), reading) else { continue };
             match &key.kid {
                 None => tokens.unnamed.push(loaded),
                 Some(kid) if tokens.named.contains_key(kid) => {
                     let text = format!("`{kid}` is listed twice: give each key a name of its own");
-                    mistakes.push(Mistake::new(path("kid"), text));
+                    reading.mistake(&path("kid"), text);
                 }
                 Some(kid) => {
                     tokens.named.insert(kid.clone(), loaded);
@@ -136,20 +130,66 @@ impl Tokens {
 // === impl Key ===
 
 impl Key {
-    fn load(settings: &JwtKey, jwt: &JwtSettings) -> Result<Self, String> {
+    /// `setting` names its file.
+    fn load(settings: &JwtKey, jwt: &JwtSettings, setting: &str, reading: &mut Reading<'_>) -> Option<Self> {
         let path = &settings.file;
-        let bytes = secret::read_secret(path).map_err(|error| error.to_string())?;
+        let bytes = reading.secret(setting, path)?;
         let algorithm = algorithm(settings.algorithm);
-        let key = parse_key(algorithm, &bytes).ok_or_else(|| {
-            format!("`{}` holds no {} key: expected a public key in PEM", path.display(), kind(algorithm))
-        })?;
-        Ok(Self { key, validation: validation(algorithm, jwt) })
+        if let Some(least) = hmac_bytes(algorithm) {
+            if is_pem(&bytes) {
+                reading.mistake(setting, format!("`{}` {PEM_AS_SECRET}", path.display()));
+                return None;
+            }
+            warn_of_secret(&bytes, least, settings, setting, reading);
+        }
+        let Some(key) = parse_key(algorithm, &bytes) else {
+            let kind = kind(algorithm);
+            let text = format!("`{}` holds no {kind} key: expected a public key in PEM", path.display());
+            reading.mistake(setting, text);
+            return None;
+        };
+        Some(Self { key, validation: validation(algorithm, jwt) })
     }
 
     fn check(&self, token: &str) -> Result<Map<String, Value>, TokenError> {
         jsonwebtoken::decode(token, &self.key, &self.validation)
             .map(|token| token.claims)
             .map_err(|error| classify(&error))
+    }
+}
+
+/// What is said of a PEM as the secret of an HMAC: whoever has the public key could sign.
+const PEM_AS_SECRET: &str = "holds a PEM, and an HMAC wants a secret that nobody else has: give the algorithm of that \
+    key, as RS256, ES256 or EdDSA, or a random secret";
+
+fn is_pem(bytes: &[u8]) -> bool {
+    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    text.trim_ascii_start().starts_with(b"-----BEGIN ")
+}
+
+/// Bytes that the secret of an HMAC must have: as many as its hash (RFC 7518 §3.2).
+fn hmac_bytes(algorithm: Algorithm) -> Option<usize> {
+    match algorithm {
+        Algorithm::HS256 => Some(32),
+        Algorithm::HS384 => Some(48),
+        Algorithm::HS512 => Some(64),
+        _ => None,
+    }
+}
+
+/// Told and used all the same: a cluster runs by it.
+fn warn_of_secret(bytes: &[u8], least: usize, key: &JwtKey, setting: &str, reading: &mut Reading<'_>) {
+    let JwtKey { algorithm, file, .. } = key;
+    if secret::is_marked(bytes) {
+        reading.warn(setting, secret::marked(file));
+    }
+    if bytes.len() < least {
+        let text = format!(
+            "`{}` has {} bytes, and RFC 7518 wants {least} or more for {algorithm:?}: a short secret can be guessed",
+            file.display(),
+            bytes.len()
+        );
+        reading.warn(setting, text);
     }
 }
 

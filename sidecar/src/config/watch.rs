@@ -1,5 +1,8 @@
 //! The live document as a file that changes: by content, so that the swapped symbolic links of a ConfigMap and an
 //! editor that writes in place look the same. The secrets it names are part of it.
+//!
+//! What is new is taken once two looks in a row have found the same: an editor, or whoever copies a file, may be in the
+//! middle of it at the first.
 
 use std::{
     fs,
@@ -10,7 +13,7 @@ use sha2::{Digest, Sha256};
 use sidecar_config::{LiveSettings, Mistake};
 
 use super::{ConfigError, Live, document, hash, read, told};
-use crate::auth::{AuthRules, TlsIdentity, secret_files};
+use crate::auth::{AuthRules, LastGood, Reading, TlsIdentity, secret_files};
 
 /// The file of a live document.
 #[derive(Debug)]
@@ -19,6 +22,9 @@ pub struct LiveFile {
     document: Option<Parsed>,
     /// What was last tried, good or bad.
     seen: Option<[u8; 32]>,
+    /// What the last look found, where that was not tried yet.
+    sighted: Option<[u8; 32]>,
+    secrets: LastGood,
 }
 
 /// A text and what it says, kept so that it is parsed once.
@@ -33,6 +39,8 @@ struct Parsed {
 pub enum Poll {
     /// Nothing new since the last look.
     Same,
+    /// Something new that may still be written: the next look tells.
+    Unsettled,
     /// A new document, or new secrets.
     New(Box<Live>),
     /// Something new that cannot be used.
@@ -42,7 +50,13 @@ pub enum Poll {
 impl LiveFile {
     /// The document at `path`.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), document: None, seen: None }
+        Self {
+            path: path.to_owned(),
+            document: None,
+            seen: None,
+            sighted: None,
+            secrets: LastGood::default(),
+        }
     }
 
     /// Where it is.
@@ -50,36 +64,62 @@ impl LiveFile {
         &self.path
     }
 
-    /// Reads the document and its secrets, whether they are new or not.
+    /// Reads the document and its secrets as they are.
     ///
     /// # Errors
     /// All mistakes.
     pub fn load(&mut self) -> Result<Live, ConfigError> {
+        let fingerprint = self.fingerprint();
+        self.take(fingerprint)
+    }
+
+    /// Forgets what was seen: the next looks find something new, be it the same.
+    pub fn forget(&mut self) {
         self.seen = None;
-        match self.poll() {
-            Poll::New(live) => Ok(*live),
-            Poll::Bad(error) => Err(error),
-            Poll::Same => unreachable!("nothing was seen before"),
-        }
     }
 
     /// Looks whether something changed. What changes behind this look is found by the next one.
     pub fn poll(&mut self) -> Poll {
-        let seen = self.seen;
-        let Parsed { text, settings } = self.parsed();
-        let fingerprint = fingerprint(text, settings.as_ref().ok());
-        if seen == Some(fingerprint) {
+        let fingerprint = self.fingerprint();
+        if self.seen == Some(fingerprint) {
+            self.sighted = None;
             return Poll::Same;
         }
-        let answer = match (text, settings) {
-            (Ok(text), Ok(settings)) => load(text, settings),
-            (Err(mistakes), _) | (_, Err(mistakes)) => Err(mistakes.clone()),
-        };
-        self.seen = Some(fingerprint);
-        match answer {
-            Ok(live) => Poll::New(Box::new(live)),
-            Err(mistakes) => Poll::Bad(told(&self.path, mistakes)),
+        if self.sighted.replace(fingerprint) != Some(fingerprint) {
+            return Poll::Unsettled;
         }
+        let taken = self.take(fingerprint);
+        if self.fingerprint() != fingerprint {
+            // It changed while it was read, and what was read may be neither.
+            self.seen = None;
+            return Poll::Unsettled;
+        }
+        match taken {
+            Ok(live) => Poll::New(Box::new(live)),
+            Err(error) => Poll::Bad(error),
+        }
+    }
+
+    /// Takes what was found, and remembers it.
+    fn take(&mut self, fingerprint: [u8; 32]) -> Result<Live, ConfigError> {
+        (self.seen, self.sighted) = (Some(fingerprint), None);
+        let mut reading = Reading::after(&self.secrets);
+        let taken = match self.document.as_ref().map(|document| (&document.text, &document.settings)) {
+            Some((Ok(text), Ok(settings))) => load(text, settings, &mut reading),
+            Some((Err(mistakes), _) | (_, Err(mistakes))) => Err(mistakes.clone()),
+            None => unreachable!("its fingerprint was taken"),
+        };
+        let mut live = taken.map_err(|mistakes| told(&self.path, mistakes))?;
+        let (mut warnings, secrets) = reading.finish();
+        live.warnings.append(&mut warnings);
+        self.secrets = secrets;
+        Ok(live)
+    }
+
+    /// Of the document and of all that it names.
+    fn fingerprint(&mut self) -> [u8; 32] {
+        let Parsed { text, settings } = self.parsed();
+        fingerprint(text, settings.as_ref().ok())
     }
 
     fn parsed(&mut self) -> &Parsed {
@@ -92,13 +132,15 @@ impl LiveFile {
     }
 }
 
-fn load(text: &[u8], settings: &LiveSettings) -> Result<Live, Vec<Mistake>> {
-    let auth = AuthRules::load(settings);
-    let tls = settings.hub.tls.as_ref().map(TlsIdentity::load).transpose();
-    match (auth, tls) {
-        (Ok(auth), Ok(tls)) => Ok(Live { settings: settings.clone(), auth, tls, hash: hash(text) }),
-        (auth, tls) => Err([auth.err(), tls.err()].into_iter().flatten().flatten().collect()),
+fn load(text: &[u8], settings: &LiveSettings, reading: &mut Reading<'_>) -> Result<Live, Vec<Mistake>> {
+    let auth = AuthRules::read(settings, reading);
+    let tls = settings.hub.tls.as_ref().map(|tls| TlsIdentity::read(tls, reading));
+    let mistakes = reading.take_mistakes();
+    if !mistakes.is_empty() {
+        return Err(mistakes);
     }
+    let warnings = settings.warnings();
+    Ok(Live { settings: settings.clone(), auth, tls: tls.flatten(), hash: hash(text), warnings })
 }
 
 /// Of the document and of all that it names. Taken before the secrets are used: what is newer is new next time.
@@ -134,11 +176,77 @@ mod tests {
 
     use super::*;
 
+    /// What two looks in a row find.
+    fn settled(file: &mut LiveFile) -> Poll {
+        assert!(matches!(file.poll(), Poll::Unsettled), "the first look only sees it");
+        file.poll()
+    }
+
     fn level(poll: &Poll) -> Option<sidecar_config::LogLevel> {
         match poll {
             Poll::New(live) => Some(live.settings.log_level),
-            Poll::Same | Poll::Bad(_) => None,
+            Poll::Same | Poll::Unsettled | Poll::Bad(_) => None,
         }
+    }
+
+    #[test]
+    fn what_is_half_written_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("live.yaml");
+        fs::write(&path, "logLevel: warn\nonUnavailable: NotReady\n").unwrap();
+        let mut file = LiveFile::new(&path);
+        file.load().unwrap();
+        // Truncated, then line by line: each is a good document, but for the empty one.
+        for half in ["", "logLevel: debug\n", "logLevel: debug\nonUnavailable: KeepClients\n"] {
+            fs::write(&path, half).unwrap();
+            assert!(matches!(file.poll(), Poll::Unsettled), "{half:?}");
+        }
+        let Poll::New(live) = file.poll() else { panic!("nobody writes any more") };
+        assert_eq!(live.settings.on_unavailable, sidecar_config::OnUnavailable::KeepClients);
+        assert!(matches!(file.poll(), Poll::Same));
+        fs::write(&path, "").unwrap();
+        assert!(matches!(settled(&mut file), Poll::Bad(_)), "an empty document is none of defaults");
+    }
+
+    #[test]
+    fn what_is_there_again_was_never_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("live.yaml");
+        fs::write(&path, "logLevel: warn").unwrap();
+        let mut file = LiveFile::new(&path);
+        file.load().unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(file.poll(), Poll::Unsettled));
+        fs::write(&path, "logLevel: warn").unwrap();
+        assert!(matches!(file.poll(), Poll::Same));
+    }
+
+    #[test]
+    fn a_secret_that_cannot_be_read_is_unknown_and_the_rest_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, key) = (dir.path().join("live.yaml"), dir.path().join("key"));
+        let document =
+            |level: &str| format!("{{logLevel: {level}, auth: {{apiKeyFiles: ['{}']}}}}", key.display());
+        fs::write(&key, "first").unwrap();
+        fs::write(&path, document("info")).unwrap();
+        let mut file = LiveFile::new(&path);
+        file.load().unwrap();
+        for (round, gone) in
+            [|key: &Path| fs::remove_file(key), |key: &Path| fs::write(key, "")].iter().enumerate()
+        {
+            gone(&key).unwrap();
+            fs::write(&path, document(["warn", "debug"][round])).unwrap();
+            let Poll::New(live) = settled(&mut file) else { panic!("the document is good") };
+            let auth = crate::auth::Auth::new(live.auth);
+            assert!(auth.api_key(Some("first")), "what it held before stays in force");
+            let told: Vec<_> = live.warnings.iter().map(ToString::to_string).collect();
+            assert!(told.len() == 1 && told[0].starts_with("auth.apiKeyFiles[0]: "), "{told:?}");
+        }
+        fs::write(&key, "second").unwrap();
+        let Poll::New(live) = settled(&mut file) else { panic!("the secret is back") };
+        assert!(live.warnings.is_empty());
+        let auth = crate::auth::Auth::new(live.auth);
+        assert!(auth.api_key(Some("second")) && !auth.api_key(Some("first")));
     }
 
     #[test]
@@ -156,7 +264,7 @@ mod tests {
         assert!(matches!(file.poll(), Poll::Same));
         symlink("v2", at("..tmp")).unwrap();
         fs::rename(at("..tmp"), at("..data")).unwrap();
-        assert_eq!(level(&file.poll()), Some(sidecar_config::LogLevel::Debug));
+        assert_eq!(level(&settled(&mut file)), Some(sidecar_config::LogLevel::Debug));
         assert!(matches!(file.poll(), Poll::Same));
     }
 
@@ -168,11 +276,11 @@ mod tests {
         let mut file = LiveFile::new(&path);
         file.load().unwrap();
         fs::write(&path, "logLevel: loud").unwrap();
-        let Poll::Bad(error) = file.poll() else { panic!("a bad document") };
+        let Poll::Bad(error) = settled(&mut file) else { panic!("a bad document") };
         assert!(error.to_string().contains("logLevel"), "{error}");
         assert!(matches!(file.poll(), Poll::Same), "told once");
         fs::write(&path, "logLevel: info").unwrap();
-        assert!(matches!(file.poll(), Poll::New(_)), "so that it is known to be good again");
+        assert!(matches!(settled(&mut file), Poll::New(_)), "so that it is known to be good again");
     }
 
     #[test]
@@ -186,11 +294,12 @@ mod tests {
         file.load().unwrap();
         assert!(matches!(file.poll(), Poll::Same));
         fs::write(keys.join("b"), "two").unwrap();
-        assert!(matches!(file.poll(), Poll::New(_)));
+        assert!(matches!(settled(&mut file), Poll::New(_)));
         fs::write(keys.join("b"), "six").unwrap();
-        assert!(matches!(file.poll(), Poll::New(_)));
+        assert!(matches!(settled(&mut file), Poll::New(_)));
         fs::remove_dir_all(&keys).unwrap();
-        assert!(matches!(file.poll(), Poll::Bad(_)));
+        let Poll::New(live) = settled(&mut file) else { panic!("its keys are known") };
+        assert!(crate::auth::Auth::new(live.auth).api_key(Some("six")));
         assert!(matches!(file.poll(), Poll::Same));
     }
 }

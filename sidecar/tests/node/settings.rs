@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::support::{Setup, eventually, soon, with_sidecar};
+use crate::support::{Setup, eventually, http, soon, with_sidecar};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_document_is_in_force_without_closing_a_connection() {
@@ -69,11 +69,31 @@ async fn a_bad_document_is_refused_whole_and_the_old_one_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_that_goes_missing_leaves_the_old_keys_in_force() {
+async fn a_secret_that_goes_missing_leaves_the_old_keys_in_force_and_is_told() {
     with_sidecar(Setup::open(), async |node| {
         std::fs::remove_file(node.directory.path().join("key")).unwrap();
-        node.until_metric("fanout_settings_rejected", 1.0).await;
+        node.until_metric("fanout_settings_warnings", 1.0).await;
         node.publish("lobby", &json!("by the old key")).await;
+        let report: serde_json::Value =
+            http().get(node.admin_url("/ready?verbose")).send().await.unwrap().json().await.unwrap();
+        let warning = report["warnings"][0].as_str().unwrap();
+        assert!(warning.starts_with("auth.apiKeyFiles[0]: failed to read"), "{report}");
+        // What else is new is in force all the same.
+        node.change("logLevel", json!("debug"));
+        node.until_metric("fanout_settings_reloads_total", 2.0).await;
+        assert!(node.app.metrics().contains("fanout_settings_rejected 0"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_document_closes_nobody() {
+    with_sidecar(Setup::open(), async |node| {
+        let mut client = node.connect("/ws/lobby").await;
+        node.write_live("");
+        node.until_metric("fanout_settings_rejected", 1.0).await;
+        client.send("still here").await;
+        assert_eq!(client.text().await, "still here");
     })
     .await;
 }

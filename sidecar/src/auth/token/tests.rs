@@ -52,8 +52,9 @@ fn load(yaml: &str) -> Result<Tokens, Vec<String>> {
         fs::copy(keys().join(&file), dir.path().join(&file)).unwrap();
     }
     let yaml = yaml.replace("{dir}", dir.path().to_str().unwrap());
-    let mut mistakes = Vec::new();
-    let tokens = Tokens::load(&serde_yaml::from_str(&yaml).unwrap(), &mut mistakes);
+    let mut reading = Reading::default();
+    let tokens = Tokens::load(&serde_yaml::from_str(&yaml).unwrap(), &mut reading);
+    let mistakes = reading.take_mistakes();
     if mistakes.is_empty() { Ok(tokens) } else { Err(mistakes.iter().map(ToString::to_string).collect()) }
 }
 
@@ -187,6 +188,35 @@ fn what_is_no_token_is_told_without_a_word_of_it() {
     }
     let sub = issuer(Algorithm::HS256, None).token(&json!({"sub": 7}));
     assert_eq!(tokens.identify(&sub), Err(TokenError::Claim { claim: "sub", expected: "a string" }));
+}
+
+#[test]
+fn a_short_or_marked_secret_is_warned_of_and_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    let read = |algorithm: &str, secret: &[u8]| {
+        fs::write(&file, secret).unwrap();
+        let yaml = format!("keys: [{{algorithm: {algorithm}, file: '{}'}}]", file.display());
+        let mut reading = Reading::default();
+        Tokens::load(&serde_yaml::from_str(&yaml).unwrap(), &mut reading);
+        let mistakes = reading.take_mistakes();
+        let text =
+            |all: Vec<sidecar_config::Mistake>| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+        (text(mistakes), text(reading.finish().0))
+    };
+    for (algorithm, least) in [("HS256", 32), ("HS384", 48), ("HS512", 64)] {
+        let (mistakes, warnings) = read(algorithm, &vec![b'x'; least - 1]);
+        assert!(mistakes.is_empty() && warnings.len() == 1, "{mistakes:?} {warnings:?}");
+        let start = format!("auth.jwt.keys[0].file: `{}` has {} bytes", file.display(), least - 1);
+        assert!(warnings[0].starts_with(&start), "{warnings:?}");
+        assert_eq!(read(algorithm, &vec![b'x'; least]), (vec![], vec![]));
+    }
+    let (mistakes, warnings) = read("HS256", b"\xEF\xBB\xBFa secret of thirty-two bytes, yes");
+    assert!(mistakes.is_empty() && warnings[0].contains("byte order mark"), "{mistakes:?} {warnings:?}");
+    for name in ["rsa.pub.pem", "rsa.pem", "p256.pub.pem"] {
+        let (mistakes, _) = read("HS256", &private(name));
+        assert!(mistakes[0].contains("holds a PEM"), "{mistakes:?}");
+    }
 }
 
 #[test]
