@@ -47,7 +47,11 @@ fn parameter(data: &[u8]) -> Option<(u8, &[u8])> {
 
 /// A shard, and the client port before it.
 fn client_port(settings: LiveSettings, auth: Auth, work: &mpsc::Sender<Work>) -> (Shards, ClientPort) {
-    let rules = Rules { policies: Policies::new(&settings.namespaces), hub: settings.hub, reconnect_jitter: std::time::Duration::ZERO };
+    let rules = Rules {
+        policies: Policies::new(&settings.namespaces),
+        hub: settings.hub,
+        reconnect_jitter: std::time::Duration::ZERO,
+    };
     let config = Config {
         shards: 1,
         node: NodeId(1),

@@ -20,12 +20,14 @@ mod metrics;
 mod openapi;
 mod request;
 
-use std::sync::Arc;
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::{Method as HttpMethod, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
@@ -62,7 +64,7 @@ pub fn router(api: Api) -> Router {
         .route(Channels::PATH, endpoint::<Channels>())
         .route(Info::PATH, endpoint::<Info>())
         .route(Disconnect::PATH, endpoint::<Disconnect>())
-        .route("/openapi.json", get(async || Json(openapi::document())))
+        .route("/openapi.json", get(async || Json(openapi::document())).fallback(wrong_verb("GET")))
         .fallback(unknown)
         .with_state(api)
 }
@@ -73,7 +75,7 @@ pub fn description() -> serde_json::Value {
 }
 
 fn endpoint<M: Method>() -> MethodRouter<Api> {
-    post(call::<M>).fallback(only_post)
+    post(call::<M>).fallback(wrong_verb("POST"))
 }
 
 /// Key → body → method → reply, timed.
@@ -94,11 +96,11 @@ async fn answer<M: Method>(api: &Api, request: Request) -> Result<M::Reply, ApiE
     M::call(api, request::read(request, max).await?).await
 }
 
-async fn only_post() -> Response {
-    let allow = [(header::ALLOW, HttpMethod::POST.as_str())];
-    (StatusCode::METHOD_NOT_ALLOWED, allow, "the server API takes POST with a JSON body\n").into_response()
+/// The answer to another verb than the one that is allowed.
+fn wrong_verb(allowed: &'static str) -> impl Fn() -> Ready<Response> + Clone + Send + Sync + 'static {
+    move || ready(ApiError::WrongVerb(allowed).into_response(error::Mode::Body))
 }
 
 async fn unknown() -> Response {
-    (StatusCode::NOT_FOUND, "no such method; GET /openapi.json lists them\n").into_response()
+    ApiError::UnknownMethod.into_response(error::Mode::Body)
 }

@@ -51,10 +51,10 @@ const API_PORT: &str = "the API port";
 const ADMIN_PORT: &str = "the admin port";
 
 /// What backends keep open, and longer than they keep a connection that they do not use, so that they end it and not we.
-const API_BOUNDS: Bounds = Bounds { connections: 512, patience: Duration::from_secs(75) };
+const API_BOUNDS: Bounds = Bounds { connections: 512, patience: Duration::from_secs(75), half_close: true };
 /// Probes, scrapers and the operator; a probe comes by a connection of its own and must not wait long for one that
 /// somebody holds for nothing.
-const ADMIN_BOUNDS: Bounds = Bounds { connections: 256, patience: Duration::from_secs(5) };
+const ADMIN_BOUNDS: Bounds = Bounds { connections: 256, patience: Duration::from_secs(5), half_close: false };
 
 /// What is still open when the process ends is not waited for any longer.
 const STOP_TIME: Duration = Duration::from_secs(2);
@@ -203,6 +203,8 @@ impl App {
         let http_metrics = http::Metrics::default();
         let http = ClientPort::new(shards.door().clone(), Arc::clone(&auth), http_metrics.clone());
         http.set_tls(tls);
+        let parts = readiness.clone();
+        http.set_health(move || parts.missing().is_empty());
         let settings_metrics = settings::Metrics::new(&hash);
         let (shown, doubts) = watch::channel(Arc::default());
         settings::tell(&warnings, &settings_metrics, &shown);
@@ -266,7 +268,10 @@ impl App {
             allocator,
             about: Arc::new(about),
         };
-        tasks.spawn(named(API_PORT, inner::serve(api_port, api::router(api), API_BOUNDS, closing.clone())));
+        tasks.spawn(named(
+            API_PORT,
+            inner::serve(api_port, http::checked(api::router(api)), API_BOUNDS, closing.clone()),
+        ));
         tasks.spawn(named(
             ADMIN_PORT,
             inner::serve(admin_port, admin::router(admin), ADMIN_BOUNDS, closing.clone()),

@@ -47,6 +47,11 @@ impl Auth {
         origin.is_none_or(|origin| self.0.load().origins.admit(origin))
     }
 
+    /// Whether the settings name this origin or its domain, where others may come in by `*`.
+    pub fn names_origin(&self, origin: &str) -> bool {
+        self.0.load().origins.name(origin)
+    }
+
     /// Who a client with this connection token is; without one, nobody in particular.
     ///
     /// # Errors

@@ -4,13 +4,14 @@
 //! shard by a pipe.
 //!
 //! `GET /ws/{channel}` and `GET /ws?channel=…` become WebSockets, `GET /sse/{channel}` and `/sse?channel=…` event
-//! streams. A request is checked here (origin, token, form); what it may do in its channels is the shard's session.
+//! streams; `GET /health` is for load balancers. A request is checked here (origin, token, form); what it may do in its channels is the shard's session.
 //! Of the data plane this knows [`Door`] only.
 
 mod carry;
 mod claim;
 mod error;
 mod gate;
+mod head;
 mod linger;
 mod listener;
 mod metrics;
@@ -20,12 +21,14 @@ mod request;
 mod sse;
 mod streams;
 mod upgrade;
+mod wire;
 
 use std::{
+    fmt,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::ArcSwapOption;
@@ -33,7 +36,7 @@ use axum::{
     Router,
     extract::State,
     middleware::{map_response, map_response_with_state},
-    response::Response,
+    response::{IntoResponse, Response},
     routing::get,
 };
 use http::{HeaderValue, StatusCode, header};
@@ -47,7 +50,9 @@ use crate::{
     shard::Door,
 };
 
+pub use head::checked;
 pub use metrics::Metrics;
+pub(crate) use wire::{Asked, Wire};
 
 /// The client port. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,7 +68,12 @@ struct Shared {
     gate: Gate,
     metrics: Metrics,
     accepting: watch::Sender<bool>,
+    /// Whether the node may get clients; who made the port knows it.
+    health: OnceLock<Health>,
 }
+
+/// Asks whether the node may get clients.
+struct Health(Box<dyn Fn() -> bool + Send + Sync>);
 
 /// Who is at the other end of a TCP connection: the client, or a proxy that we may or may not trust.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +84,13 @@ impl ClientPort {
     pub fn new(door: Door, auth: Arc<Auth>, metrics: Metrics) -> Self {
         let accepting = watch::Sender::new(false);
         let (tls, carriers) = (ArcSwapOption::empty(), TaskTracker::new());
-        let gate = Gate::new(metrics.on_their_way.clone());
-        Self(Arc::new(Shared { door, auth, tls, carriers, gate, metrics, accepting }))
+        let (gate, health) = (Gate::new(metrics.on_their_way.clone()), OnceLock::new());
+        Self(Arc::new(Shared { door, auth, tls, carriers, gate, metrics, accepting, health }))
+    }
+
+    /// Answers `/health` by this; without it the node is well while it accepts clients.
+    pub fn set_health(&self, is_well: impl Fn() -> bool + Send + Sync + 'static) {
+        drop(self.0.health.set(Health(Box::new(is_well))));
     }
 
     /// Speaks TLS with whoever connects from now on, by this identity; without one, plain HTTP.
@@ -120,17 +135,20 @@ impl ClientPort {
     }
 
     fn router(&self) -> Router {
-        let (socket, stream) =
-            (get(upgrade::accept).connect(upgrade::accept), get(sse::open).options(sse::preflight));
-        Router::new()
+        // A GET would answer a HEAD too, and open what nobody reads.
+        let socket = get(upgrade::accept).head(error::wrong_method).connect(upgrade::accept);
+        let stream = get(sse::open).head(error::wrong_method).options(sse::preflight);
+        let routes = Router::new()
             .route("/ws", socket.clone())
             .route("/ws/", socket.clone())
             .route("/ws/{*channel}", socket)
             .route("/sse", stream.clone())
             .route("/sse/", stream.clone())
             .route("/sse/{*channel}", stream)
+            .route("/health", get(health))
             .fallback(error::unknown_path)
-            .method_not_allowed_fallback(error::wrong_method)
+            .method_not_allowed_fallback(error::wrong_method);
+        checked(routes)
             .layer(map_response_with_state(self.clone(), count_refusal))
             .layer(map_response(last))
             .with_state(self.clone())
@@ -183,6 +201,24 @@ impl ClientPort {
     fn set_accepting(&self, accepting: bool) {
         self.0.metrics.accepting.set(accepting.into());
         self.0.accepting.send_if_modified(|before| std::mem::replace(before, accepting) != accepting);
+    }
+}
+
+/// For load balancers that ask on the port that they send to. It says no more than they need: the port is public.
+async fn health(State(port): State<ClientPort>) -> Response {
+    let is_well = port.0.health.get().map_or_else(|| port.is_accepting(), |Health(is_well)| is_well());
+    let (status, text) = if is_well {
+        (StatusCode::OK, r#"{"status":"ready"}"#)
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"error":{"code":111,"message":"this node is not ready"}}"#)
+    };
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, text).into_response()
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Health")
     }
 }
 

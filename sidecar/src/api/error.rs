@@ -36,9 +36,8 @@ pub(super) enum Reply<T> {
 /// Why it was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct ErrorBody {
-    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 107 bad request, 111 too
-    /// much. Of our own: 120, it is
-    /// unknown whether the message was published.
+    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 104 unknown method, 107 bad request, 111
+    /// too much. Of our own: 120, it is unknown whether the message was published.
     pub(super) code: u16,
     /// For people.
     pub(super) message: String,
@@ -51,6 +50,12 @@ pub(super) enum ApiError {
     Unauthorized,
     #[error("the body must be JSON, and `Content-Type` must say so: application/json")]
     MediaType,
+    #[error("the body is compressed, and no content coding is understood: send it as it is")]
+    ContentCoding,
+    #[error("no such method: GET /openapi.json lists them")]
+    UnknownMethod,
+    #[error("method not allowed: use {0}")]
+    WrongVerb(&'static str),
     #[error("the body has more than {max} bytes")]
     BodyTooLarge { max: usize },
     #[error(
@@ -81,14 +86,21 @@ impl ApiError {
             Self::OutcomeUnknown { .. } => 120,
             Self::Unauthorized => 101,
             Self::UnknownChannel => 102,
-            Self::MediaType | Self::BodyTooLarge { .. } | Self::BadRequest(_) => 107,
+            Self::UnknownMethod => 104,
+            Self::MediaType
+            | Self::ContentCoding
+            | Self::WrongVerb(_)
+            | Self::BodyTooLarge { .. }
+            | Self::BadRequest(_) => 107,
         }
     }
 
     fn status(&self, mode: Mode) -> StatusCode {
         match (self, mode) {
             (Self::Unauthorized, _) => StatusCode::UNAUTHORIZED,
-            (Self::MediaType, _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            (Self::UnknownMethod, _) => StatusCode::NOT_FOUND,
+            (Self::WrongVerb(_), _) => StatusCode::METHOD_NOT_ALLOWED,
+            (Self::MediaType | Self::ContentCoding, _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             (Self::BodyTooLarge { .. }, _) => StatusCode::PAYLOAD_TOO_LARGE,
             (
                 Self::UnknownChannel
@@ -115,9 +127,14 @@ impl ApiError {
     pub(super) fn into_response(self, mode: Mode) -> Response {
         let status = self.status(mode);
         let mut response = (status, Json(Reply::<()>::Error(self.body()))).into_response();
-        if status == StatusCode::UNAUTHORIZED {
-            let challenge = header::HeaderValue::from_static("apikey");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        let mut set =
+            |name, value| response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+        match self {
+            Self::Unauthorized => drop(set(header::WWW_AUTHENTICATE, "apikey")),
+            // RFC 9110 §15.5.16.
+            Self::ContentCoding => drop(set(header::ACCEPT_ENCODING, "identity")),
+            Self::WrongVerb(allowed) => drop(set(header::ALLOW, allowed)),
+            _ => {}
         }
         response
     }

@@ -327,8 +327,10 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawVal
 }
 
 fn payload(data: Option<Box<RawValue>>, b64data: Option<String>) -> Result<Payload, ApiError> {
-    match (data, b64data.filter(|text| !text.is_empty())) {
-        (Some(data), None) => Ok(Payload::Text(Bytes::from(String::from(Box::<str>::from(data))))),
+    match (data, b64data) {
+        // Clients that write every field give an empty `b64data` beside `data`.
+        (Some(data), None) => text_payload(data),
+        (Some(data), Some(empty)) if empty.is_empty() => text_payload(data),
         (None, Some(text)) => match BASE64_STANDARD.decode(text) {
             Ok(bytes) => Ok(Payload::Binary(bytes.into())),
             Err(error) => Err(ApiError::BadRequest(format!("`b64data` is no base64: {error}"))),
@@ -336,6 +338,10 @@ fn payload(data: Option<Box<RawValue>>, b64data: Option<String>) -> Result<Paylo
         (None, None) => Err(ApiError::BadRequest("`data` is missing".to_owned())),
         (Some(_), Some(_)) => Err(ApiError::BadRequest("give one of `data` and `b64data`".to_owned())),
     }
+}
+
+fn text_payload(data: Box<RawValue>) -> Result<Payload, ApiError> {
+    Ok(Payload::Text(Bytes::from(String::from(Box::<str>::from(data)))))
 }
 
 /// What a message carries beside its payload.

@@ -11,7 +11,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::error::ApiError;
-use crate::auth::Auth;
+use crate::{
+    auth::Auth,
+    domain::{Object, unmarked},
+};
 
 /// What a body may have beyond its message: the names of a broadcast's channels.
 const AROUND_MESSAGE: usize = 1_024 * 1_024;
@@ -44,6 +47,9 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request<Body>, max: usize
     if !is_json(request.headers()) {
         return Err(ApiError::MediaType);
     }
+    if !is_plain(request.headers()) {
+        return Err(ApiError::ContentCoding);
+    }
     let Ok(body) = timeout(BODY_TIME, Limited::new(request.into_body(), max).collect()).await else {
         let text = format!("the body did not arrive within {} seconds", BODY_TIME.as_secs());
         return Err(ApiError::BadRequest(text));
@@ -55,7 +61,16 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request<Body>, max: usize
     };
     // Centrifugo's clients send nothing where a method needs nothing.
     let bytes = if bytes.is_empty() { "{}".into() } else { bytes };
-    serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(error.to_string()))
+    match serde_json::from_slice(unmarked(&bytes)) {
+        Ok(Object(request)) => Ok(request),
+        Err(error) => Err(ApiError::BadRequest(error.to_string())),
+    }
+}
+
+/// Whether the body is as it is: a compressed one would be read as broken JSON.
+fn is_plain(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(header::CONTENT_ENCODING);
+    codings.iter().all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -73,6 +88,29 @@ mod tests {
         let request = Request::builder().header("content-type", "application/json").body(body).unwrap();
         let error = read::<serde_json::Value>(request, 100).await.unwrap_err();
         assert!(error.to_string().contains("within 10 seconds"), "{error}");
+    }
+
+    async fn read_body(body: &[u8], coding: Option<&str>) -> Result<serde_json::Value, ApiError> {
+        let mut request = Request::builder().header("content-type", "application/json");
+        if let Some(coding) = coding {
+            request = request.header("content-encoding", coding);
+        }
+        read(request.body(Body::from(body.to_vec())).unwrap(), 100).await
+    }
+
+    #[tokio::test]
+    async fn a_body_is_one_object_with_or_without_a_mark_and_not_compressed() {
+        let empty = Ok(serde_json::json!({}));
+        assert_eq!(read_body(b"{}", None).await, empty);
+        assert_eq!(read_body(b"", Some("Identity")).await, empty);
+        assert_eq!(read_body(b"\xEF\xBB\xBF{}", None).await, empty);
+        for body in [&b"[]"[..], b"[\"lobby\", 1]", b"null", b"7", b"\"{}\""] {
+            let error = read_body(body, None).await.unwrap_err();
+            assert!(error.to_string().contains("expected an object"), "{error}");
+        }
+        for coding in ["gzip", "br", "gzip, identity", ""] {
+            assert_eq!(read_body(b"{}", Some(coding)).await, Err(ApiError::ContentCoding), "{coding}");
+        }
     }
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {

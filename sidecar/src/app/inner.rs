@@ -13,6 +13,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
+use crate::http::{Asked, Wire};
+
 /// Bytes of a request that wait to be understood, its head included.
 const BUFFER: usize = 64 * 1_024;
 
@@ -23,6 +25,9 @@ pub(super) struct Bounds {
     pub(super) connections: usize,
     /// For the head of a request, the pause since the one before included.
     pub(super) patience: Duration,
+    /// Whether a caller that has sent its end still gets its answer. Where an answer may take long, nobody would see that
+    /// its caller is gone.
+    pub(super) half_close: bool,
 }
 
 /// Serves a router until `shutdown`, then answers what it has taken.
@@ -32,7 +37,7 @@ pub(super) async fn serve(
     bounds: Bounds,
     shutdown: CancellationToken,
 ) {
-    let Bounds { connections, patience } = bounds;
+    let Bounds { connections, .. } = bounds;
     let mut listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "failed to serve a port"),
@@ -47,7 +52,7 @@ pub(super) async fn serve(
             next = next => next,
             () = shutdown.cancelled() => break,
         };
-        let conversation = converse(socket, peer, router.clone(), patience, shutdown.clone());
+        let conversation = converse(socket, peer, router.clone(), bounds, shutdown.clone());
         tasks.spawn(async {
             conversation.await;
             drop(place);
@@ -62,10 +67,16 @@ async fn converse(
     socket: TcpStream,
     peer: SocketAddr,
     router: Router,
-    patience: Duration,
+    bounds: Bounds,
     shutdown: CancellationToken,
 ) {
+    let Bounds { connections: _, patience, half_close } = bounds;
+    let asked = Asked::default();
+    let wire = Wire::new(socket, asked.clone());
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        if half_close {
+            asked.count();
+        }
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(Body::new))
     });
@@ -73,7 +84,7 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(TokioIo::new(wire), service);
     let mut connection = pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,

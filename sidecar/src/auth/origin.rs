@@ -26,6 +26,14 @@ impl Origins {
         let origin = canonical(origin);
         self.0.iter().any(|allowed| allowed.admits(&origin))
     }
+
+    /// Whether an entry names this origin or its domain, so that a page of it may send credentials. `null` is the origin of
+    /// every sandbox and file.
+    pub(super) fn name(&self, origin: &str) -> bool {
+        let origin = canonical(origin);
+        let named = |allowed: &&Allowed| **allowed != Allowed::Any;
+        origin != "null" && self.0.iter().filter(named).any(|allowed| allowed.admits(&origin))
+    }
 }
 
 impl Allowed {
@@ -107,6 +115,22 @@ mod tests {
             assert!(!admit("https://*.example.com", origin), "{origin}");
         }
         assert!(admit("https://*.example.com:8443", "https://a.example.com:8443"));
+    }
+
+    #[test]
+    fn a_page_that_comes_in_by_the_star_is_not_named() {
+        let origins =
+            |list: &[&str]| Origins::new(&list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let both = origins(&["*", "https://app.example", "https://*.example.com", "null"]);
+        for (origin, named) in [
+            ("https://app.example", true),
+            ("https://a.example.com", true),
+            ("https://other.test", false),
+            ("null", false),
+        ] {
+            assert!(both.admit(origin));
+            assert_eq!(both.name(origin), named, "{origin}");
+        }
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! How a handshake takes its socket out of HTTP: the shard answers it, and nothing comes back through this runtime.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{ClientPort, error::RequestError, gate::Place};
+use super::{
+    ClientPort,
+    error::{RequestError, head},
+    gate::Place,
+};
 use crate::shard::{Arrived, Handshake, Link, Refusal, Ticket};
 
 /// Where a handler leaves a [`Claimed`] for whoever serves its connection. Clones share it.
@@ -69,27 +69,6 @@ impl Handshake for Answer {
     fn refused(self: Box<Self>, refusal: Refusal) -> Vec<u8> {
         let error = RequestError::from(refusal);
         self.port.metrics().refused(error.reason());
-        let (mut parts, body) = error.answer().into_parts();
-        let date =
-            HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).expect("a date is ASCII");
-        parts.headers.insert(header::DATE, date);
-        parts.headers.insert(header::CONTENT_LENGTH, body.len().into());
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        let mut answer = head(parts.status, &parts.headers);
-        answer.extend(body);
-        answer
+        error.message()
     }
-}
-
-/// The head of an answer as HTTP/1.1 writes it (RFC 9112 §4 and §5).
-fn head(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
-    let mut head = Vec::with_capacity(256);
-    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
-    let reason = status.canonical_reason().unwrap_or_default();
-    put(&[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
-    for (name, value) in headers {
-        put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
-    }
-    put(&[b"\r\n"]);
-    head
 }

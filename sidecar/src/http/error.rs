@@ -1,21 +1,27 @@
 //! What a request is told that does not become a connection: a status and `{"error":{"code","message"}}`.
 
+use std::{ops::RangeInclusive, time::SystemTime};
+
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use rand::RngExt;
 use serde_json::json;
 
 use crate::{
     auth::TokenError,
     domain::{CommandError, InvalidChannelName},
-    protocol::{raw, websocket::BadHandshake},
+    protocol::{raw, sse, websocket::BadHandshake},
     shard::Refusal,
 };
 
 /// A full node may have room again when clients left; a leaving one is out of its Service within a second or two.
 const RETRY_AFTER_SECONDS: &str = "2";
+
+/// Milliseconds after which a browser asks again for an event stream that was refused.
+const RETRY_EVENTS: RangeInclusive<u64> = 2_000..=10_000;
 
 /// Why a request does not become a connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +30,18 @@ pub(super) enum RequestError {
     UnknownPath,
     #[error("method not allowed: use GET")]
     WrongMethod,
+    #[error("{}", unparsed(*.0))]
+    Unparsed(StatusCode),
+    #[error("the `Host` header {0}")]
+    Host(&'static str),
+    #[error("the header `{0}` is given more than once")]
+    Repeated(HeaderName),
+    #[error("transfer coding not supported: only `chunked` is")]
+    TransferCoding,
+    #[error("a request to connect has no body")]
+    Body,
+    #[error("the {0} is no percent-encoded UTF-8: write `%` and two hexadecimal digits for each byte")]
+    Encoding(&'static str),
     #[error("request line and headers have {bytes} bytes, at most {limit} are allowed")]
     HeadersTooLarge { bytes: usize, limit: usize },
     #[error("the query has {bytes} bytes, at most {limit} are allowed")]
@@ -80,12 +98,18 @@ impl RequestError {
         match self {
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unparsed(status) => *status,
+            Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::HeadersTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::QueryTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::Origin => StatusCode::FORBIDDEN,
             Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::NoHandshake | Self::Version => StatusCode::UPGRADE_REQUIRED,
-            Self::Key(_)
+            Self::Host(_)
+            | Self::Repeated(_)
+            | Self::Body
+            | Self::Encoding(_)
+            | Self::Key(_)
             | Self::Subprotocol
             | Self::NotFramed { .. }
             | Self::NeedsFramed(_)
@@ -105,7 +129,13 @@ impl RequestError {
             Self::QueryTooLong { .. } => "query",
             Self::Origin => "origin",
             Self::Token(_) => "token",
-            Self::NoHandshake
+            Self::Unparsed(_)
+            | Self::Host(_)
+            | Self::Repeated(_)
+            | Self::TransferCoding
+            | Self::Body
+            | Self::Encoding(_)
+            | Self::NoHandshake
             | Self::Version
             | Self::Key(_)
             | Self::Subprotocol
@@ -134,6 +164,12 @@ impl RequestError {
                 111
             }
             Self::WrongMethod
+            | Self::Unparsed(_)
+            | Self::Host(_)
+            | Self::Repeated(_)
+            | Self::TransferCoding
+            | Self::Body
+            | Self::Encoding(_)
             | Self::HeadersTooLarge { .. }
             | Self::QueryTooLong { .. }
             | Self::NoHandshake
@@ -208,10 +244,65 @@ impl RequestError {
                 set(header::SEC_WEBSOCKET_VERSION, "13");
             }
             StatusCode::UNAUTHORIZED => drop(set(header::WWW_AUTHENTICATE, "Bearer")),
+            StatusCode::METHOD_NOT_ALLOWED => drop(set(header::ALLOW, "GET")),
             _ => {}
         }
         response
     }
+
+    /// The whole answer as HTTP/1.1 writes it, the last of its connection.
+    pub(super) fn message(&self) -> Vec<u8> {
+        let (mut parts, body) = self.answer().into_parts();
+        let date =
+            HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())).expect("a date is ASCII");
+        parts.headers.insert(header::DATE, date);
+        parts.headers.insert(header::CONTENT_LENGTH, body.len().into());
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let mut message = head(parts.status, &parts.headers);
+        message.extend(body);
+        message
+    }
+
+    /// Whether the same request may succeed in a while.
+    pub(super) fn is_temporary(&self) -> bool {
+        matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    /// An event stream that says it and ends. A browser whose `EventSource` is answered with another status than 200 gives
+    /// up for good: this one comes back, after a time that is another for each.
+    pub(super) fn into_events(self) -> Response {
+        let retry = rand::rng().random_range(RETRY_EVENTS);
+        let mut body = Vec::new();
+        sse::put_refusal(&mut body, self.code(), &self.to_string(), retry);
+        let mut response = Response::new(Body::from(body));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response.extensions_mut().insert(Reason(self.reason()));
+        response
+    }
+}
+
+/// What to say of a request that could not be read.
+fn unparsed(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::URI_TOO_LONG => "the request line is too long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "request line and headers are too long, or too many",
+        _ => "this is no request of HTTP/1.1: its line or a header cannot be read",
+    }
+}
+
+/// The head of an answer as HTTP/1.1 writes it (RFC 9112 §4 and §5).
+pub(super) fn head(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let mut head = Vec::with_capacity(256);
+    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
+    let reason = status.canonical_reason().unwrap_or_default();
+    put(&[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
+    for (name, value) in headers {
+        put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+    }
+    put(&[b"\r\n"]);
+    head
 }
 
 impl IntoResponse for RequestError {

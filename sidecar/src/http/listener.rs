@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use super::{
-    ClientPort, Peer,
+    Asked, ClientPort, Peer, Wire,
     claim::Claim,
     gate::{Pace, Place},
     linger, proxy_protocol,
@@ -245,7 +245,10 @@ impl Conversation {
         let claims = tls.is_none().then(|| claim.clone());
         let streams = tls.is_some().then(Streams::default);
         let carried = streams.clone();
+        let asked = Asked::default();
+        let whole = asked.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            whole.count();
             let extensions = request.extensions_mut();
             extensions.insert(Peer(peer));
             extensions.insert(place.clone());
@@ -265,9 +268,9 @@ impl Conversation {
         match (tls, streams) {
             (Some(identity), Some(streams)) => {
                 // In a box: it is some kilobytes that a plain connection need not carry.
-                Box::pin(serve_tls(socket, identity, service, port, rules, streams, stopping)).await
+                Box::pin(serve_tls(socket, identity, asked, service, port, rules, streams, stopping)).await
             }
-            _ => serve_socket(socket, service, rules, claim, stopping).await,
+            _ => serve_socket(Wire::new(socket, asked), service, rules, claim, stopping).await,
         }
     }
 }
@@ -279,7 +282,7 @@ fn patience(rules: &Rules) -> Duration {
 
 /// HTTP/1.1 on a plain socket, until it ends or a handshake has claimed it.
 async fn serve_socket<S>(
-    socket: TcpStream,
+    socket: Wire<TcpStream>,
     service: S,
     rules: Arc<Rules>,
     claim: Claim,
@@ -306,14 +309,16 @@ where
     });
     if let Some(claimed) = claimed.await? {
         let http1::Parts { io, read_buf, .. } = connection.into_parts();
-        claimed.hand_over(io.into_inner().into_std()?, read_buf);
+        claimed.hand_over(io.into_inner().into_inner().into_std()?, read_buf);
     }
     Ok(())
 }
 
+#[expect(clippy::too_many_arguments, reason = "all that a conversation has")]
 async fn serve_tls<S>(
     socket: TcpStream,
     identity: Arc<TlsIdentity>,
+    asked: Asked,
     service: S,
     port: ClientPort,
     rules: Arc<Rules>,
@@ -333,7 +338,7 @@ where
     if session.alpn_protocol() == Some(H2) {
         serve_http2(stream, service, &port, &rules, streams, stopping).await?;
     } else {
-        serve_http1(stream, service, rules, stopping).await?;
+        serve_http1(Wire::new(stream, asked), service, rules, stopping).await?;
     }
     Ok(())
 }

@@ -36,8 +36,13 @@ fn lines(headers: &HeaderMap, name: impl http::header::AsHeaderName) -> Vec<&str
     headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("")).collect()
 }
 
+/// Elements of a list; an empty one is none (RFC 9110 §5.6.1.2).
+fn elements<'a>(lines: &[&'a str]) -> impl Iterator<Item = &'a str> {
+    lines.iter().flat_map(|line| line.split(',')).map(str::trim).filter(|element| !element.is_empty())
+}
+
 fn forwarded_for(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
-    lines(headers, "x-forwarded-for").iter().flat_map(|line| line.split(',')).map(parse_node).collect()
+    elements(&lines(headers, "x-forwarded-for")).map(parse_node).collect()
 }
 
 /// RFC 7239. A quoted string may hold a comma, but no address does: such an element is unreadable anyway.
@@ -47,7 +52,7 @@ fn forwarded(headers: &HeaderMap) -> Vec<Option<SocketAddr>> {
         let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
         parse_node(node)
     };
-    lines(headers, header::FORWARDED).iter().flat_map(|line| line.split(',')).map(element).collect()
+    elements(&lines(headers, header::FORWARDED)).map(element).collect()
 }
 
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`, each perhaps in quotes. Port 0
@@ -87,6 +92,9 @@ mod tests {
             (vec![("forwarded", "for=1.1.1.1, For=\"[2001:db8::1]:80\";proto=https")], "[2001:db8::1]:80"),
             (vec![("forwarded", "proto=http;for=198.51.100.1, for=10.1.1.1")], "198.51.100.1:0"),
             (vec![("x-forwarded-for", "198.51.100.1"), ("forwarded", "for=1.1.1.1")], "198.51.100.1:0"),
+            (vec![("x-forwarded-for", "1.1.1.1, 198.51.100.1, ,, 10.0.0.7, ")], "198.51.100.1:0"),
+            (vec![("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "")], "198.51.100.1:0"),
+            (vec![("x-forwarded-for", " , "), ("forwarded", "for=198.51.100.1,")], "198.51.100.1:0"),
         ] {
             assert_eq!(client_of("10.0.0.1:9", &headers), client, "{headers:?}");
         }

@@ -1,13 +1,13 @@
 //! What every request to connect has in common: who asks, from where, and for which channels.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::net::SocketAddr;
 
 use http::{HeaderMap, header, request::Parts};
 
 use super::{
     ClientPort, Peer,
     error::{Refused, RequestError},
-    remote,
+    head, remote,
 };
 use crate::{
     domain::{ChannelName, CommandError, Identity},
@@ -32,8 +32,9 @@ struct Query {
     history: Option<&'static str>,
 }
 
-/// Checks origin, size and token, and reads what is asked for. `path` is the channel of the path, decoded.
-pub(super) fn read(port: &ClientPort, parts: &Parts, path: Option<String>) -> Result<Asked, RequestError> {
+/// Checks origin, size and token, and reads what is asked for. `root` is the path to a channel's name, or to none.
+pub(super) fn read(port: &ClientPort, parts: &Parts, root: &str) -> Result<Asked, RequestError> {
+    head::check_no_body(&parts.headers)?;
     let rules = port.door().rules();
     check_size(parts, rules.hub.limits.header_bytes as usize)?;
     check_query(parts, rules.hub.limits.query_bytes as usize)?;
@@ -41,6 +42,7 @@ pub(super) fn read(port: &ClientPort, parts: &Parts, path: Option<String>) -> Re
     if !port.auth().origin(origin.as_deref()) {
         return Err(RequestError::Origin);
     }
+    let path = channel_of(parts, root)?;
     let query = parse_query(parts)?;
     let token = bearer(&parts.headers).or(query.token).or_else(|| listed_token(&parts.headers));
     let identity = port.auth().identify(token.as_deref())?;
@@ -77,15 +79,25 @@ fn check_query(parts: &Parts, limit: usize) -> Result<(), RequestError> {
     if bytes > limit { Err(RequestError::QueryTooLong { bytes, limit }) } else { Ok(()) }
 }
 
-/// Other keys are let pass: proxies and caches add some.
+/// The channel that the path names behind its root, decoded.
+fn channel_of(parts: &Parts, root: &str) -> Result<Option<String>, RequestError> {
+    let name =
+        parts.uri.path().strip_prefix(root).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+    if name.is_empty() { Ok(None) } else { head::decoded(name, "path").map(Some) }
+}
+
+/// Other keys are let pass, whatever they hold: proxies and caches add some.
 fn parse_query(parts: &Parts) -> Result<Query, RequestError> {
-    let pairs = axum::extract::Query::<Vec<(Cow<'_, str>, Cow<'_, str>)>>::try_from_uri(&parts.uri)
-        .map_err(|error| RequestError::Query(error.to_string()))?;
     let mut query = Query::default();
-    for (key, value) in pairs.0 {
-        match &*key {
-            "channel" => query.channels.push(value.into_owned()),
-            "token" => query.token = Some(value.into_owned()),
+    for pair in parts.uri.query().unwrap_or_default().split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = || head::decoded(&value.replace('+', " "), "query");
+        match &*head::decoded(key, "query").unwrap_or_default() {
+            "channel" => query.channels.push(value()?),
+            "token" if query.token.is_some() => {
+                return Err(RequestError::Query("`token` is given more than once".to_owned()));
+            }
+            "token" => query.token = Some(value()?),
             "since" => query.history = Some("since"),
             "last" => query.history = Some("last"),
             "durable" => query.history = Some("durable"),

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -36,20 +36,27 @@ struct Events {
     _stream: Option<Stream>,
 }
 
-pub(super) async fn open(
-    State(port): State<ClientPort>,
-    path: Option<Path<String>>,
-    request: Request,
-) -> Response {
+pub(super) async fn open(State(port): State<ClientPort>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
-    let opened = subscribe(&port, &parts, path.map(|Path(channel)| channel)).await;
-    let mut response = opened.unwrap_or_else(RequestError::into_response);
+    let mut response = match subscribe(&port, &parts).await {
+        Ok(response) => response,
+        Err(error) if error.is_temporary() && wants_events(&parts.headers) => error.into_events(),
+        Err(error) => error.into_response(),
+    };
     allow_origin(&port, &parts.headers, response.headers_mut());
     response
 }
 
-async fn subscribe(port: &ClientPort, parts: &Parts, path: Option<String>) -> Result<Response, RequestError> {
-    let Asked { identity, channels, remote, history } = request::read(port, parts, path)?;
+/// Whether it is an `EventSource`, or what reads as one: it takes nothing else.
+fn wants_events(headers: &HeaderMap) -> bool {
+    let mut types = request::list(headers, header::ACCEPT);
+    types.any(|kind| {
+        kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+    })
+}
+
+async fn subscribe(port: &ClientPort, parts: &Parts) -> Result<Response, RequestError> {
+    let Asked { identity, channels, remote, history } = request::read(port, parts, "/sse")?;
     if channels.len() != 1 {
         return Err(RequestError::NotOneChannel { channels: channels.len() });
     }
@@ -91,13 +98,22 @@ pub(super) async fn preflight(State(port): State<ClientPort>, headers: HeaderMap
     response
 }
 
-/// Lets an allowed page read the answer, be it an error. Credentials are no cookies here, so none are allowed.
+/// Lets an allowed page read the answer, be it an error. Nothing here goes by cookies, but an `EventSource` with
+/// `withCredentials` (for a proxy in front that does) reads nothing without the second header: it is for origins that the
+/// settings name, and never for whoever comes in by `*`.
 fn allow_origin(port: &ClientPort, asked: &HeaderMap, answer: &mut HeaderMap) -> bool {
     answer.append(header::VARY, HeaderValue::from_static("origin"));
-    let Some(origin) = asked.get(header::ORIGIN) else { return false };
-    let allowed = origin.to_str().is_ok_and(|text| port.auth().origin(Some(text)));
+    let Some((value, origin)) =
+        asked.get(header::ORIGIN).and_then(|value| Some((value, value.to_str().ok()?)))
+    else {
+        return false;
+    };
+    let allowed = port.auth().origin(Some(origin));
     if allowed {
-        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, value.clone());
+    }
+    if port.auth().names_origin(origin) {
+        answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     }
     allowed
 }

@@ -1,5 +1,6 @@
 //! The client port over real shards and real sockets; the broker is a loop of ours.
 
+mod form;
 mod tls;
 
 use std::{

@@ -8,7 +8,7 @@ use std::future::pending;
 
 use axum::{
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     response::Response,
 };
 use bytes::Bytes;
@@ -35,7 +35,6 @@ use crate::{
 
 pub(super) async fn accept(
     State(port): State<ClientPort>,
-    path: Option<Path<String>>,
     mut request: Request,
 ) -> Result<Response, RequestError> {
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
@@ -43,7 +42,7 @@ pub(super) async fn accept(
     let headers = &parts.headers;
     let key = check_handshake(&parts)?;
     let (protocol, selected) = select(headers)?;
-    let asked = request::read(&port, &parts, path.map(|Path(channel)| channel))?;
+    let asked = request::read(&port, &parts, "/ws")?;
     check_mode(protocol, &asked)?;
     let Asked { identity, channels, remote, history: _ } = asked;
     let upgrade = upgrade.ok_or(RequestError::NoHandshake)?;

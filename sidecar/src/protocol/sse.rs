@@ -2,7 +2,7 @@
 //!
 //! A text payload is one event of `data:` lines; the format knows lines only, so CR and CRLF arrive as LF. Bytes
 //! are base64 in an `event: binary`. A gap is `event: gap`, a mistake `event: error`, the end of the stream for a
-//! reason `event: close`, each with a JSON object as its data.
+//! reason `event: close`, a refusal for a while `event: refused`, each with a JSON object as its data.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
@@ -65,6 +65,12 @@ pub(super) fn put_close(out: &mut Vec<u8>, reason: CloseReason, advice: Option<A
     let (code, text) = raw::close_code(reason);
     let reconnect = reason.reconnect() != Reconnect::No;
     put_event(out, "close", &json!({"code": code, "reason": text, "reconnect": reconnect}));
+}
+
+/// A stream that ends before it began: why, and after how many milliseconds to ask again.
+pub fn put_refusal(out: &mut Vec<u8>, code: u16, message: &str, retry_ms: u64) {
+    out.extend_from_slice(format!("retry: {retry_ms}\n\n").as_bytes());
+    put_event(out, "refused", &json!({"code": code, "message": message}));
 }
 
 fn put_event(out: &mut Vec<u8>, event: &str, data: &serde_json::Value) {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -61,12 +61,22 @@ impl Drop for Guest {
     }
 }
 
-/// What counts as one address: whoever has one of IPv6 has the whole /64.
+/// What counts as one address: whoever has one IPv6 address has the whole /64, but for those that only stand for another: all that come through a
+/// translator (RFC 6052, RFC 8215) or a Teredo server (RFC 4380) share theirs, and the client is in the rest.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(address) => match address.segments() {
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Ipv4Addr::from_bits(joined(high, low)).into(),
+            [0x64, 0xff9b, 1, ..] => address.into(),
+            [0x2001, 0, .., high, low] => Ipv4Addr::from_bits(!joined(high, low)).into(),
+            _ => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        },
     }
+}
+
+fn joined(high: u16, low: u16) -> u32 {
+    u32::from(high) << 16 | u32::from(low)
 }
 
 fn count<K: Eq + Hash>(counts: &Mutex<HashMap<K, u32>>, key: K, most: u32) -> Option<()> {
@@ -108,6 +118,20 @@ mod tests {
         assert!(enter("2001:db8:0:1::3").is_ok() && enter("::ffff:192.0.2.1").is_ok());
         drop(first);
         assert!(enter("2001:db8::4").is_ok());
+    }
+
+    #[test]
+    fn clients_behind_a_translator_are_counted_apart() {
+        for (address, network) in [
+            ("64:ff9b::192.0.2.1", "192.0.2.1"),
+            ("64:ff9b:1:2:3::192.0.2.1", "64:ff9b:1:2:3::192.0.2.1"),
+            // RFC 4380 §4: the client's address, each bit of it turned.
+            ("2001:0:5ef5:79fb:1:2:3fff:fdfe", "192.0.2.1"),
+            ("64:ff9b:2::1", "64:ff9b:2::"),
+            ("2001:db8::1", "2001:db8::"),
+        ] {
+            assert_eq!(network_of(ip(address)), ip(network), "{address}");
+        }
     }
 
     #[test]

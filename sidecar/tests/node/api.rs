@@ -3,6 +3,12 @@
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
 use crate::support::{Cluster, KEY, Setup, eventually, http, with_sidecar};
 
 async fn status_of(
@@ -178,6 +184,93 @@ async fn the_description_says_what_the_methods_take_and_answer() {
         let schema = &document["paths"]["/api/info"]["post"]["responses"]["401"]["content"]["application/json"]["schema"];
         let body = unauthorized.json().await.unwrap();
         assert!(validator(&document, schema).is_valid(&body), "{body}");
+    })
+    .await;
+}
+
+/// All that the server API answers to these bytes.
+async fn raw(address: std::net::SocketAddr, request: &str, ends: bool) -> String {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    if ends {
+        tcp.shutdown().await.unwrap();
+    }
+    let mut answer = Vec::new();
+    let shown = &request[..request.len().min(100)];
+    timeout(crate::support::SOON, tcp.read_to_end(&mut answer))
+        .await
+        .unwrap_or_else(|_| panic!("no end: {shown}"))
+        .unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_of_a_request_has_one_shape() {
+    with_sidecar(Setup::open(), async |node| {
+        let long = "x".repeat(1_000_000);
+        let rest = format!("host: a\r\nx-api-key: {KEY}\r\nconnection: close\r\n");
+        let json = format!("{rest}content-type: application/json\r\n");
+        for (request, status, part) in [
+            (format!("GET /api/nothing HTTP/1.1\r\n{rest}\r\n"), 404, "no such method"),
+            (format!("GET /api/publish HTTP/1.1\r\n{rest}\r\n"), 405, "use POST"),
+            (format!("POST /openapi.json HTTP/1.1\r\n{rest}content-length: 0\r\n\r\n"), 405, "use GET"),
+            (
+                format!(
+                    "POST /api/info HTTP/1.1\r\n{json}content-encoding: gzip\r\ncontent-length: 2\r\n\r\n{{}}"
+                ),
+                415,
+                "content coding",
+            ),
+            (
+                format!("POST /api/info HTTP/1.1\r\n{json}transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+                501,
+                "transfer coding",
+            ),
+            (
+                format!("POST /api/info HTTP/1.1\r\n{json}host: b\r\ncontent-length: 2\r\n\r\n{{}}"),
+                400,
+                "`Host`",
+            ),
+            (
+                format!("POST /api/info HTTP/1.1\r\n{json}x-api-key: {KEY}\r\ncontent-length: 2\r\n\r\n{{}}"),
+                400,
+                "more than once",
+            ),
+            (format!("POST /api/info HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"), 431, "too long"),
+            ("POST /api/info\r\n\r\n".to_owned(), 400, "no request of HTTP/1.1"),
+        ] {
+            let answer = raw(node.api_address(), &request, false).await;
+            let shown = &request[..request.len().min(100)];
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{shown}: {answer}");
+            let body: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+            assert!(body["error"]["code"].is_u64(), "{answer}");
+            assert!(body["error"]["message"].as_str().unwrap().contains(part), "{answer}");
+            assert_eq!(answer.to_ascii_lowercase().contains("\r\nallow: "), status == 405, "{answer}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_has_sent_its_end_gets_its_answer() {
+    with_sidecar(Setup::open(), async |node| {
+        let request = format!(
+            "POST /api/info HTTP/1.1\r\nhost: a\r\nx-api-key: {KEY}\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}"
+        );
+        let answer = raw(node.api_address(), &request, true).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\"result\""), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_b64data_is_an_empty_message() {
+    with_sidecar(Setup::open(), async |node| {
+        let mut client = node.connect("/ws/lobby").await;
+        node.api("publish", &json!({"channel": "lobby", "b64data": ""})).await;
+        assert_eq!(client.message().await.into_data(), Vec::<u8>::new());
+        node.api("publish", &json!({"channel": "lobby", "b64data": "", "data": 1})).await;
+        assert_eq!(client.text().await, "1");
     })
     .await;
 }

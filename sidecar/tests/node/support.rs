@@ -188,6 +188,10 @@ impl Node {
         format!("http://{}{path}", self.addresses.client)
     }
 
+    pub(crate) fn api_address(&self) -> SocketAddr {
+        self.addresses.api
+    }
+
     pub(crate) fn api_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addresses.api)
     }

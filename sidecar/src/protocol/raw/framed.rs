@@ -13,17 +13,17 @@ use super::super::{
     Advice, Message, Reply,
     websocket::{Opcode, frame},
 };
-use crate::domain::{ChannelName, Command, CommandError, Payload, Publication, StreamPosition};
+use crate::domain::{ChannelName, Command, CommandError, Object, Payload, Publication, StreamPosition};
 
 /// What a client sends.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum ClientMessage<'a> {
     #[serde(borrow)]
-    Publish(Publish<'a>),
-    Subscribe(Target),
-    Unsubscribe(Target),
-    Ack(Acknowledge),
+    Publish(Object<Publish<'a>>),
+    Subscribe(Object<Target>),
+    Unsubscribe(Object<Target>),
+    Ack(Object<Acknowledge>),
 }
 
 #[derive(Deserialize)]
@@ -132,16 +132,17 @@ pub(in crate::protocol) fn max_message(max_payload: usize) -> usize {
 
 /// What a client's text message means.
 pub fn parse(message: &str, max_payload: usize) -> Message {
-    let parsed: Result<ClientMessage<'_>, _> = serde_json::from_str(message);
+    let parsed: Result<ClientMessage<'_>, _> =
+        serde_json::from_str(message.strip_prefix('\u{feff}').unwrap_or(message));
     let command = match parsed {
-        Ok(ClientMessage::Publish(publish)) => publish.into_command(max_payload),
-        Ok(ClientMessage::Subscribe(target)) => {
+        Ok(ClientMessage::Publish(Object(publish))) => publish.into_command(max_payload),
+        Ok(ClientMessage::Subscribe(Object(target))) => {
             target.into_command(|channel, id| Command::Subscribe { channel, id })
         }
-        Ok(ClientMessage::Unsubscribe(target)) => {
+        Ok(ClientMessage::Unsubscribe(Object(target))) => {
             target.into_command(|channel, id| Command::Unsubscribe { channel, id })
         }
-        Ok(ClientMessage::Ack(acknowledge)) => acknowledge.into_command(),
+        Ok(ClientMessage::Ack(Object(acknowledge))) => acknowledge.into_command(),
         Err(error) => return mistake(&format!("no message of fanout.v1: {error}"), None),
     };
     match command {

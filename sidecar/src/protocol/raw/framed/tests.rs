@@ -115,7 +115,16 @@ fn a_publish_carries_the_json_text_as_it_was_sent() {
         }
     );
     assert_eq!(
-        command(r#"{"publish":{"channel":"a","data":null}}"#),
+        command(r#"{"publish":{"channel":"a","b64data":""}}"#),
+        Command::Publish {
+            channel: channel.clone(),
+            payload: Payload::Binary("".into()),
+            id: None,
+            idempotency_key: None
+        }
+    );
+    assert_eq!(
+        command("\u{feff}{\"publish\":{\"channel\":\"a\",\"data\":null}}"),
         Command::Publish { channel, payload: Payload::Text("null".into()), id: None, idempotency_key: None }
     );
 }
@@ -130,6 +139,11 @@ fn mistakes_say_what_is_wrong_and_keep_the_id() {
         (r#"{"subscribe":{"channel":"a","since":{},"id":"8"}}"#, "keeps no history", Some("8")),
         (r#"{"hello":{}}"#, "unknown variant `hello`", None),
         ("[]", "no message of fanout.v1", None),
+        (r#"{"publish":["a",1]}"#, "expected an object", None),
+        (r#"{"subscribe":["a","1",null,null,null]}"#, "expected an object", None),
+        (r#"{"unsubscribe":["a","1",null,null,null]}"#, "expected an object", None),
+        (r#"{"ack":["a",1,true,"1"]}"#, "expected an object", None),
+        (r#"["publish",{"channel":"a","data":1}]"#, "no message of fanout.v1", None),
         ("", "no message of fanout.v1", None),
     ] {
         let (message, found) = error(text);
