@@ -192,6 +192,7 @@ impl App {
             packer: shards.packer(),
             mailboxes,
             counts: counts(&shards, &hub),
+            max_message_bytes: max_message_bytes(&publisher),
             metrics: bridge_metrics.clone(),
             shutdown: shutdown.clone(),
         });
@@ -409,6 +410,12 @@ fn counts(shards: &Arc<Shards>, hub: &Hub) -> Box<dyn Fn() -> Counts + Send + Sy
         users: 0,
         channels: u32::try_from(hub.channels()).unwrap_or(u32::MAX),
     })
+}
+
+/// What clients and backends may publish, for what comes from neither.
+fn max_message_bytes(publisher: &Publisher) -> Box<dyn Fn() -> usize + Send + Sync> {
+    let publisher = publisher.clone();
+    Box::new(move || publisher.max_bytes())
 }
 
 fn about(boot: &BootSettings, name: &str, run: NodeRun, addresses: &Addresses) -> serde_json::Value {

@@ -61,6 +61,8 @@ pub struct Parts {
     pub packer: Packer,
     /// What this node tells the others of itself.
     pub counts: Box<dyn Fn() -> Counts + Send + Sync>,
+    /// Payload bytes that a publication may have; asked for those that came from no node.
+    pub max_message_bytes: Box<dyn Fn() -> usize + Send + Sync>,
     /// Counters and gauges.
     pub metrics: Metrics,
     /// Ends the bridge; the other nodes are told that this one leaves.
@@ -109,7 +111,8 @@ pub struct BrokerHealth {
 
 /// Starts the bridge on the current runtime.
 pub fn start(parts: Parts) -> Bridge {
-    let Parts { node, broker, events, hub, mailboxes, packer, counts, metrics, shutdown } = parts;
+    let Parts { node, broker, events, hub, mailboxes, packer, counts, max_message_bytes, metrics, shutdown } =
+        parts;
     let tasks = TaskTracker::new();
     let (notes, canary_notes) = mpsc::unbounded_channel();
     let (canary, health) = Canary::new(node.run.id, Arc::clone(&broker), metrics.clone(), canary_notes);
@@ -130,7 +133,8 @@ pub fn start(parts: Parts) -> Bridge {
     let until_shutdown = |task| shutdown.clone().run_until_cancelled_owned(task).map(drop);
     needed(until_shutdown(canary.run().boxed()).boxed());
     needed(peers.clone().announce(shutdown.clone()).boxed());
-    let deliver = Deliver::new(hub, Arc::clone(&broker), &mailboxes, packer, metrics.clone());
+    let deliver =
+        Deliver::new(hub, Arc::clone(&broker), &mailboxes, packer, metrics.clone(), max_message_bytes);
     let pump = Pump {
         deliver,
         links: vec![Link::default(); broker.links().into()],
@@ -206,7 +210,12 @@ impl Pump {
 
     fn handle(&mut self, batch: Vec<BrokerEvent>) {
         let now_us = now_us();
+        // Of several that came at once, the first one tells the loss of all: this bounds what a flood costs.
+        let mut unreadable = None;
         for event in batch {
+            if !matches!(&event, BrokerEvent::Malformed { .. }) {
+                unreadable = None;
+            }
             match event {
                 BrokerEvent::Publication(publication) => self.publication(publication, now_us),
                 BrokerEvent::Void { channel, origin } => self.deliver.void(&channel, origin),
@@ -217,7 +226,10 @@ impl Pump {
                 BrokerEvent::ChannelResumed { channel } => self.channel_resumed(&channel),
                 BrokerEvent::Malformed { channel } => {
                     self.metrics.malformed.inc();
-                    tracing::debug!(%channel, "dropped a publication of an unknown envelope version");
+                    if unreadable.as_ref() != Some(&channel) {
+                        self.deliver.unreadable(&channel);
+                        unreadable = Some(channel);
+                    }
                 }
             }
         }
@@ -261,13 +273,13 @@ impl Pump {
 
     fn channel_lost(&mut self, channel: ChannelName, reason: &str) {
         tracing::warn!(%channel, reason, "the broker no longer delivers a channel, trying again with back-off");
-        self.deliver.lost(&channel);
+        self.deliver.refused(&channel);
         self.refused.insert(channel);
     }
 
     fn channel_resumed(&mut self, channel: &ChannelName) {
         tracing::info!(%channel, "the broker delivers a channel again");
-        self.deliver.lost(channel);
+        self.deliver.refused(channel);
         self.refused.remove(channel);
         self.count_refused();
     }

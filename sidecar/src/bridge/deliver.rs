@@ -26,6 +26,8 @@ pub(super) struct Deliver {
     packed: usize,
     metrics: Metrics,
     came: u64,
+    /// Payload bytes that a publication may have, as the settings say now.
+    max_bytes: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
 /// One shard's.
@@ -44,6 +46,7 @@ impl Deliver {
         mailboxes: &[Mailbox],
         packer: Packer,
         metrics: Metrics,
+        max_bytes: Box<dyn Fn() -> usize + Send + Sync>,
     ) -> Self {
         let outgoing = |mailbox: &Mailbox| Outgoing {
             mailbox: mailbox.clone(),
@@ -52,12 +55,18 @@ impl Deliver {
         };
         let shards = mailboxes.iter().map(outgoing).collect();
         let gaps = Gaps::new(broker.links());
-        Self { hub, broker, gaps, shards, packer, packed: 0, metrics, came: 0 }
+        Self { hub, broker, gaps, shards, packer, packed: 0, metrics, came: 0, max_bytes }
     }
 
     /// For the shards that have subscribers of its channel.
     pub(super) fn publication(&mut self, publication: Publication) {
-        let Self { hub, broker, gaps, shards, packer, packed, metrics, came } = self;
+        // What comes from a node was checked there, by settings that may have been others a moment ago.
+        if publication.origin.is_none() && publication.payload.bytes().len() > (self.max_bytes)() {
+            self.metrics.too_large.inc();
+            self.came += 1;
+            return self.lost(&publication.channel, GapCause::TooLarge);
+        }
+        let Self { hub, broker, gaps, shards, packer, packed, metrics, came, max_bytes: _ } = self;
         *came += 1;
         // Copied, for nothing is compressed under a lock.
         let route = hub
@@ -86,6 +95,12 @@ impl Deliver {
         if *packed > MOST_PACKED {
             self.flush();
         }
+    }
+
+    /// A publication of this channel that this version cannot read.
+    pub(super) fn unreadable(&mut self, channel: &ChannelName) {
+        self.came += 1;
+        self.lost(channel, GapCause::Unreadable);
     }
 
     /// Counts the number of a publication that repeated an earlier one, so that nobody misses it.
@@ -131,14 +146,20 @@ impl Deliver {
     }
 
     /// The channel alone is not delivered any more, or is again.
-    pub(super) fn lost(&mut self, channel: &ChannelName) {
+    pub(super) fn refused(&mut self, channel: &ChannelName) {
+        self.lost(channel, GapCause::Refused);
+    }
+
+    /// Publications of the channel are lost: tells its subscribers, once.
+    fn lost(&mut self, channel: &ChannelName, cause: GapCause) {
         self.gaps.lost(channel);
-        self.channel_gap(channel, GapCause::Refused);
+        self.channel_gap(channel, cause);
     }
 
     fn channel_gap(&mut self, channel: &ChannelName, cause: GapCause) {
         let route = self.hub.routes().of(channel).map(|route| SmallVec::<[u16; 6]>::from_slice(route.shards));
-        for shard in route.into_iter().flatten() {
+        let Some(route) = route else { return };
+        for shard in route {
             if let Some(shard) = self.shards.get_mut(usize::from(shard)) {
                 shard.tell_gap(vec![channel.clone()], cause, &self.metrics);
             }
@@ -148,7 +169,7 @@ impl Deliver {
 
     /// Mails what waits.
     pub(super) fn flush(&mut self) {
-        let Self { hub: _, broker: _, packer: _, gaps, shards, packed, metrics, came } = self;
+        let Self { hub: _, broker: _, packer: _, gaps, shards, packed, metrics, came, max_bytes: _ } = self;
         *packed = 0;
         shards.iter_mut().for_each(|shard| shard.flush(metrics));
         metrics.received.inc_by(mem::take(came));

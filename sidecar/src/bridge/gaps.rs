@@ -77,7 +77,7 @@ impl Gaps {
         }
     }
 
-    /// The broker ended the channel's subscription: what comes next has unknown predecessors.
+    /// Publications of this channel are missing, and its subscribers were told so: nothing is missed a second time.
     pub(super) fn lost(&mut self, channel: &ChannelName) {
         if let Some(watched) = self.channels.get_mut(channel) {
             watched.seen.clear();

@@ -19,6 +19,7 @@ pub struct Metrics {
     pub(super) refused_channels: Gauge,
     pub(super) received: Counter,
     pub(super) malformed: Counter,
+    pub(super) too_large: Counter,
     pub(super) mailbox_full: Counter,
     pub(super) channels_forgotten: Counter,
     pub(super) round_trip: Histogram,
@@ -37,6 +38,10 @@ pub(super) enum GapCause {
     MailboxFull,
     /// The broker refused the channel that it had brought before.
     Refused,
+    /// This version cannot read one.
+    Unreadable,
+    /// One that no node had checked is larger than the settings allow.
+    TooLarge,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -52,13 +57,15 @@ impl GapCause {
             Self::Reconnect => "the broker was away",
             Self::MailboxFull => "the node is overloaded",
             Self::Refused => "the broker refuses the channel",
+            Self::Unreadable => "the node cannot read the message",
+            Self::TooLarge => "the message is larger than hub.maxMessageBytes",
         }
     }
 
     /// Returns `true` if publications are lost, `false` if they may be.
     pub(super) fn is_certain(self) -> bool {
         match self {
-            Self::Sequence | Self::MailboxFull | Self::Refused => true,
+            Self::Sequence | Self::MailboxFull | Self::Refused | Self::Unreadable | Self::TooLarge => true,
             Self::Reconnect => false,
         }
     }
@@ -77,6 +84,7 @@ impl Default for Metrics {
             refused_channels: Gauge::default(),
             received: Counter::default(),
             malformed: Counter::default(),
+            too_large: Counter::default(),
             mailbox_full: Counter::default(),
             channels_forgotten: Counter::default(),
             round_trip: Histogram::new(round_trip),
@@ -98,6 +106,7 @@ impl Metrics {
             refused_channels,
             received,
             malformed,
+            too_large,
             mailbox_full,
             channels_forgotten,
             round_trip,
@@ -118,7 +127,12 @@ impl Metrics {
         let help = "Channels with subscribers that the broker refuses by its access rules; tried again with back-off";
         broker.register("refused_channels", help, refused_channels.clone());
         broker.register("received", "Publications received from the broker", received.clone());
-        broker.register("malformed", "Publications dropped for an unknown envelope", malformed.clone());
+        let help =
+            "Publications dropped because this version cannot read their envelope; their loss was told";
+        broker.register("malformed", help, malformed.clone());
+        let help = "Publications that came from no node, dropped because they are larger than \
+            hub.maxMessageBytes; their loss was told";
+        broker.register("too_large", help, too_large.clone());
         let help = "From publishing a canary to its return";
         broker.register("canary_round_trip_seconds", help, round_trip.clone());
         let help =

@@ -37,6 +37,7 @@ fn node_over(broker: Arc<dyn Broker>, events: Events, name: &str) -> Fixture {
         mailboxes: mailboxes.into(),
         packer: Packer::default(),
         counts: Box::new(|| Counts { connections: 1, users: 1, channels: 2 }),
+        max_message_bytes: Box::new(|| 1 << 16),
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
@@ -193,6 +194,47 @@ async fn a_lost_channel_is_told_alone_and_a_void_leaves_no_hole() {
     settle().await;
     assert_eq!(f.mail(0), ["gap [\"a\"]: the broker refuses the channel", "6"]);
     assert_eq!(f.metrics.refused_channels.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_that_this_version_cannot_read_is_a_gap_on_its_channel_told_once() {
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    f.join("a", 0).await;
+    f.join("b", 1).await;
+    let unreadable = |name| BrokerEvent::Malformed { channel: channel(name) };
+    let came = [
+        BrokerEvent::Publication(stamped("a", 0, 1)),
+        unreadable("a"),
+        unreadable("a"),
+        unreadable("nobody"),
+        // The one before it was not read, which was told.
+        BrokerEvent::Publication(stamped("a", 2, 3)),
+        BrokerEvent::Publication(stamped("a", 4, 5)),
+    ];
+    events.send(came.into()).await.unwrap();
+    settle().await;
+    let gap = "gap Some(\"a\"): the node cannot read the message";
+    assert_eq!(f.mail(0), ["1", gap, "3", "gap Some(\"a\"): lost between nodes", "5"]);
+    assert_eq!(f.mail(1), Vec::<String>::new());
+    assert_eq!((f.metrics.malformed.get(), f.metrics.gaps_of(GapCause::Unreadable)), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_that_no_node_checked_is_not_delivered_beyond_the_limit_but_told() {
+    let f = node(&Bus::default(), "a");
+    f.join("a", 0).await;
+    let (fits, beyond) = ("x".repeat(1 << 16), "x".repeat((1 << 16) + 1));
+    let from_a_node = Publication { origin: stamped("a", 0, 1).origin, ..text(&channel("a"), &beyond) };
+    let mut told = Vec::new();
+    for publication in [text(&channel("a"), &fits), text(&channel("a"), &beyond), from_a_node] {
+        f.broker.publish(publication).await.unwrap();
+        settle().await;
+        told.extend(f.mail(0).into_iter().map(|text| text.replace(&fits, "_")));
+    }
+    assert_eq!(told, ["_", "gap Some(\"a\"): the message is larger than hub.maxMessageBytes", "_x"]);
+    assert_eq!((f.metrics.too_large.get(), f.metrics.gaps_of(GapCause::TooLarge)), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -180,6 +180,11 @@ impl Publisher {
         self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
     }
 
+    /// How many bytes a payload may have now.
+    pub fn max_bytes(&self) -> usize {
+        self.0.max_bytes.load(Ordering::Relaxed)
+    }
+
     /// Waits until the lane has room for the draft; the waiting are served in their order. Holds nothing while it
     /// waits, and never waits for ever: a broker that takes nothing fails what it has.
     pub fn room(&self, lane: Lane, draft: &Draft) -> impl Future<Output = Room> + Send + use<> {

@@ -567,6 +567,7 @@ fn bridge(settings: &RedisBroker) -> (Bridge, CancellationToken) {
         hub: Hub::default(),
         mailboxes: Vec::new().into(),
         packer: Packer::default(),
+        max_message_bytes: Box::new(|| 1 << 16),
         counts: Box::new(Counts::default),
         metrics: bridge::Metrics::default(),
         shutdown: shutdown.clone(),
