@@ -46,6 +46,9 @@ pub enum CommandError {
     /// A second subscription to the same channel.
     #[error("already subscribed to this channel")]
     AlreadySubscribed,
+    /// A subscription that its client ended before it was live.
+    #[error("the subscription was cancelled before it was live")]
+    Cancelled,
     /// An unsubscription from a channel without subscription.
     #[error("not subscribed to this channel")]
     NotSubscribed,
@@ -68,7 +71,7 @@ pub enum CommandError {
 
 impl CommandError {
     /// Names of all kinds, for metrics.
-    pub const KINDS: [&'static str; 13] = [
+    pub const KINDS: [&'static str; 14] = [
         "unavailable",
         "overloaded",
         "unknown_channel",
@@ -82,6 +85,7 @@ impl CommandError {
         "broker_refused",
         "outcome_unknown",
         "too_many_keys",
+        "cancelled",
     ];
 
     /// Its place in [`Self::KINDS`].
@@ -100,6 +104,7 @@ impl CommandError {
             Self::BrokerRefused => 10,
             Self::OutcomeUnknown { .. } => 11,
             Self::TooManyKeys { .. } => 12,
+            Self::Cancelled => 13,
         }
     }
 
@@ -113,7 +118,7 @@ impl CommandError {
             Self::PermissionDenied => 103,
             Self::AlreadySubscribed => 105,
             Self::TooManyChannels { .. } => 106,
-            Self::BadRequest(_) | Self::NotSubscribed => 107,
+            Self::BadRequest(_) | Self::NotSubscribed | Self::Cancelled => 107,
             Self::NoHistory => 108,
             Self::TooManyRequests { .. } | Self::TooManyKeys { .. } => 111,
         }
@@ -134,6 +139,7 @@ impl CommandError {
             | Self::NotSubscribed
             | Self::TooManyChannels { .. }
             | Self::NoHistory
+            | Self::Cancelled
             | Self::BadRequest(_) => false,
         }
     }

@@ -201,6 +201,7 @@ impl Refused {
                     StatusCode::TOO_MANY_REQUESTS
                 }
                 CommandError::AlreadySubscribed
+                | CommandError::Cancelled
                 | CommandError::NotSubscribed
                 | CommandError::TooManyChannels { .. }
                 | CommandError::NoHistory

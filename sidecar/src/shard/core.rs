@@ -431,8 +431,8 @@ impl Core {
         }
     }
 
-    /// Ends one subscription.
-    pub(super) fn unsubscribe(&mut self, slot: u32, at: usize) {
+    /// Ends one subscription. Gives the id of the command that asked for it, where that is not answered yet.
+    pub(super) fn unsubscribe(&mut self, slot: u32, at: usize) -> Option<String> {
         // This may move the cursor.
         self.carry_half(slot, at);
         let subscription = self.slots[slot].subscription(at);
@@ -451,7 +451,9 @@ impl Core {
             }
         }
         let channel = self.index.lane(subscription.lane).channel;
-        self.index.channel_mut(channel).waiters.retain(|waiter| waiter.slot != slot);
+        let waiters = &mut self.index.channel_mut(channel).waiters;
+        let waiting = waiters.iter().position(|waiter| waiter.slot == slot);
+        let unanswered = waiting.and_then(|at| waiters.swap_remove(at).id);
         let left = self.index.leave(subscription, &mut self.spares);
         if let Some((moved, place)) = left.moved {
             self.slots[moved.slot].subscription_mut(moved.at as usize).place = place;
@@ -461,6 +463,7 @@ impl Core {
         if let Some(key) = left.empty {
             self.give_back(key);
         }
+        unanswered
     }
 
     /// Nobody here needs this channel any more.
@@ -1015,9 +1018,9 @@ impl Core {
                 self.close(slot, CloseReason::PermissionDenied, None);
                 return;
             }
-            self.unsubscribe(slot, at);
+            let id = self.unsubscribe(slot, at);
             let error = &CommandError::PermissionDenied;
-            self.reply(slot, &Reply::Error { error, channel: Some(&name), id: None });
+            self.reply(slot, &Reply::Error { error, channel: Some(&name), id: id.as_deref() });
             self.reply(slot, &Reply::Unsubscribed { channel: &name, id: None });
         }
     }

@@ -324,7 +324,9 @@ impl Core {
             }
             Step::Unsubscribe { channel, id } => {
                 let at = self.has_channel(slot, &channel).expect("the session was told so");
-                self.unsubscribe(slot, at);
+                if let Some(id) = self.unsubscribe(slot, at) {
+                    self.fail(slot, &CommandError::Cancelled, Some(&channel), Some(&id));
+                }
                 self.reply(slot, &Reply::Unsubscribed { channel: &channel, id: id.as_deref() });
             }
             Step::Refuse { error, channel, id } => self.fail(slot, &error, Some(&channel), id.as_deref()),

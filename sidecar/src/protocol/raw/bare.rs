@@ -47,6 +47,7 @@ pub fn close_reason(error: &CommandError) -> CloseReason {
         }
         CommandError::UnknownChannel | CommandError::PermissionDenied => CloseReason::PermissionDenied,
         CommandError::AlreadySubscribed
+        | CommandError::Cancelled
         | CommandError::NotSubscribed
         | CommandError::TooManyChannels { .. }
         | CommandError::NoHistory

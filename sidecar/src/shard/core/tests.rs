@@ -1298,6 +1298,39 @@ fn a_backend_closes_one_connection_or_those_of_a_user() {
 }
 
 #[test]
+fn a_subscription_that_ends_before_it_is_live_is_answered_too() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &["a"]);
+    bench.frames(&mut client);
+    bench.hear(&client, Opcode::Text, br#"{"subscribe":{"channel":"small:b","id":"1"}}"#);
+    bench.hear(&client, Opcode::Text, br#"{"unsubscribe":{"channel":"small:b","id":"2"}}"#);
+    bench.hear(&client, Opcode::Text, br#"{"subscribe":{"channel":"small:b","id":"3"}}"#);
+    let answers = |frames: Vec<String>| -> Vec<(String, serde_json::Value)> {
+        let answer = |frame: &String| {
+            let frame: serde_json::Value = serde_json::from_str(frame).unwrap();
+            let (kind, answer) = frame.as_object().unwrap().iter().next().unwrap();
+            (kind.clone(), answer["id"].clone())
+        };
+        frames.iter().map(answer).collect()
+    };
+    let before = [("error".to_owned(), "1".into()), ("unsubscribed".to_owned(), "2".into())];
+    assert_eq!(answers(bench.frames(&mut client)), before);
+    bench.answer_work(&Ok(()));
+    assert_eq!(answers(bench.frames(&mut client)), [("subscribed".to_owned(), "3".into())]);
+}
+
+#[test]
+fn a_subscription_that_new_settings_end_before_it_is_live_is_answered_by_its_id() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &["a"]);
+    bench.frames(&mut client);
+    bench.hear(&client, Opcode::Text, br#"{"subscribe":{"channel":"small:b","id":"1"}}"#);
+    bench.set_rules(rules("namespaces: [{name: default, subscribe: allowed}]"));
+    let frames = bench.frames(&mut client);
+    assert!(frames[0].contains("\"code\":103") && frames[0].contains("\"id\":\"1\""), "{frames:?}");
+}
+
+#[test]
 fn new_settings_end_what_they_no_longer_allow_and_nothing_else() {
     let mut bench = Bench::new();
     let mut bare = bench.connect(Protocol::RawBare, &["a"]);
