@@ -31,6 +31,7 @@ mod slow;
 mod sync;
 mod timer;
 mod turns;
+mod users;
 mod visit;
 
 use std::{
@@ -266,7 +267,13 @@ impl Shards {
         let members = self.members.iter().enumerate().filter(|(shard, _)| concerned(*shard));
         let ask = |(_, member): (usize, &Member)| {
             let (count, answer) = oneshot::channel();
-            member.mailbox.send(Mail::Disconnect { connection, user: user.clone(), reason, count });
+            member.mailbox.send(Mail::Disconnect {
+                connection,
+                user: user.clone(),
+                age: Duration::ZERO,
+                reason,
+                count,
+            });
             answer
         };
         let answers: Vec<_> = members.map(ask).collect();

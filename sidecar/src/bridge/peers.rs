@@ -318,7 +318,8 @@ impl Peers {
         for (shard, mailbox) in self.0.mailboxes.iter().enumerate() {
             if connection.is_none_or(|connection| usize::from(connection.shard) == shard) {
                 let (count, closed) = oneshot::channel();
-                mailbox.send(Mail::Disconnect { connection, user: user.clone(), reason, count });
+                let (user, age) = (user.clone(), Duration::ZERO);
+                mailbox.send(Mail::Disconnect { connection, user, age, reason, count });
                 counts.push(closed);
             }
         }

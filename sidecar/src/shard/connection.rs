@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::{
     Guest, Link, Transport, backlog::Backlog, log::Cursor, outbox::Outbox, timer::Tick, turns::Turns,
+    users::Users,
 };
 use crate::{
     domain::{CloseReason, ConnectionId},
@@ -126,6 +127,7 @@ pub(crate) struct Slots {
     free: Vec<u32>,
     /// Connections are numbered, so a greater generation is a younger connection.
     generation: u32,
+    users: Users,
 }
 
 // === impl Flags ===
@@ -369,6 +371,9 @@ impl Slots {
         });
         // 0 is never given, so that a vacant slot matches no id.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
+        if let Some(user) = &passport.session.identity.user {
+            self.users.add(user, at);
+        }
         let slot = &mut self.slots[at as usize];
         *slot = Slot {
             passport: Some(Box::new(passport)),
@@ -382,7 +387,17 @@ impl Slots {
     /// Frees a slot and returns what it held.
     pub(crate) fn close(&mut self, at: u32) -> Slot {
         self.free.push(at);
-        std::mem::replace(&mut self.slots[at as usize], Slot::vacant())
+        let closed = std::mem::replace(&mut self.slots[at as usize], Slot::vacant());
+        let user = closed.passport.as_ref().and_then(|passport| passport.session.identity.user.as_ref());
+        if let Some(user) = user {
+            self.users.remove(user, at);
+        }
+        closed
+    }
+
+    /// The slots of a user's connections.
+    pub(crate) fn of_user(&self, user: &str) -> Vec<u32> {
+        self.users.of(user)
     }
 
     /// Whether the slot still holds that connection.

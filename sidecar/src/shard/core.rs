@@ -901,23 +901,26 @@ impl Core {
         counts.filter(|(_, subscribers)| *subscribers > 0).collect()
     }
 
-    /// Closes one connection, or those of a user; says how many.
+    /// Closes connections that were open `age` ago: one, or those of a user; says how many.
     pub(crate) fn disconnect(
         &mut self,
         connection: Option<ConnectionId>,
         user: Option<&str>,
+        age: Duration,
         reason: CloseReason,
     ) -> usize {
-        let concerned = match connection {
-            Some(connection) => self.slots.find(connection).into_iter().collect(),
-            None => self.slots.taken(),
+        let concerned = match (connection, user) {
+            (Some(connection), _) => self.slots.find(connection).into_iter().collect(),
+            (None, Some(user)) => self.slots.of_user(user),
+            // Closing everybody is a drain's business.
+            (None, None) => Vec::new(),
         };
         let mut count = 0;
         for slot in concerned {
-            let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
-            let fits = user.is_none_or(|user| passport.session.identity.user.as_deref() == Some(user));
-            // Neither named nobody: closing everybody is a drain's business.
-            if fits && (connection.is_some() || user.is_some()) && passport.closing.is_none() {
+            let Some(passport) = &self.slots[slot].passport else { continue };
+            let is_theirs = user.is_none_or(|user| passport.session.identity.user.as_deref() == Some(user));
+            let was_open = u128::from(self.now.ms - passport.opened_ms) >= age.as_millis();
+            if is_theirs && was_open && passport.closing.is_none() {
                 self.close(slot, reason, None);
                 count += 1;
             }

@@ -31,10 +31,11 @@ pub enum Mail {
     Abandon { connection: ConnectionId },
     /// The task at the other end of a pipe has made room, or is gone.
     Pipe { connection: ConnectionId },
-    /// Close connections: one, or all of a user.
+    /// Close connections that were open `age` ago: one, or all of a user.
     Disconnect {
         connection: Option<ConnectionId>,
         user: Option<Arc<str>>,
+        age: Duration,
         reason: CloseReason,
         count: oneshot::Sender<usize>,
     },

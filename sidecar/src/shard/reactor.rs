@@ -147,8 +147,8 @@ impl Reactor {
                 }
             }
             // Whoever asked may have stopped waiting.
-            Mail::Disconnect { connection, user, reason, count } => {
-                let _ = count.send(core.disconnect(connection, user.as_deref(), reason));
+            Mail::Disconnect { connection, user, age, reason, count } => {
+                let _ = count.send(core.disconnect(connection, user.as_deref(), age, reason));
             }
             Mail::Shed { count, after, jitter } => core.shed(count, Advice { after, jitter }),
             Mail::Force => core.force(),

@@ -10,6 +10,7 @@ mod own;
 mod slices;
 
 use std::{
+    collections::HashSet,
     io::Read,
     net::{TcpListener, TcpStream},
     task::{Context, Poll, Waker},
@@ -1282,19 +1283,47 @@ fn a_backend_closes_one_connection_or_those_of_a_user() {
     let mut ann = bench.connect_as(Protocol::RawBare, user("ann"), &["a"]);
     let mut bob = bench.connect_as(Protocol::RawBare, user("bob"), &["a"]);
     let mut nobody = bench.connect(Protocol::RawBare, &["a"]);
-    assert_eq!(bench.core.disconnect(None, Some("ann"), CloseReason::Disconnected), 1);
+    assert_eq!(bench.core.disconnect(None, Some("ann"), Duration::ZERO, CloseReason::Disconnected), 1);
     assert_eq!(
-        bench.core.disconnect(None, Some("ann"), CloseReason::Disconnected),
+        bench.core.disconnect(None, Some("ann"), Duration::ZERO, CloseReason::Disconnected),
         0,
         "it is leaving already"
     );
     let id = bench.core.id(nobody.slot);
-    assert_eq!(bench.core.disconnect(Some(id), Some("bob"), CloseReason::Disconnected), 0);
-    assert_eq!(bench.core.disconnect(Some(id), None, CloseReason::Disconnected), 1);
-    assert_eq!(bench.core.disconnect(None, None, CloseReason::Disconnected), 0);
+    assert_eq!(bench.core.disconnect(Some(id), Some("bob"), Duration::ZERO, CloseReason::Disconnected), 0);
+    assert_eq!(bench.core.disconnect(Some(id), None, Duration::ZERO, CloseReason::Disconnected), 1);
+    assert_eq!(bench.core.disconnect(None, None, Duration::ZERO, CloseReason::Disconnected), 0);
     assert_eq!(bench.frames(&mut ann), ["close 3503"]);
     assert_eq!(bench.frames(&mut nobody), ["close 3503"]);
     assert!(bench.frames(&mut bob).is_empty());
+}
+
+#[test]
+fn a_disconnect_of_a_while_ago_leaves_the_connections_that_came_since() {
+    let mut bench = Bench::new();
+    let ann = || Identity { user: Some("ann".into()), ..Identity::default() };
+    let mut before = bench.connect_as(Protocol::RawBare, ann(), &["a"]);
+    bench.pass(5_000);
+    let mut since = bench.connect_as(Protocol::RawBare, ann(), &["a"]);
+    bench.pass(2_000);
+    let (age, reason) = (Duration::from_secs(3), CloseReason::Disconnected);
+    assert_eq!(bench.core.disconnect(None, Some("ann"), age, reason), 1);
+    assert_eq!(bench.frames(&mut before), ["close 3503"]);
+    assert!(bench.frames(&mut since).is_empty());
+}
+
+#[test]
+fn a_connection_is_found_by_its_user_until_it_is_over() {
+    let mut bench = Bench::new();
+    let ann = || Identity { user: Some("ann".into()), ..Identity::default() };
+    let clients: Vec<_> = (0..3).map(|_| bench.connect_as(Protocol::RawBare, ann(), &["a"])).collect();
+    bench.connect(Protocol::RawBare, &["a"]);
+    let slots: HashSet<_> = clients.iter().map(|client| client.slot).collect();
+    assert_eq!(HashSet::from_iter(bench.core.slots.of_user("ann")), slots);
+    bench.core.end(clients[1].slot, CloseReason::ConnectionLost);
+    let _refused = bench.ask(Protocol::RawBare, ann(), &["none:of-these"]);
+    let slots: HashSet<_> = [clients[0].slot, clients[2].slot].into();
+    assert_eq!(HashSet::from_iter(bench.core.slots.of_user("ann")), slots);
 }
 
 #[test]
