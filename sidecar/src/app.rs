@@ -70,6 +70,8 @@ pub struct Options {
     pub bus: Option<Bus>,
     /// The allocator, if it tells of itself.
     pub allocator: Option<Arc<dyn Allocator>>,
+    /// Host name that has the address of every node of the cluster, if there is one.
+    pub nodes_service: Option<String>,
 }
 
 /// A running node.
@@ -140,7 +142,7 @@ impl App {
     pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let Config { boot, live, file } = config;
         let Live { settings, auth, tls, hash, warnings } = live;
-        let Options { name, log, bus, allocator } = options;
+        let Options { name, log, bus, allocator, nodes_service } = options;
         log.set(settings.log_level);
         let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
             Listeners::bind(&boot.listen)?;
@@ -185,7 +187,12 @@ impl App {
         let bridge_metrics = bridge::Metrics::default();
         let version = env!("CARGO_PKG_VERSION");
         let bridge = bridge::start(bridge::Parts {
-            node: bridge::Node { run, name: name.as_str().into(), version: version.into() },
+            node: bridge::Node {
+                run,
+                name: name.as_str().into(),
+                version: version.into(),
+                grant: grant(&boot),
+            },
             broker,
             events,
             hub: hub.clone(),
@@ -193,6 +200,7 @@ impl App {
             mailboxes,
             counts: counts(&shards, &hub),
             max_message_bytes: max_message_bytes(&publisher),
+            nodes_service,
             metrics: bridge_metrics.clone(),
             shutdown: shutdown.clone(),
         });
@@ -412,6 +420,12 @@ fn counts(shards: &Arc<Shards>, hub: &Hub) -> Box<dyn Fn() -> Counts + Send + Sy
     })
 }
 
+/// What Redis' ACL has to grant beside the channels below the prefix.
+fn grant(boot: &BootSettings) -> Option<Arc<str>> {
+    let redis = boot.broker.redis.as_ref()?;
+    Some(format!("&{}", broker::redis::nodes_pattern(&redis.channel_prefix)).into())
+}
+
 /// What clients and backends may publish, for what comes from neither.
 fn max_message_bytes(publisher: &Publisher) -> Box<dyn Fn() -> usize + Send + Sync> {
     let publisher = publisher.clone();
@@ -461,8 +475,13 @@ mod tests {
         fs::write(&boot, format!("{{broker: {{memory: {{}}}}, {listen}, runtime: {{shards: 2}}}}")).unwrap();
         fs::write(&live, "{}").unwrap();
         let config = Config::load(&boot, &live).unwrap();
-        let options =
-            Options { name: "node".to_owned(), log: LogControl::none(), bus: None, allocator: None };
+        let options = Options {
+            name: "node".to_owned(),
+            log: LogControl::none(),
+            bus: None,
+            allocator: None,
+            nodes_service: None,
+        };
         let mut app = App::start(config, options).await.unwrap();
         assert!(timeout(Duration::from_millis(50), app.died()).await.is_err(), "all is well");
         app.shards.mailboxes()[1].send(Mail::Panic);

@@ -44,6 +44,10 @@ pub(crate) struct Run {
     /// Name of this node; the host name without it.
     #[arg(long, env = "FANOUT_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
+    /// Host name that has the address of every node, as a headless Service has: by it a node that hears no other one
+    /// tells whether it is alone. Nothing is looked up without it.
+    #[arg(long, env = "FANOUT_NODES_SERVICE", value_name = "HOST")]
+    nodes_service: Option<String>,
     /// Look of a log line; text on a terminal and JSON elsewhere without it.
     #[arg(long, env = "FANOUT_LOG_FORMAT")]
     log_format: Option<LogFormat>,
@@ -81,6 +85,10 @@ impl Run {
     pub(crate) fn node_name(&self) -> String {
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         self.node_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(host)
+    }
+
+    pub(crate) fn nodes_service(&self) -> Option<String> {
+        self.nodes_service.clone().filter(|host| !host.is_empty())
     }
 
     pub(crate) fn log_format(&self) -> LogFormat {

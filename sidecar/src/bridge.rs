@@ -30,7 +30,7 @@ use self::{
 };
 pub use self::{
     metrics::Metrics,
-    peers::{Counts, NodeInfo, Peers, Who},
+    peers::{Counts, Disconnected, NodeInfo, Peers, Who},
 };
 use crate::{
     broker::{Broker, BrokerError, BrokerEvent, Events, INTERNAL_NAMESPACE, LinkId},
@@ -63,6 +63,8 @@ pub struct Parts {
     pub counts: Box<dyn Fn() -> Counts + Send + Sync>,
     /// Payload bytes that a publication may have; asked for those that came from no node.
     pub max_message_bytes: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Host name that has the address of every node, if there is one.
+    pub nodes_service: Option<String>,
     /// Counters and gauges.
     pub metrics: Metrics,
     /// Ends the bridge; the other nodes are told that this one leaves.
@@ -78,6 +80,8 @@ pub struct Node {
     pub name: Arc<str>,
     /// Version of this program.
     pub version: Arc<str>,
+    /// What the broker's rules have to grant it, so that it may speak with other nodes; for people.
+    pub grant: Option<Arc<str>>,
 }
 
 /// A running bridge.
@@ -111,15 +115,15 @@ pub struct BrokerHealth {
 
 /// Starts the bridge on the current runtime.
 pub fn start(parts: Parts) -> Bridge {
-    let Parts { node, broker, events, hub, mailboxes, packer, counts, max_message_bytes, metrics, shutdown } =
-        parts;
+    let Parts { node, broker, events, hub, mailboxes, packer, counts, .. } = parts;
+    let Parts { max_message_bytes, nodes_service, metrics, shutdown, .. } = parts;
     let tasks = TaskTracker::new();
     let (notes, canary_notes) = mpsc::unbounded_channel();
     let (canary, health) = Canary::new(node.run.id, Arc::clone(&broker), metrics.clone(), canary_notes);
     let canaries = canary.channels();
-    let peers = Peers::new(node, Arc::clone(&broker), Arc::clone(&mailboxes), counts, tasks.clone());
-    let own = [peers::nodes_channel(), peers.own_channel().clone()];
-    let internal = canaries.iter().map(|(_, channel)| channel.clone()).chain(own).collect();
+    let internal = canaries.iter().map(|(_, channel)| channel.clone()).collect();
+    let peers =
+        Peers::new(node, Arc::clone(&broker), Arc::clone(&mailboxes), counts, tasks.clone(), metrics.clone());
 
     let died = CancellationToken::new();
     let needed = |task: BoxFuture<'static, ()>| {
@@ -132,7 +136,7 @@ pub fn start(parts: Parts) -> Bridge {
     };
     let until_shutdown = |task| shutdown.clone().run_until_cancelled_owned(task).map(drop);
     needed(until_shutdown(canary.run().boxed()).boxed());
-    needed(peers.clone().announce(shutdown.clone()).boxed());
+    needed(peers.clone().run(nodes_service, shutdown.clone()).boxed());
     let deliver =
         Deliver::new(hub, Arc::clone(&broker), &mailboxes, packer, metrics.clone(), max_message_bytes);
     let pump = Pump {
@@ -145,30 +149,28 @@ pub fn start(parts: Parts) -> Bridge {
         metrics,
     };
     needed(until_shutdown(pump.run(events).boxed()).boxed());
-    tasks.spawn(until_shutdown(listen(broker, internal, notes, peers.clone()).boxed()));
+    tasks.spawn(until_shutdown(listen(broker, internal, notes).boxed()));
     tasks.close();
     Bridge { health, peers, tasks, died }
 }
 
-/// Subscribes to the nodes' own channels, for as long as it takes.
+/// Subscribes to the canaries' own channels, for as long as it takes.
 async fn listen(
     broker: Arc<dyn Broker>,
     mut channels: Vec<ChannelName>,
     notes: mpsc::UnboundedSender<(LinkId, Note)>,
-    peers: Peers,
 ) {
     let mut pause = Duration::from_millis(250);
     loop {
         let failed = broker.subscribe(channels).await;
         let Some((channel, error)) = failed.first() else { break };
         if let BrokerError::Refused(_) = error {
-            tracing::warn!(%channel, %error, "the broker refuses a channel of the nodes' own");
+            tracing::warn!(%channel, %error, "the broker refuses the canary's channel");
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
         channels = failed.into_iter().map(|(channel, _)| channel).collect();
         sleep(pause).await;
     }
-    peers.say_hello();
     for link in 0..broker.links() {
         // Not taken only at the end, by a canary that is gone.
         let _ = notes.send((LinkId(link), Note::Listening));
@@ -247,17 +249,18 @@ impl Pump {
         } else if let Some(link) = self.canaries.get(&publication.channel) {
             let _ = self.notes.send((*link, Note::Returned(publication.payload.bytes().clone())));
         } else {
-            self.peers.received(publication.payload.bytes());
+            self.peers.received(&publication.channel, publication.payload.bytes());
         }
     }
 
     fn connected(&mut self, id: LinkId) {
         self.deliver.connected(id);
         let Some(link) = self.links.get_mut(usize::from(id.0)) else { return };
-        if std::mem::replace(link, Link { is_connected: true, was_connected: true }).was_connected {
+        let again = std::mem::replace(link, Link { is_connected: true, was_connected: true }).was_connected;
+        if again {
             self.metrics.reconnects.inc();
-            self.peers.say_hello();
         }
+        self.peers.connected(again);
         self.metrics.connected.set(i64::from(self.links.iter().all(|link| link.is_connected)));
         let _ = self.notes.send((id, Note::Connected));
     }
@@ -268,6 +271,7 @@ impl Pump {
             link.is_connected = false;
         }
         self.metrics.connected.set(0);
+        self.peers.disconnected();
         let _ = self.notes.send((id, Note::Disconnected(reason.into())));
     }
 

@@ -27,6 +27,10 @@ pub(crate) use watchdog::Watchdog;
 /// backend reaches them.
 pub const INTERNAL_NAMESPACE: &str = sidecar_config::RESERVED_NAMESPACE;
 
+/// What the nodes' own channels begin with, behind their namespace, that stand for the names of the first version:
+/// `<prefix>:fanout:nodes` in Redis, where every backend that may publish below the prefix reaches them.
+pub const FORMER_NAMES: &str = "former:";
+
 /// What a broker tells, in order and in batches. Bounded: what a broker does when it is full, it documents.
 pub type Events = mpsc::Receiver<Vec<BrokerEvent>>;
 

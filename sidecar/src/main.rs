@@ -70,7 +70,8 @@ fn run(args: &Run) -> Result<()> {
         .context("failed to start threads")?;
     control.block_on(async {
         let allocator = Arc::new(Jemalloc::sampling().await);
-        let options = Options { name: args.node_name(), log, bus: None, allocator: Some(allocator) };
+        let (name, nodes_service) = (args.node_name(), args.nodes_service());
+        let options = Options { name, log, bus: None, allocator: Some(allocator), nodes_service };
         serve(config, options).await
     })
 }

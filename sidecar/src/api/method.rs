@@ -16,7 +16,7 @@ use super::{
     error::{ApiError, ErrorBody},
 };
 use crate::{
-    bridge::Who,
+    bridge::{Disconnected, Who},
     broker::Published,
     domain::{ChannelName, CloseReason, Payload, StreamPosition, parse_client_id},
     work::{Draft, Lane},
@@ -296,6 +296,9 @@ pub(super) struct DisconnectRequest {
 pub(super) struct DisconnectReply {
     /// By all nodes that answered in time.
     num_clients: usize,
+    /// Whether every node has answered. Where not, those that did not close the connections that are open now once they
+    /// are heard again, for five minutes.
+    complete: bool,
 }
 
 impl Method for Disconnect {
@@ -315,7 +318,8 @@ impl Method for Disconnect {
             (Some(user), None) => Who::User(user),
             (None, None) => return Err(ApiError::BadRequest("give `user`, `client` or both".to_owned())),
         };
-        Ok(DisconnectReply { num_clients: api.peers.disconnect(who, CloseReason::Disconnected).await })
+        let Disconnected { closed, complete } = api.peers.disconnect(who, CloseReason::Disconnected).await;
+        Ok(DisconnectReply { num_clients: closed, complete })
     }
 }
 

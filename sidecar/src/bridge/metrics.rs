@@ -24,6 +24,9 @@ pub struct Metrics {
     pub(super) channels_forgotten: Counter,
     pub(super) round_trip: Histogram,
     pub(super) lag: SharedHistogram,
+    pub(super) nodes: Gauge,
+    pub(super) former_names: Gauge,
+    pub(super) unfinished_disconnects: Gauge,
     gaps: Family<GapLabels, Counter>,
 }
 
@@ -89,6 +92,9 @@ impl Default for Metrics {
             channels_forgotten: Counter::default(),
             round_trip: Histogram::new(round_trip),
             lag: SharedHistogram::default(),
+            nodes: Gauge::default(),
+            former_names: Gauge::default(),
+            unfinished_disconnects: Gauge::default(),
             gaps: Family::default(),
         }
     }
@@ -111,6 +117,9 @@ impl Metrics {
             channels_forgotten,
             round_trip,
             lag,
+            nodes,
+            former_names,
+            unfinished_disconnects,
             gaps,
         } = self;
         let broker = registry.sub_registry_with_prefix("broker");
@@ -144,6 +153,12 @@ impl Metrics {
         bridge.register("mailbox_full", help, mailbox_full.clone());
         let help = "Channels no longer watched for losses for want of room";
         bridge.register("channels_forgotten", help, channels_forgotten.clone());
+        let peers = registry.sub_registry_with_prefix("peers");
+        peers.register("nodes", "Other nodes that were heard in the last ten seconds", nodes.clone());
+        let help = "1 while this node also listens by the names that nodes of the first version speak by";
+        peers.register("former_names", help, former_names.clone());
+        let help = "Disconnects of the last five minutes that some node may not have carried out yet";
+        peers.register("unfinished_disconnects", help, unfinished_disconnects.clone());
     }
 
     pub(super) fn gap(&self, cause: GapCause) {

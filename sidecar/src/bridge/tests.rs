@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{metrics::GapCause, *};
+use super::{metrics::GapCause, peers::Names, *};
 use crate::{
     broker::{Bus, NotSubscribed, PublishOptions, Published, Reply, Side, conformance::text},
     domain::{CloseReason, ConnectionId, NodeId, Origin},
@@ -30,7 +30,7 @@ fn node_over(broker: Arc<dyn Broker>, events: Events, name: &str) -> Fixture {
     let (hub, metrics, shutdown) = (Hub::default(), Metrics::default(), CancellationToken::new());
     let run = NodeRun::begin();
     let bridge = start(Parts {
-        node: Node { run, name: name.into(), version: "1".into() },
+        node: Node { run, name: name.into(), version: "1".into(), grant: None },
         broker: Arc::clone(&broker),
         events,
         hub: hub.clone(),
@@ -38,6 +38,7 @@ fn node_over(broker: Arc<dyn Broker>, events: Events, name: &str) -> Fixture {
         packer: Packer::default(),
         counts: Box::new(|| Counts { connections: 1, users: 1, channels: 2 }),
         max_message_bytes: Box::new(|| 1 << 16),
+        nodes_service: None,
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
@@ -93,7 +94,10 @@ fn play(mail: Mail, subscribers: &[(&str, u32)], closes: usize) {
             let answer = subscribers.iter().map(|(name, count)| (channel(name), *count)).collect();
             reply.send(answer).unwrap();
         }
-        Mail::Disconnect { count, .. } => count.send(closes).unwrap(),
+        Mail::Disconnect { count, age, .. } => {
+            // Younger connections stay; here each is a second younger than the one before.
+            count.send(closes.saturating_sub(age.as_secs() as usize)).unwrap();
+        }
         other => panic!("unexpected {other:?}"),
     }
 }
@@ -229,7 +233,7 @@ async fn a_publication_that_no_node_checked_is_not_delivered_beyond_the_limit_bu
     let from_a_node = Publication { origin: stamped("a", 0, 1).origin, ..text(&channel("a"), &beyond) };
     let mut told = Vec::new();
     for publication in [text(&channel("a"), &fits), text(&channel("a"), &beyond), from_a_node] {
-        f.broker.publish(publication).await.unwrap();
+        f.publish(publication).await;
         settle().await;
         told.extend(f.mail(0).into_iter().map(|text| text.replace(&fits, "_")));
     }
@@ -335,8 +339,8 @@ async fn a_node_that_falls_silent_is_forgotten() {
     let (here, gone) = (node(&bus, "here"), node(&bus, "gone"));
     settle().await;
     assert_eq!(here.bridge.peers.nodes().len(), 2);
-    gone.broker.unsubscribe(vec![peers::nodes_channel()]);
-    here.broker.unsubscribe(vec![peers::nodes_channel()]);
+    gone.broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
+    here.broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
     sleep(Duration::from_secs(11)).await;
     let left: Vec<_> = here.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
     assert_eq!(left, ["here"]);
@@ -364,10 +368,15 @@ async fn a_user_is_disconnected_everywhere_and_a_client_where_it_is() {
     nodes[1].play_shards(&[], 10);
     settle().await;
     let peers = &nodes[0].bridge.peers;
-    assert_eq!(peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await, 22);
+    let told = peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+    assert_eq!(told, Disconnected { closed: 22, complete: true });
     let connection = ConnectionId { shard: 1, slot: 0, generation: 0 };
-    let closed =
-        |node| peers.disconnect(Who::Client { node, connection, user: None }, CloseReason::Disconnected);
+    let closed = async |node| {
+        let who = Who::Client { node, connection, user: None };
+        let Disconnected { closed, complete } = peers.disconnect(who, CloseReason::Disconnected).await;
+        assert!(complete);
+        closed
+    };
     assert_eq!(closed(nodes[1].id).await, 10, "one shard of the other node");
     assert_eq!(closed(nodes[0].id).await, 1);
     assert_eq!(closed(NodeId(5)).await, 0, "no such node");
@@ -379,20 +388,293 @@ async fn a_node_that_does_not_answer_is_not_waited_for_longer_than_the_limit() {
     let nodes = [node(&bus, "a"), node(&bus, "b")];
     nodes[0].play_shards(&[("lobby", 1)], 0);
     settle().await;
-    nodes[1].broker.unsubscribe(vec![peers::nodes_channel()]);
+    nodes[1].broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
     let started = Instant::now();
     assert_eq!(nodes[0].bridge.peers.channels(None).await.len(), 1);
     assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+/// A node of the first version, played by a test with the words of that version.
+struct Old {
+    broker: Arc<dyn Broker>,
+    events: Events,
+}
+
+impl Old {
+    async fn join(bus: &Bus) -> Self {
+        let (broker, events) = bus.join();
+        let own = channel("fanout:former:node:000000000000000a");
+        broker.subscribe(vec![channel("fanout:former:nodes"), own]).await;
+        Self { broker, events }
+    }
+
+    async fn announce(&self) {
+        self.say(
+            "fanout:former:nodes",
+            r#"{"type":"node","from":10,"name":"old","version":"0.0.9","startedAtMs":5,"connections":1,"users":0,"channels":3,"hello":true}"#,
+        )
+        .await;
+    }
+
+    async fn say(&self, on: &str, words: &str) {
+        self.broker.publish(text(&channel(on), words), PublishOptions::default()).await.unwrap();
+    }
+
+    /// What it has heard of this type, by the fields that it knows.
+    fn heard(&mut self, kind: &str) -> Vec<serde_json::Value> {
+        let mut heard = Vec::new();
+        while let Ok(batch) = self.events.try_recv() {
+            for event in batch {
+                let BrokerEvent::Publication(publication) = event else { continue };
+                let words: serde_json::Value = serde_json::from_slice(publication.payload.bytes()).unwrap();
+                heard.extend((words["type"] == kind && words["from"] != 10).then_some(words));
+            }
+        }
+        heard
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_of_the_first_version_is_listed_and_hears_who_is_there() {
+    let bus = Bus::default();
+    let (f, mut old) = (node(&bus, "new"), Old::join(&bus).await);
+    settle().await;
+    old.heard("node");
+    assert!(!f.bridge.peers.are_mute(), "nobody is there");
+    old.announce().await;
+    settle().await;
+    let names: Vec<_> = f.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
+    assert_eq!(names, ["new", "old"]);
+    assert!(f.bridge.peers.are_mute());
+    let answer = old.heard("node");
+    assert_eq!(answer.len(), 1, "its hello is answered: {answer:?}");
+    let known = ["from", "name", "version", "startedAtMs", "connections", "users", "channels", "hello"];
+    assert!(known.iter().all(|field| answer[0].get(field).is_some()), "{answer:?}");
+    assert_eq!(answer[0]["name"], "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_of_both_versions_disconnect_a_user_on_each_other() {
+    let bus = Bus::default();
+    let (f, mut old) = (node(&bus, "new"), Old::join(&bus).await);
+    f.play_shards(&[("lobby", 1)], 3);
+    settle().await;
+    old.announce().await;
+    settle().await;
+    old.heard("ask");
+
+    let peers = f.bridge.peers.clone();
+    let asked =
+        tokio::spawn(
+            async move { peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await },
+        );
+    settle().await;
+    let heard = old.heard("ask");
+    assert_eq!(heard.len(), 1, "once: {heard:?}");
+    assert_eq!(heard[0]["question"]["user"], "ann");
+    let (request, to) = (&heard[0]["request"], format!("fanout:former:node:{}", f.id));
+    let reply = format!(
+        r#"{{"type":"reply","from":10,"request":{request},"answer":{{"closed":2,"channels":{{}}}},"more":false}}"#
+    );
+    old.say(&to, &reply).await;
+    assert_eq!(
+        asked.await.unwrap(),
+        Disconnected { closed: 8, complete: true },
+        "two shards, and the old node"
+    );
+
+    let ask = r#"{"type":"ask","from":10,"request":7,"question":{"ask":"disconnect","user":"ann","connection":null,"reason":"disconnected"}}"#;
+    old.say("fanout:former:nodes", ask).await;
+    settle().await;
+    let replies = old.heard("reply");
+    assert_eq!(replies.len(), 1, "{replies:?}");
+    assert_eq!((&replies[0]["request"], &replies[0]["answer"]["closed"]), (&7.into(), &6.into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_former_names_are_used_while_an_old_node_speaks_and_not_30_s_longer() {
+    let bus = Bus::default();
+    let (f, mut old) = (node(&bus, "new"), Old::join(&bus).await);
+    for _ in 0..20 {
+        old.announce().await;
+        sleep(Duration::from_secs(3)).await;
+    }
+    assert_eq!((f.metrics.former_names.get(), f.bridge.peers.nodes().len()), (1, 2));
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(f.metrics.former_names.get(), 0);
+    old.heard("node");
+    old.announce().await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(
+        (old.heard("node").len(), f.bridge.peers.nodes().len()),
+        (0, 1),
+        "nobody listens or speaks there"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reconnect_and_a_node_that_is_listed_but_not_heard_bring_the_former_names_back() {
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    events.send(vec![BrokerEvent::Connected]).await.unwrap();
+    let f = node_over(broker, receiver, "a");
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(f.metrics.former_names.get(), 0);
+    events
+        .send(vec![BrokerEvent::Disconnected { reason: "x".into() }, BrokerEvent::Connected])
+        .await
+        .unwrap();
+    settle().await;
+    assert_eq!(f.metrics.former_names.get(), 1);
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(f.metrics.former_names.get(), 0);
+    f.bridge.peers.listed_are(Some(1));
+    settle().await;
+    assert_eq!(f.metrics.former_names.get(), 1);
+}
+
+/// A bus whose rules do not grant the present names.
+struct Refusing(Arc<dyn Broker>);
+
+impl Refusing {
+    fn is_refused(channel: &ChannelName) -> bool {
+        channel.namespace() == INTERNAL_NAMESPACE && channel.local().starts_with("node")
+    }
+}
+
+impl Broker for Refusing {
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
+        if channels.iter().any(Self::is_refused) {
+            return Box::pin(async { Err(crate::broker::BrokerError::Refused("NOPERM".into())) });
+        }
+        self.0.subscribe(channels)
+    }
+
+    fn unsubscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
+        self.0.unsubscribe(channels)
+    }
+
+    fn publish(&self, publication: Publication) -> Reply<Option<StreamPosition>> {
+        if Self::is_refused(&publication.channel) {
+            return Box::pin(async { Err(crate::broker::BrokerError::Refused("NOPERM".into())) });
+        }
+        self.0.publish(publication)
+    }
+
+    fn rebuild(&self, reason: &str) {
+        self.0.rebuild(reason);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_redis_does_not_grant_the_present_names_nodes_go_on_by_the_former_ones() {
+    let bus = Bus::default();
+    let join = |name| {
+        let (broker, events) = bus.join();
+        node_over(Arc::new(Refusing(broker)), events, name)
+    };
+    let nodes = [join("a"), join("b")];
+    nodes.iter().for_each(|node| node.play_shards(&[("lobby", 1)], 1));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(nodes[0].bridge.peers.others(), 1);
+    assert!(!nodes[0].bridge.peers.are_mute() && nodes[0].bridge.peers.echoed_at().is_some());
+    let told = nodes[0].bridge.peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+    assert_eq!(told, Disconnected { closed: 4, complete: true });
+    assert_eq!(
+        nodes[1].bridge.peers.channels(None).await,
+        [(channel("lobby"), 4)].into(),
+        "each node counts once"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_tell_each_other_that_they_are_heard() {
+    let bus = Bus::default();
+    let alone = node(&bus, "a");
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(alone.bridge.peers.echoed_at(), None);
+    let other = node(&bus, "b");
+    sleep(Duration::from_secs(60)).await;
+    for peers in [&alone.bridge.peers, &other.bridge.peers] {
+        assert!(peers.echoed_at().is_some_and(|at| at.elapsed() <= Duration::from_secs(4)));
+        assert_eq!((peers.others(), peers.are_mute()), (1, false));
+    }
+    // It speaks, but hears nothing any more.
+    other.broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
+    sleep(Duration::from_secs(30)).await;
+    assert!(alone.bridge.peers.echoed_at().is_some_and(|at| at.elapsed() >= Duration::from_secs(16)));
+    assert_eq!(alone.bridge.peers.others(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_stopped_forgets_no_node_that_spoke_meanwhile() {
+    let bus = Bus::default();
+    let nodes = [node(&bus, "a"), node(&bus, "b")];
+    settle().await;
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(nodes[0].bridge.peers.nodes().len(), 2);
+    settle().await;
+    assert_eq!(nodes[0].bridge.peers.nodes().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_that_a_node_did_not_hear_says_so_and_is_done_when_it_is_back_for_what_was_open_then() {
+    let bus = Bus::default();
+    let nodes = [node(&bus, "a"), node(&bus, "b")];
+    nodes.iter().for_each(|node| node.play_shards(&[], 10));
+    settle().await;
+    let here = &nodes[0].bridge.peers;
+    let deaf = vec![peers::nodes_channel(Names::Present), peers::node_channel(Names::Present, nodes[1].id)];
+    nodes[1].broker.unsubscribe(deaf.clone());
+    nodes[0].broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
+    let told = here.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+    assert_eq!(told, Disconnected { closed: 20, complete: false });
+    sleep(Duration::from_secs(12)).await;
+    assert_eq!(here.others(), 0, "it is not counted on any more");
+    let told = here.disconnect(Who::User("bob".into()), CloseReason::Disconnected).await;
+    assert_eq!(told, Disconnected { closed: 20, complete: false }, "but missed");
+
+    nodes[0].broker.subscribe(vec![peers::nodes_channel(Names::Present)]).await;
+    nodes[1].broker.subscribe(deaf).await;
+    sleep(Duration::from_secs(4)).await;
+    settle().await;
+    assert_eq!(nodes[0].metrics.unfinished_disconnects.get(), 0);
+    let told = here.disconnect(Who::User("bob".into()), CloseReason::Disconnected).await;
+    assert!(told.complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_without_a_link_or_with_nodes_that_are_listed_only_is_not_complete() {
+    let bus = Bus::default();
+    let (broker, _) = bus.join();
+    let (events, receiver) = mpsc::channel(8);
+    let f = node_over(broker, receiver, "a");
+    f.play_shards(&[], 1);
+    let disconnect = || f.bridge.peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected);
+    assert_eq!(disconnect().await, Disconnected { closed: 2, complete: false }, "not connected yet");
+    events.send(vec![BrokerEvent::Connected]).await.unwrap();
+    settle().await;
+    assert!(disconnect().await.complete);
+    f.bridge.peers.listed_are(Some(1));
+    assert!(!disconnect().await.complete);
+    f.bridge.peers.listed_are(None);
+    assert!(disconnect().await.complete);
+    events.send(vec![BrokerEvent::Disconnected { reason: "x".into() }]).await.unwrap();
+    settle().await;
+    let other = ConnectionId { shard: 0, slot: 0, generation: 0 };
+    let client = |node| Who::Client { node, connection: other, user: None };
+    assert!(!f.bridge.peers.disconnect(client(NodeId(5)), CloseReason::Disconnected).await.complete);
+    assert!(f.bridge.peers.disconnect(client(f.id), CloseReason::Disconnected).await.complete, "it is here");
 }
 
 #[tokio::test(start_paused = true)]
 async fn nonsense_on_the_nodes_channel_is_skipped() {
     let f = node(&Bus::default(), "a");
     for payload in ["", "{}", r#"{"type":"later","from":1}"#] {
-        f.publish(text(&peers::nodes_channel(), payload)).await;
+        f.publish(text(&peers::nodes_channel(Names::Present), payload)).await;
     }
     let binary = crate::domain::Payload::Binary(Bytes::from_static(b"\xff"));
-    f.publish(Publication::bare(peers::nodes_channel(), binary)).await;
+    f.publish(Publication::bare(peers::nodes_channel(Names::Present), binary)).await;
     settle().await;
     assert_eq!(f.bridge.peers.nodes().len(), 1);
 }
@@ -401,7 +683,7 @@ async fn nonsense_on_the_nodes_channel_is_skipped() {
 async fn nodes_that_come_back_together_answer_each_other_once() {
     let bus = Bus::default();
     let (listener, mut events) = bus.join();
-    listener.subscribe(vec![peers::nodes_channel()]).await;
+    listener.subscribe(vec![peers::nodes_channel(Names::Present)]).await;
     let nodes: Vec<_> = (0..20).map(|number| node(&bus, &number.to_string())).collect();
     settle().await;
     assert!(nodes.iter().all(|node| node.bridge.peers.nodes().len() == 20));

@@ -5,7 +5,7 @@
 //! itself, with the address resolved and the files of its credentials read again, so that a moved primary and a rotated
 //! password heal without a restart. Which channel lives on which link is the [`topology`]'s.
 //!
-//! A channel is `<prefix>:<channel>` in Redis. Where the bridge does not keep up, the subscriber stops reading;
+//! A channel is `<prefix>:<channel>` in Redis; [`Prefix`] says what the nodes' own channels are. Where the bridge does not keep up, the subscriber stops reading;
 //! Redis then closes the connection at its output buffer's limit, and what was lost is told as by any reconnect.
 
 mod address;
@@ -29,13 +29,15 @@ use tokio::sync::mpsc;
 
 use self::{connector::Connector, link::Link, topology::Topology};
 use super::{
-    Broker, BrokerError, Events, IdempotencyKey, LinkId, NotSubscribed, PublishOptions, Published, Reply,
-    Side,
+    Broker, BrokerError, Events, FORMER_NAMES, INTERNAL_NAMESPACE, IdempotencyKey, LinkId, NotSubscribed,
+    PublishOptions, Published, Reply, Side,
 };
 use crate::domain::{ChannelName, Publication};
 
 /// Batches between subscriber and bridge, each of one read: some MiB, or as many large messages.
 const EVENTS: usize = 32;
+/// What the names begin with by which nodes speak to each other.
+const NODES: &str = "fanout-nodes";
 
 /// The handle; its tasks end when it is dropped.
 struct Redis(Topology);
@@ -91,6 +93,9 @@ impl Broker for Redis {
 impl Prefix {
     /// A channel's name in Redis.
     fn name(&self, channel: &ChannelName) -> Bytes {
+        if channel.namespace() == INTERNAL_NAMESPACE {
+            return self.name_of_nodes(channel.local());
+        }
         let mut name = BytesMut::with_capacity(self.0.len() + channel.as_str().len());
         name.put_slice(self.0.as_bytes());
         name.put_slice(channel.as_str().as_bytes());
@@ -106,5 +111,77 @@ impl Prefix {
     /// The ACL's pattern of all keys of the cluster.
     fn key_pattern(&self) -> String {
         format!("~{{{}*", self.0)
+    }
+
+    /// A name for what nodes say to each other: it holds no colon, so it is no channel of any cluster, and no ACL
+    /// pattern `<prefix>:*` grants it. One pattern, [`nodes_pattern`], grants those of one cluster.
+    fn name_of_nodes(&self, local: &str) -> Bytes {
+        let own = self.0.strip_suffix(':').unwrap_or(&self.0);
+        let name = match local.strip_prefix(FORMER_NAMES) {
+            Some(former) => format!("{}{INTERNAL_NAMESPACE}:{former}", self.0),
+            None => format!("{NODES}/{}/{}", escaped(own), local.replace(':', "/")),
+        };
+        name.into()
+    }
+}
+
+/// The ACL pattern of the names by which the nodes of one cluster speak to each other.
+pub fn nodes_pattern(channel_prefix: &str) -> String {
+    format!("{NODES}/{}/*", escaped(channel_prefix))
+}
+
+/// A prefix as one part of a name: what could end the part, or means something in a pattern, is percent-encoded.
+fn escaped(prefix: &str) -> String {
+    let mut text = String::with_capacity(prefix.len());
+    for byte in prefix.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' | b'~' => text.push(byte.into()),
+            byte => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(prefix: &str, channel: &str) -> String {
+        let name = Prefix(format!("{prefix}:").into()).name(&channel.parse().unwrap());
+        String::from_utf8(name.into()).unwrap()
+    }
+
+    #[test]
+    fn what_nodes_say_has_names_of_its_own() {
+        assert_eq!(name("prod.orders", "chat:room:1"), "prod.orders:chat:room:1");
+        assert_eq!(name("prod.orders", "fanout:nodes"), "fanout-nodes/prod.orders/nodes");
+        assert_eq!(name("prod.orders", "fanout:node:0a"), "fanout-nodes/prod.orders/node/0a");
+        assert_eq!(name("pfx:team/*", "fanout:nodes"), "fanout-nodes/pfx%3Ateam%2F%2A/nodes");
+        assert_eq!(nodes_pattern("prod.orders"), "fanout-nodes/prod.orders/*");
+    }
+
+    #[test]
+    fn the_former_names_are_those_of_the_first_version() {
+        assert_eq!(name("prod.orders", "fanout:former:nodes"), "prod.orders:fanout:nodes");
+        assert_eq!(name("prod.orders", "fanout:former:node:0a"), "prod.orders:fanout:node:0a");
+    }
+
+    proptest! {
+        #[test]
+        fn no_channel_of_any_cluster_has_a_name_of_nodes_and_no_pattern_grants_those_of_two(
+            own in "[^\\s{}\\x00-\\x1f\\x7f]{1,12}",
+            other in "[^\\s{}\\x00-\\x1f\\x7f]{1,12}|fanout-nodes|fanout-nodes/[a-z%/:]{0,9}",
+            local in "(nodes|node:[0-9a-f]{1,4}|canary:[0-9a-f]{1,4})",
+        ) {
+            let said = name(&own, &format!("fanout:{local}"));
+            // Every channel of a cluster and every recipe `<prefix>:*` has a colon.
+            prop_assert!(!said.contains(':'));
+            let pattern = nodes_pattern(&other);
+            let granted = pattern.strip_suffix('*').is_some_and(|start| said.starts_with(start));
+            prop_assert_eq!(granted, own == other, "{} and {}", said, pattern);
+            prop_assert!(!pattern.trim_end_matches('*').contains(['*', '?', '[', '\\']));
+        }
     }
 }

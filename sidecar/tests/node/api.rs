@@ -124,7 +124,7 @@ async fn channels_info_and_disconnect_speak_for_the_whole_cluster() {
     };
     eventually("every node tells of its client", clients).await;
     let reply = first.api("disconnect", &json!({"user": "ann"})).await;
-    assert_eq!(reply, json!({"result": {"num_clients": 2}}));
+    assert_eq!(reply, json!({"result": {"num_clients": 2, "complete": true}}));
     for client in [&mut two, &mut three] {
         assert_eq!(client.closed().await.0, 3503);
     }

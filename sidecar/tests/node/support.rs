@@ -165,7 +165,13 @@ impl Setup {
     pub(crate) async fn launch(self) -> Node {
         let (directory, boot, live_path, live) = self.write();
         let config = Config::load(&boot, &live_path).unwrap_or_else(|error| panic!("{error}"));
-        let options = Options { name: self.name, log: LogControl::none(), bus: self.bus, allocator: None };
+        let options = Options {
+            name: self.name,
+            log: LogControl::none(),
+            bus: self.bus,
+            allocator: None,
+            nodes_service: None,
+        };
         let app = App::start(config, options).await.unwrap_or_else(|error| panic!("{error}"));
         Node { addresses: app.addresses(), app, directory, live }
     }

@@ -13,13 +13,13 @@ use std::{
 
 use bytes::Bytes;
 use fanout_sidecar::{
-    bridge::{self, Bridge, Counts, Node},
+    bridge::{self, Bridge, Counts, Disconnected, Node, Who},
     broker::{
         self, Broker, BrokerError, BrokerEvent, Events, IdempotencyKey, PublishOptions, Published,
         conformance::{self, publish, send, subscribe, text, texts},
         redis::resp::MAX_BULK,
     },
-    domain::{ChannelName, NodeId, Origin, Payload, Publication},
+    domain::{ChannelName, CloseReason, NodeId, Origin, Payload, Publication},
     hub::Hub,
     shard::Packer,
     work::{self, Draft, Lane, NodeRun, Publisher},
@@ -561,7 +561,7 @@ fn bridge(settings: &RedisBroker) -> (Bridge, CancellationToken) {
     let (broker, events) = open(settings);
     let shutdown = CancellationToken::new();
     let bridge = bridge::start(bridge::Parts {
-        node: Node { run: NodeRun::begin(), name: "a".into(), version: "1".into() },
+        node: Node { run: NodeRun::begin(), name: "a".into(), version: "1".into(), grant: None },
         broker,
         events,
         hub: Hub::default(),
@@ -569,10 +569,20 @@ fn bridge(settings: &RedisBroker) -> (Bridge, CancellationToken) {
         packer: Packer::default(),
         max_message_bytes: Box::new(|| 1 << 16),
         counts: Box::new(Counts::default),
+        nodes_service: None,
         metrics: bridge::Metrics::default(),
         shutdown: shutdown.clone(),
     });
     (bridge, shutdown)
+}
+
+/// Waits until it holds.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn verified(bridge: &Bridge, verified: bool, within: Duration) -> Duration {
@@ -642,4 +652,109 @@ async fn a_connection_that_went_silent_is_noticed_and_heals() {
     proxy.swallow(false);
     let took = verified(&bridge, true, Duration::from_secs(15)).await;
     println!("verified again {took:?} after it spoke again");
+}
+
+// === what nodes say to each other ===
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_the_first_version_is_known_asked_and_answered_by_its_own_names() {
+    let server = Server::start();
+    let (bridge, shutdown) = bridge(&server.settings());
+    // It speaks on `test.site:fanout:nodes`, and listens there and on a channel of its own.
+    let old = RedisBroker { channel_prefix: format!("{PREFIX}:fanout"), ..server.settings() };
+    let (old, events) = connected(&old).await;
+    let mut heard = Heard { events, waiting: Vec::new() };
+    subscribe(&old, [&channel("nodes"), &channel("node:000000000000000a")]).await;
+    until("both listen", || server.cli(&["PUBSUB", "NUMSUB", "test.site:fanout:nodes"]).contains('2')).await;
+    let node = r#"{"type":"node","from":10,"name":"old","version":"0.0.9","startedAtMs":5,"connections":1,"users":0,"channels":3,"hello":true}"#;
+    publish(&old, &channel("nodes"), node).await;
+    until("it is known", || bridge.peers.nodes().len() == 2).await;
+    assert!(bridge.peers.are_mute());
+
+    let peers = bridge.peers.clone();
+    let who = Who::User("ann".into());
+    let asked = tokio::spawn(async move { peers.disconnect(who, CloseReason::Disconnected).await });
+    let ask = heard.next("ask").await;
+    assert_eq!(ask["question"]["user"], "ann");
+    let (request, from) = (&ask["request"], ask["from"].as_u64().unwrap());
+    let reply = format!(
+        r#"{{"type":"reply","from":10,"request":{request},"answer":{{"closed":2,"channels":{{}}}},"more":false}}"#
+    );
+    publish(&old, &channel(&format!("node:{from:016x}")), &reply).await;
+    assert_eq!(asked.await.unwrap(), Disconnected { closed: 2, complete: true });
+
+    let ask = r#"{"type":"ask","from":10,"request":7,"question":{"ask":"disconnect","user":"ann","connection":null,"reason":"disconnected"}}"#;
+    publish(&old, &channel("nodes"), ask).await;
+    assert_eq!(heard.next("reply").await["request"], 7);
+    shutdown.cancel();
+    heard.next("leave").await;
+}
+
+/// What an old node hears of others.
+struct Heard {
+    events: Events,
+    waiting: Vec<serde_json::Value>,
+}
+
+impl Heard {
+    /// The next message of this type; others before it are skipped.
+    async fn next(&mut self, kind: &str) -> serde_json::Value {
+        loop {
+            if let Some(at) = self.waiting.iter().position(|words| words["type"] == kind) {
+                return self.waiting.drain(..=at).next_back().unwrap();
+            }
+            let batch = timeout(Duration::from_secs(20), self.events.recv()).await.expect("in time");
+            for event in batch.expect("the broker lives") {
+                let BrokerEvent::Publication(publication) = event else { continue };
+                let words: serde_json::Value = serde_json::from_slice(publication.payload.bytes()).unwrap();
+                self.waiting.extend((words["from"] != 10).then_some(words));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nodes_say_is_out_of_reach_for_backends_and_for_nodes_of_other_clusters() {
+    let own = "-@all +publish +subscribe +unsubscribe +ping";
+    let lines = [
+        format!("user node on >n resetchannels &test.site:* &fanout-nodes/test.site/* {own}"),
+        format!("user backend on >b resetchannels &test.site:* {own}"),
+        format!(
+            "user other on >o resetchannels &test.sit:* &test:* &fanout-nodes/test.sit/* &fanout-nodes/test/* {own}"
+        ),
+        "user default on nopass allchannels +@all".to_owned(),
+    ];
+    let server = Server::prepared(tempdir().unwrap(), &lines.each_ref().map(String::as_str));
+    let settings = RedisBroker {
+        username_file: Some(server.file("username", "node")),
+        password_file: Some(server.file("password", "n")),
+        ..server.settings()
+    };
+    let (a, _a) = bridge(&settings);
+    let (b, _b) = bridge(&settings);
+    verified(&a, true, Duration::from_secs(10)).await;
+    until("they hear each other", || a.peers.echoed_at().is_some() && b.peers.others() == 1).await;
+
+    let said = server.cli(&["PUBSUB", "CHANNELS", "fanout-nodes/*"]);
+    // Both by `nodes`, and each by a channel of its own and by its canary's.
+    assert_eq!(said.lines().count(), 5, "{said}");
+    for name in said.lines() {
+        for (user, password) in [("backend", "b"), ("other", "o")] {
+            let told =
+                server.cli(&["--user", user, "--pass", password, "--no-auth-warning", "PUBLISH", name, "x"]);
+            assert!(told.contains("NOPERM"), "{user} on {name}: {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_whose_acl_does_not_grant_what_they_say_go_on_by_the_former_names() {
+    let lines =
+        ["user default on nopass resetchannels &test.site:* -@all +publish +subscribe +unsubscribe +ping"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (a, _a) = bridge(&server.settings());
+    let (b, _b) = bridge(&server.settings());
+    until("they hear each other", || a.peers.echoed_at().is_some() && b.peers.echoed_at().is_some()).await;
+    let told = a.peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+    assert!(told.complete, "{told:?}");
 }

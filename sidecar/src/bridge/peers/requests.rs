@@ -3,15 +3,11 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout_at},
-};
+use tokio::sync::mpsc;
 
-use super::message::Answer;
+use super::{message::Answer, patience::Patience};
 use crate::domain::NodeId;
 
 /// The open ones. Cheap to clone.
@@ -40,13 +36,13 @@ pub(super) struct Request {
 }
 
 impl Requests {
-    pub(super) fn open(&self, asked: Vec<NodeId>) -> Request {
+    pub(super) fn open(&self, asked: HashSet<NodeId>) -> Request {
         let (sender, parts) = mpsc::unbounded_channel();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.last += 1;
         let number = state.last;
         state.open.insert(number, sender);
-        Request { number, asked: asked.into_iter().collect(), parts, requests: self.clone() }
+        Request { number, asked, parts, requests: self.clone() }
     }
 
     pub(super) fn answered(&self, request: u64, from: NodeId, answer: Answer, more: bool) {
@@ -63,12 +59,11 @@ impl Request {
         self.number
     }
 
-    /// What came until every node has answered, or `limit` has passed.
-    pub(super) async fn answers(mut self, limit: Duration) -> Vec<Answer> {
-        let until = Instant::now() + limit;
+    /// What came until every node has answered or patience is over, and the nodes that have not answered then.
+    pub(super) async fn answers(mut self, mut patience: Patience) -> (Vec<Answer>, HashSet<NodeId>) {
         let mut answers = Vec::new();
         while !self.asked.is_empty()
-            && let Ok(Some(Part { from, answer, more })) = timeout_at(until, self.parts.recv()).await
+            && let Some(Some(Part { from, answer, more })) = patience.wait(self.parts.recv()).await
         {
             answers.push(answer);
             if !more {
@@ -78,7 +73,7 @@ impl Request {
         if !self.asked.is_empty() {
             tracing::warn!(silent = ?self.asked, "nodes did not answer in time");
         }
-        answers
+        (answers, std::mem::take(&mut self.asked))
     }
 }
 
