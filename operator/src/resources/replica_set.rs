@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{
     config_map::{self, BOOT, LIVE, ROOT},
     labels::{self, Component, metadata},
-    secret,
+    secret, service,
 };
 use crate::{
     api::{
@@ -198,7 +198,11 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
             "--node-name=$(FANOUT_NODE_NAME)",
             "--log-format=json",
         ],
-        "env": [{"name": "FANOUT_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        // No argument: a sidecar of an older version would refuse it.
+        "env": [
+            {"name": "FANOUT_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": "FANOUT_NODES_SERVICE", "value": service::nodes_host(cluster)},
+        ],
         "ports": [port("client", client), port("api", api), port("admin", admin), port("control", control)],
         "startupProbe": probe("/live", 1, 60),
         "livenessProbe": probe("/live", 10, 3),

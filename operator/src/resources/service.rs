@@ -57,12 +57,21 @@ fn api(cluster: &FanoutCluster) -> Service {
     }
 }
 
+/// Where nodes look up how many there are.
+pub(super) fn nodes_host(cluster: &FanoutCluster) -> String {
+    format!("{}.{}.svc", nodes_name(cluster), cluster.namespace())
+}
+
+fn nodes_name(cluster: &FanoutCluster) -> String {
+    format!("{}-nodes", cluster.name())
+}
+
 /// All nodes, those that drain or are not ready included: who asks here wants each by itself.
 fn nodes(cluster: &FanoutCluster) -> Service {
     let v1alpha1::Ports { client, api, admin, control } = cluster.spec.hub.ports;
     let ports = [("client", client), ("api", api), ("admin", admin), ("control", control)];
     Service {
-        metadata: metadata(cluster, Component::Node, format!("{}-nodes", cluster.name())),
+        metadata: metadata(cluster, Component::Node, nodes_name(cluster)),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             cluster_ip: Some("None".to_owned()),
