@@ -222,6 +222,7 @@ impl Admin {
             "broker": {
                 "connected": health.connected,
                 "verified": health.verified,
+                "unheard": health.unheard,
                 "verifiedSecondsAgo": health.verified_at.map(|at| at.elapsed().as_secs_f64()),
                 "roundTripSeconds": health.round_trip.map(|trip| trip.as_secs_f64()),
                 "reason": health.reason,

@@ -7,6 +7,7 @@
 
 mod canary;
 mod deliver;
+mod echo;
 mod gaps;
 mod metrics;
 mod peers;
@@ -111,6 +112,8 @@ pub struct BrokerHealth {
     pub round_trip: Option<Duration>,
     /// Why it is not connected or not verified, for people.
     pub reason: Option<Arc<str>>,
+    /// There are other nodes, and none of them hears this one.
+    pub unheard: bool,
 }
 
 /// Starts the bridge on the current runtime.
@@ -119,11 +122,12 @@ pub fn start(parts: Parts) -> Bridge {
     let Parts { max_message_bytes, nodes_service, metrics, shutdown, .. } = parts;
     let tasks = TaskTracker::new();
     let (notes, canary_notes) = mpsc::unbounded_channel();
-    let (canary, health) = Canary::new(node.run.id, Arc::clone(&broker), metrics.clone(), canary_notes);
-    let canaries = canary.channels();
-    let internal = canaries.iter().map(|(_, channel)| channel.clone()).collect();
+    let id = node.run.id;
     let peers =
         Peers::new(node, Arc::clone(&broker), Arc::clone(&mailboxes), counts, tasks.clone(), metrics.clone());
+    let (canary, health) = Canary::new(id, Arc::clone(&broker), peers.clone(), metrics.clone(), canary_notes);
+    let canaries = canary.channels();
+    let internal = canaries.iter().map(|(_, channel)| channel.clone()).collect();
 
     let died = CancellationToken::new();
     let needed = |task: BoxFuture<'static, ()>| {

@@ -15,7 +15,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{BrokerHealth, Metrics};
+use super::{
+    BrokerHealth, Metrics, Peers,
+    echo::{Echo, Seen, Verdict},
+};
 use crate::{
     broker::{Broker, BrokerError, INTERNAL_NAMESPACE, LinkId, PublishOptions, Side, Watchdog},
     domain::{ChannelName, NodeId, Payload, Publication},
@@ -56,6 +59,8 @@ pub(super) enum Note {
 pub(super) struct Canary {
     broker: Arc<dyn Broker>,
     links: Vec<Link>,
+    peers: Peers,
+    echo: Echo,
     notes: mpsc::UnboundedReceiver<(LinkId, Note)>,
     /// What became of canaries, told by their own tasks.
     outcomes: Outcomes,
@@ -107,6 +112,7 @@ impl Canary {
     pub(super) fn new(
         node: NodeId,
         broker: Arc<dyn Broker>,
+        peers: Peers,
         metrics: Metrics,
         notes: mpsc::UnboundedReceiver<(LinkId, Note)>,
     ) -> (Self, watch::Receiver<BrokerHealth>) {
@@ -115,7 +121,7 @@ impl Canary {
         let links = (0..broker.links()).map(LinkId).map(link).collect();
         let (health, receiver) = watch::channel(BrokerHealth::default());
         let outcomes = mpsc::unbounded_channel();
-        (Self { links, broker, notes, outcomes, health, metrics }, receiver)
+        (Self { links, peers, echo: Echo::new(now), broker, notes, outcomes, health, metrics }, receiver)
     }
 
     /// The canaries' channels, each on its link.
@@ -168,22 +174,45 @@ impl Canary {
                 }
             }
         }
-        self.tell();
+        let heard = self.judge_echo();
+        self.tell(heard);
+    }
+
+    /// Returns `true` if another node hears this one, or there is none.
+    fn judge_echo(&mut self) -> bool {
+        let Self { broker, links, peers, echo, metrics, .. } = self;
+        // Without a link that works nobody could hear it: that is told already.
+        let are_proven = links.iter().all(|link| link.state.is_proven());
+        let seen = Seen { are_others: are_proven && Seen::of(peers).are_others, ..Seen::of(peers) };
+        let verdict = echo.judge(seen, Instant::now());
+        if verdict == Verdict::Rebuild {
+            tracing::warn!("no other node hears this one although there are some, connecting to Redis again");
+            metrics.rebuilds.inc();
+            for link in links {
+                for side in [Side::Subscriber, Side::Publisher] {
+                    broker.rebuild(link.id, side, "no other node hears this one");
+                }
+            }
+        }
+        verdict == Verdict::Heard
     }
 
     /// The node's health is that of its worst link.
-    fn tell(&self) {
+    fn tell(&self, heard: bool) {
         let Self { links, health, metrics, .. } = self;
-        metrics.verified.set(i64::from(links.iter().all(|link| link.state.is_proven())));
+        let are_proven = links.iter().all(|link| link.state.is_proven());
+        metrics.verified.set(i64::from(are_proven && heard));
+        metrics.unheard.set(i64::from(!heard));
         metrics.publish_refused.set(i64::from(links.iter().any(|link| link.state.refused.is_some())));
         let rank = |link: &&Link| {
             let BrokerHealth { connected, verified, receive_only, .. } = link.state.health;
             (connected, verified || receive_only, verified)
         };
         let Some(worst) = links.iter().min_by_key(rank) else { return };
+        let now = BrokerHealth { unheard: !heard, ..worst.state.health.clone() };
         health.send_if_modified(|last| {
-            *last != worst.state.health && {
-                last.clone_from(&worst.state.health);
+            *last != now && {
+                *last = now;
                 true
             }
         });

@@ -16,6 +16,7 @@ pub struct Metrics {
     pub(super) reconnects: Counter,
     pub(super) rebuilds: Counter,
     pub(super) publish_refused: Gauge,
+    pub(super) unheard: Gauge,
     pub(super) refused_channels: Gauge,
     pub(super) received: Counter,
     pub(super) malformed: Counter,
@@ -84,6 +85,7 @@ impl Default for Metrics {
             reconnects: Counter::default(),
             rebuilds: Counter::default(),
             publish_refused: Gauge::default(),
+            unheard: Gauge::default(),
             refused_channels: Gauge::default(),
             received: Counter::default(),
             malformed: Counter::default(),
@@ -109,6 +111,7 @@ impl Metrics {
             reconnects,
             rebuilds,
             publish_refused,
+            unheard,
             refused_channels,
             received,
             malformed,
@@ -126,13 +129,16 @@ impl Metrics {
         broker.register("connected", "1 while all subscriptions at the broker are live", connected.clone());
         broker.register(
             "verified",
-            "1 while canaries come back in time over the present connection",
+            "1 while canaries come back in time over the present connection, and another node hears this one if there is any",
             verified.clone(),
         );
         broker.register("reconnects", "Connections made anew after a loss", reconnects.clone());
         broker.register("rebuilds", "Connections torn down because no canary came back", rebuilds.clone());
         let help = "1 while the broker refuses this node's canary by its access rules: nothing is verified";
         broker.register("publish_refused", help, publish_refused.clone());
+        let help =
+            "1 while there are other nodes and none of them hears this one: it may be on another server";
+        broker.register("unheard", help, unheard.clone());
         let help = "Channels with subscribers that the broker refuses by its access rules; tried again with back-off";
         broker.register("refused_channels", help, refused_channels.clone());
         broker.register("received", "Publications received from the broker", received.clone());
