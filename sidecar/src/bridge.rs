@@ -126,8 +126,7 @@ pub fn start(parts: Parts) -> Bridge {
     let peers =
         Peers::new(node, Arc::clone(&broker), Arc::clone(&mailboxes), counts, tasks.clone(), metrics.clone());
     let (canary, health) = Canary::new(id, Arc::clone(&broker), peers.clone(), metrics.clone(), canary_notes);
-    let canaries = canary.channels();
-    let internal = canaries.iter().map(|(_, channel)| channel.clone()).collect();
+    let canaries = canary.names();
 
     let died = CancellationToken::new();
     let needed = |task: BoxFuture<'static, ()>| {
@@ -146,38 +145,54 @@ pub fn start(parts: Parts) -> Bridge {
     let pump = Pump {
         deliver,
         links: vec![Link::default(); broker.links().into()],
-        canaries: canaries.iter().map(|(link, channel)| (channel.clone(), *link)).collect(),
+        canaries: names_of(&canaries),
         refused: HashSet::new(),
         peers: peers.clone(),
         notes: notes.clone(),
         metrics,
     };
     needed(until_shutdown(pump.run(events).boxed()).boxed());
-    tasks.spawn(until_shutdown(listen(broker, internal, notes).boxed()));
+    for (link, names) in canaries {
+        tasks.spawn(until_shutdown(listen(Arc::clone(&broker), link, names, notes.clone()).boxed()));
+    }
     tasks.close();
     Bridge { health, peers, tasks, died }
 }
 
-/// Subscribes to the canaries' own channels, for as long as it takes.
+/// Which link a canary came over, by the name of its channel.
+fn names_of(canaries: &[(LinkId, Vec<ChannelName>)]) -> HashMap<ChannelName, LinkId> {
+    let names = |(link, names): &(LinkId, Vec<ChannelName>)| {
+        let link = *link;
+        names.clone().into_iter().map(move |name| (name, link))
+    };
+    canaries.iter().flat_map(names).collect()
+}
+
+/// Subscribes to the canary's channel, for as long as it takes: by the first of its names that the broker grants.
 async fn listen(
     broker: Arc<dyn Broker>,
-    mut channels: Vec<ChannelName>,
+    link: LinkId,
+    names: Vec<ChannelName>,
     notes: mpsc::UnboundedSender<(LinkId, Note)>,
 ) {
     let mut pause = Duration::from_millis(250);
     loop {
-        let failed = broker.subscribe(channels).await;
-        let Some((channel, error)) = failed.first() else { break };
-        if let BrokerError::Refused(_) = error {
-            tracing::warn!(%channel, %error, "the broker refuses the canary's channel");
-            pause = (2 * pause).min(LONGEST_PAUSE);
+        for name in &names {
+            match broker.subscribe(vec![name.clone()]).await.pop() {
+                None => {
+                    // Not taken only at the end, by a canary that is gone.
+                    let _ = notes.send((link, Note::Listening(name.clone())));
+                    return;
+                }
+                Some((channel, error @ BrokerError::Refused(_))) => {
+                    tracing::warn!(%channel, %error, "the broker refuses a name of the canary's channel");
+                    pause = (2 * pause).min(LONGEST_PAUSE);
+                }
+                // The other name is no better.
+                Some(_) => break,
+            }
         }
-        channels = failed.into_iter().map(|(channel, _)| channel).collect();
         sleep(pause).await;
-    }
-    for link in 0..broker.links() {
-        // Not taken only at the end, by a canary that is gone.
-        let _ = notes.send((LinkId(link), Note::Listening));
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     echo::{Echo, Seen, Verdict},
 };
 use crate::{
-    broker::{Broker, BrokerError, INTERNAL_NAMESPACE, LinkId, PublishOptions, Side, Watchdog},
+    broker::{Broker, BrokerError, FORMER_NAMES, INTERNAL_NAMESPACE, LinkId, PublishOptions, Side, Watchdog},
     domain::{ChannelName, NodeId, Payload, Publication},
     work::now_us,
 };
@@ -45,8 +45,8 @@ const TICK: Duration = Duration::from_millis(250);
 pub(super) enum Note {
     /// Subscriptions are live.
     Connected,
-    /// The canary's own channel is among them.
-    Listening,
+    /// The canary's own channel is among them, by this name.
+    Listening(ChannelName),
     /// The connection is lost.
     Disconnected(Arc<str>),
     /// A canary came back.
@@ -72,6 +72,9 @@ type Outcomes = (mpsc::UnboundedSender<(LinkId, Note)>, mpsc::UnboundedReceiver<
 
 struct Link {
     id: LinkId,
+    /// Its names, in the order of preference.
+    names: Vec<ChannelName>,
+    /// The one in use.
     channel: ChannelName,
     state: State,
 }
@@ -117,16 +120,19 @@ impl Canary {
         notes: mpsc::UnboundedReceiver<(LinkId, Note)>,
     ) -> (Self, watch::Receiver<BrokerHealth>) {
         let now = Instant::now();
-        let link = |id| Link { id, channel: channel_of(node, id, &*broker), state: State::new(now) };
+        let link = |id| {
+            let names = names_of(node, id, &*broker);
+            Link { id, channel: names[0].clone(), names, state: State::new(now) }
+        };
         let links = (0..broker.links()).map(LinkId).map(link).collect();
         let (health, receiver) = watch::channel(BrokerHealth::default());
         let outcomes = mpsc::unbounded_channel();
         (Self { links, peers, echo: Echo::new(now), broker, notes, outcomes, health, metrics }, receiver)
     }
 
-    /// The canaries' channels, each on its link.
-    pub(super) fn channels(&self) -> Vec<(LinkId, ChannelName)> {
-        self.links.iter().map(|link| (link.id, link.channel.clone())).collect()
+    /// The names of each link's canary, in the order of preference.
+    pub(super) fn names(&self) -> Vec<(LinkId, Vec<ChannelName>)> {
+        self.links.iter().map(|link| (link.id, link.names.clone())).collect()
     }
 
     pub(super) async fn run(mut self) {
@@ -147,11 +153,14 @@ impl Canary {
 
     fn note(&mut self, link: LinkId, note: Note) {
         let Self { links, metrics, .. } = self;
-        let Some(Link { state, .. }) = links.get_mut(usize::from(link.0)) else { return };
+        let Some(Link { state, channel, .. }) = links.get_mut(usize::from(link.0)) else { return };
         let now = Instant::now();
         match note {
             Note::Connected => state.connected(now),
-            Note::Listening => state.listening(now),
+            Note::Listening(name) => {
+                *channel = name;
+                state.listening(now);
+            }
             Note::Disconnected(reason) => state.disconnected(reason),
             Note::Sent(outcome) => state.sent(outcome, now),
             Note::Returned(number) => {
@@ -164,7 +173,7 @@ impl Canary {
 
     fn act(&mut self) {
         let Self { broker, links, outcomes, metrics, .. } = self;
-        for Link { id, channel, state } in links {
+        for Link { id, channel, state, .. } in links {
             match state.due(Instant::now()) {
                 Due::Nothing => {}
                 Due::Send(number) => send(&**broker, *id, channel.clone(), number, outcomes.0.clone()),
@@ -219,12 +228,17 @@ impl Canary {
     }
 }
 
-/// A channel of the node's own that lives on the link.
-fn channel_of(node: NodeId, link: LinkId, broker: &dyn Broker) -> ChannelName {
+/// Channels of the node's own that live on the link: the first one, and that of the first version, which a broker grants
+/// whose rules were made for it.
+fn names_of(node: NodeId, link: LinkId, broker: &dyn Broker) -> Vec<ChannelName> {
     let plain = std::iter::once(format!("{INTERNAL_NAMESPACE}:canary:{node}"));
     let others = (1..).map(|number: u32| format!("{INTERNAL_NAMESPACE}:canary:{node}:{number}"));
-    let names = plain.chain(others).map(|name| name.parse::<ChannelName>().expect("a good name"));
-    names.into_iter().find(|name| broker.link(name) == link).expect("every link carries some name")
+    let parse = |name: String| name.parse::<ChannelName>().expect("a good name");
+    let mut names = plain.chain(others).map(parse);
+    let first = names.find(|name| broker.link(name) == link).expect("every link carries some name");
+    let former = parse(format!("{INTERNAL_NAMESPACE}:{FORMER_NAMES}canary:{node}"));
+    let former = Some(former).filter(|name| broker.link(name) == link);
+    std::iter::once(first).chain(former).collect()
 }
 
 fn send(

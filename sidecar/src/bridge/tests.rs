@@ -516,12 +516,15 @@ async fn the_former_names_are_used_while_an_old_node_speaks_and_not_30_s_longer(
 async fn a_reconnect_and_a_node_that_is_listed_but_not_heard_bring_the_former_names_back() {
     let (events, receiver) = mpsc::channel(8);
     let (broker, _) = Bus::default().join();
-    events.send(vec![BrokerEvent::Connected]).await.unwrap();
+    events.send(vec![BrokerEvent::Connected { link: LinkId(0) }]).await.unwrap();
     let f = node_over(broker, receiver, "a");
     sleep(Duration::from_secs(31)).await;
     assert_eq!(f.metrics.former_names.get(), 0);
     events
-        .send(vec![BrokerEvent::Disconnected { reason: "x".into() }, BrokerEvent::Connected])
+        .send(vec![
+            BrokerEvent::Disconnected { link: LinkId(0), reason: "x".into() },
+            BrokerEvent::Connected { link: LinkId(0) },
+        ])
         .await
         .unwrap();
     settle().await;
@@ -538,31 +541,47 @@ struct Refusing(Arc<dyn Broker>);
 
 impl Refusing {
     fn is_refused(channel: &ChannelName) -> bool {
-        channel.namespace() == INTERNAL_NAMESPACE && channel.local().starts_with("node")
+        let local = channel.local();
+        channel.namespace() == INTERNAL_NAMESPACE
+            && (local.starts_with("node") || local.starts_with("canary"))
     }
 }
 
 impl Broker for Refusing {
-    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
-        if channels.iter().any(Self::is_refused) {
-            return Box::pin(async { Err(crate::broker::BrokerError::Refused("NOPERM".into())) });
-        }
-        self.0.subscribe(channels)
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
+        let (refused, granted): (Vec<_>, Vec<_>) = channels.into_iter().partition(Self::is_refused);
+        let granted = self.0.subscribe(granted);
+        Box::pin(async {
+            let refused = refused.into_iter().map(|channel| (channel, BrokerError::Refused("NOPERM".into())));
+            refused.chain(granted.await).collect()
+        })
     }
 
-    fn unsubscribe(&self, channels: Vec<ChannelName>) -> Reply<()> {
-        self.0.unsubscribe(channels)
+    fn unsubscribe(&self, channels: Vec<ChannelName>) {
+        self.0.unsubscribe(channels);
     }
 
-    fn publish(&self, publication: Publication) -> Reply<Option<StreamPosition>> {
+    fn publish(
+        &self,
+        publication: Publication,
+        options: PublishOptions,
+    ) -> Reply<Result<Published, BrokerError>> {
         if Self::is_refused(&publication.channel) {
-            return Box::pin(async { Err(crate::broker::BrokerError::Refused("NOPERM".into())) });
+            return Box::pin(async { Err(BrokerError::Refused("NOPERM".into())) });
         }
-        self.0.publish(publication)
+        self.0.publish(publication, options)
     }
 
-    fn rebuild(&self, reason: &str) {
-        self.0.rebuild(reason);
+    fn link(&self, channel: &ChannelName) -> LinkId {
+        self.0.link(channel)
+    }
+
+    fn links(&self) -> u16 {
+        self.0.links()
+    }
+
+    fn rebuild(&self, link: LinkId, side: Side, reason: &str) {
+        self.0.rebuild(link, side, reason);
     }
 }
 
@@ -577,6 +596,7 @@ async fn where_redis_does_not_grant_the_present_names_nodes_go_on_by_the_former_
     nodes.iter().for_each(|node| node.play_shards(&[("lobby", 1)], 1));
     sleep(Duration::from_secs(60)).await;
     assert_eq!(nodes[0].bridge.peers.others(), 1);
+    assert!(nodes[0].bridge.health.borrow().verified);
     assert!(!nodes[0].bridge.peers.are_mute() && nodes[0].bridge.peers.echoed_at().is_some());
     let told = nodes[0].bridge.peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
     assert_eq!(told, Disconnected { closed: 4, complete: true });
@@ -652,14 +672,14 @@ async fn a_disconnect_without_a_link_or_with_nodes_that_are_listed_only_is_not_c
     f.play_shards(&[], 1);
     let disconnect = || f.bridge.peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected);
     assert_eq!(disconnect().await, Disconnected { closed: 2, complete: false }, "not connected yet");
-    events.send(vec![BrokerEvent::Connected]).await.unwrap();
+    events.send(vec![BrokerEvent::Connected { link: LinkId(0) }]).await.unwrap();
     settle().await;
     assert!(disconnect().await.complete);
     f.bridge.peers.listed_are(Some(1));
     assert!(!disconnect().await.complete);
     f.bridge.peers.listed_are(None);
     assert!(disconnect().await.complete);
-    events.send(vec![BrokerEvent::Disconnected { reason: "x".into() }]).await.unwrap();
+    events.send(vec![BrokerEvent::Disconnected { link: LinkId(0), reason: "x".into() }]).await.unwrap();
     settle().await;
     let other = ConnectionId { shard: 0, slot: 0, generation: 0 };
     let client = |node| Who::Client { node, connection: other, user: None };
