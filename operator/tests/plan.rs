@@ -402,14 +402,52 @@ fn the_pod_with_the_fewest_connections_goes() {
 }
 
 #[test]
-fn a_pod_that_is_not_ready_goes_before_one_with_fewer_connections() {
+fn a_pod_that_is_not_ready_goes_first_only_where_it_is_known_to_be_empty() {
+    let retired = |broken: ObservedPod| {
+        let mut world = World::settled(&desired("a", 3));
+        world.observed.pods.iter_mut().for_each(|pod| pod.connections = Some(9));
+        let name = world.observed.pods[2].name.clone();
+        world.observed.pods[2] = ObservedPod { name: name.clone(), ..broken };
+        let actions = plan(&world.observed, &desired("a", 2), world.now);
+        actions.iter().any(|action| action.step == Step::Retire { pod: name.clone() })
+    };
+    let broken = |connections| ObservedPod { connections, ..pod("x", "a", second(0), false) };
+    assert!(retired(broken(Some(0))));
+    assert!(!retired(broken(Some(50))));
+    assert!(!retired(broken(None)));
+    // Its set cannot shrink while it stays.
+    assert!(retired(ObservedPod { stuck: true, ..broken(None) }));
+}
+
+#[test]
+fn a_pod_that_could_not_be_asked_is_the_last_to_go() {
     let mut world = World::settled(&desired("a", 3));
-    world.observed.pods[0].connections = Some(0);
-    world.observed.pods[2].ready = false;
-    world.observed.pods[2].connections = Some(50);
-    let broken = world.observed.pods[2].name.clone();
+    for (at, connections) in [None, Some(9_000), None].into_iter().enumerate() {
+        world.observed.pods[at].connections = connections;
+    }
+    let known = world.observed.pods[1].name.clone();
     let actions = plan(&world.observed, &desired("a", 2), world.now);
-    assert_eq!(actions[0].step, Step::Retire { pod: broken });
+    assert_eq!(actions, [Action { step: Step::Retire { pod: known }, reason: Reason::ScaleDown }]);
+}
+
+#[test]
+fn a_set_does_not_shrink_while_its_controller_would_take_a_pod_with_clients() {
+    let mut world = World::settled(&desired("a", 4));
+    world.observed.pods.iter_mut().for_each(|pod| pod.connections = Some(9));
+    world.observed.pods[2].connections = None;
+    let unknown = world.observed.pods[2].name.clone();
+    world.down.insert(unknown.clone());
+    let less = desired("a", 3);
+    for _ in 0..50 {
+        world.pod_mut(&unknown).ready = false;
+        let actions = plan(&world.observed, &less, world.now);
+        assert!(actions.iter().all(|action| !matches!(action.step, Step::Remove { .. })), "{actions:?}");
+        actions.iter().for_each(|action| world.perform(&action.step));
+        world.now += SignedDuration::from_millis(100);
+    }
+    world.down.clear();
+    world.play(&less);
+    assert!(world.observed.pods.iter().any(|pod| pod.name == unknown), "another went");
 }
 
 #[test]

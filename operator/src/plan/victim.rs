@@ -17,18 +17,26 @@ pub(super) struct Candidate<'a> {
     pub(super) outdated: bool,
 }
 
-/// Sort key of the pods we would give up first: not ready, then already leaving, then of an older revision, then
-/// with the fewest connections. The youngest of equals goes, for its clients came last; the name makes it stable.
+/// Sort key of the pods we would give up first: those that can serve nobody, then already leaving, then of an older
+/// revision, then with the fewest connections; one whose connections are not known is taken for the one with the most.
+/// The youngest of equals goes, for its clients came last; the name makes it stable.
 pub(super) fn preference<'a>(candidate: &Candidate<'a>) -> impl Ord + use<'a> {
     let Candidate { pod, outdated } = *candidate;
     (
-        pod.ready,
+        !is_expendable(pod),
         pod.retired.is_none(),
         !outdated,
-        pod.connections.unwrap_or(0),
+        pod.connections.unwrap_or(u64::MAX),
         Reverse(pod.created),
         pod.name.as_str(),
     )
+}
+
+/// Whether a pod that is not ready goes before those that are. It may have lost its readiness and kept its clients, so
+/// it must be known to be empty. But the ReplicaSet controller deletes it before any pod that is ready, so that its
+/// set cannot shrink while it stays; after its time it goes all the same, and its clients are asked to leave first.
+fn is_expendable(pod: &ObservedPod) -> bool {
+    !pod.ready && (pod.connections == Some(0) || pod.stuck)
 }
 
 /// The `count` pods of one set that should go first.
