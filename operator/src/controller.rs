@@ -21,7 +21,7 @@ use std::{
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Client,
+    Client, Resource,
     core::DeserializeGuard,
     runtime::controller::{Action, Config, Error as Reconcile, applier},
 };
@@ -98,6 +98,9 @@ pub enum Error {
     /// Another process leads.
     #[error("this process does not lead")]
     NotLeading,
+    /// The FanoutCluster was changed or deleted after the plan was made.
+    #[error("the FanoutCluster changed while its plan was made")]
+    Superseded,
     /// A child of that name was not made for this cluster.
     #[error(
         "{kind} {name} belongs to somebody else: rename or delete it, or give the FanoutCluster another name"
@@ -136,9 +139,9 @@ pub enum ErrorClass {
     Conflict,
 }
 
-/// Failures in a row of each cluster.
+/// Failures in a row of each cluster, by its uid.
 #[derive(Debug, Default)]
-struct Failures(Mutex<HashMap<Trigger, u32>>);
+struct Failures(Mutex<HashMap<Option<String>, u32>>);
 
 /// Reconciles every cluster of `namespaces` (none: of all) until `stop`; what is under way then is finished.
 /// Dropping it aborts what is under way.
@@ -204,7 +207,7 @@ async fn measured(cluster: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     };
     context.metrics.reconciled(outcome, begun.elapsed());
     if result.is_ok() {
-        context.failures.forget(&Trigger::from_obj(&cluster));
+        context.failures.forget(&cluster.meta().uid);
     }
     result
 }
@@ -248,7 +251,7 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
 
 #[expect(clippy::needless_pass_by_value, reason = "kube hands them over so")]
 fn error_policy(cluster: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let cluster = Trigger::from_obj(cluster.as_ref());
+    let cluster = cluster.meta().uid.clone();
     match error.class() {
         ErrorClass::Terminal => Action::await_change(),
         ErrorClass::Waiting => Action::requeue(jittered(WAITING)),
@@ -330,6 +333,7 @@ impl Error {
         match self {
             Self::Malformed(_) | Self::NotLeading => ErrorClass::Terminal,
             Self::NotOurs { .. } => ErrorClass::Waiting,
+            Self::Superseded => ErrorClass::Conflict,
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) => class_of(status.code),
                 _ => ErrorClass::Transient,
@@ -354,7 +358,7 @@ impl From<ErrorClass> for Outcome {
 impl Failures {
     /// Time until the next try: from a second to five minutes, and any part of it, so that clusters that failed
     /// together do not come back together.
-    fn next_try(&self, cluster: Trigger) -> Duration {
+    fn next_try(&self, cluster: Option<String>) -> Duration {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry(cluster).or_insert(0);
         *count = count.saturating_add(1);
@@ -362,7 +366,7 @@ impl Failures {
         longest.mul_f64(rand::random_range(0.1..1.0))
     }
 
-    fn forget(&self, cluster: &Trigger) {
+    fn forget(&self, cluster: &Option<String>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
 }

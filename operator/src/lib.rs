@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod api_client;
 pub mod args;
 pub mod controller;
 pub mod events;

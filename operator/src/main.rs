@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use fanout_operator::{
+    api_client,
     args::{Args, Command, LogFormat, RunArgs},
     controller::{self, Shared},
     events::Events,
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
 async fn run(args: RunArgs) -> anyhow::Result<()> {
     start_logs(args.log_format, &args.log)?;
     let stop = stop_on_signal()?;
-    let client = kube::Client::try_default().await.context("no way to the API server is configured")?;
+    let client = api_client::connect().await.context("no way to the API server is configured")?;
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
     // Standing by is being ready; the leader is not until its watches are in step.
     readiness.set();

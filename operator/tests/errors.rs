@@ -106,6 +106,39 @@ fn with_managed_redis() -> ApiServer {
     server
 }
 
+/// A ready pod of a ReplicaSet.
+fn ready_pod(name: &str, labels: &Value, set: &Value) -> Value {
+    let metadata = &set["metadata"];
+    let owner = json!([{
+        "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": metadata["name"], "uid": metadata["uid"], "controller": true,
+    }]);
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": labels, "ownerReferences": owner},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+/// A cluster of two nodes that run, and its ReplicaSet.
+async fn with_two_nodes(server: &ApiServer) -> (Operator, Value) {
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"replicas": 2}}));
+    let operator = Operator::start(server).await;
+    seconds(5).await;
+    let set = server.below(SETS).remove(0);
+    for name in ["chat-one", "chat-two"] {
+        let labels = &set["spec"]["template"]["metadata"]["labels"];
+        server.put(&format!("{PODS}/{name}"), ready_pod(name, labels, &set));
+    }
+    seconds(5).await;
+    (operator, set)
+}
+
+fn status_nodes(server: &ApiServer) -> Vec<String> {
+    let cluster = server.get(&format!("{CLUSTERS}/chat")).unwrap();
+    let nodes = cluster["status"]["nodes"].as_array().cloned().unwrap_or_default();
+    nodes.iter().map(|node| node["name"].as_str().unwrap().to_owned()).collect()
+}
+
 /// Events of a reason, each as note and, behind it, the pod that it is about.
 fn told(server: &ApiServer, reason: &str) -> Vec<String> {
     let events = server.below(EVENTS).into_iter().filter(|event| event["reason"] == reason);
@@ -303,14 +336,7 @@ async fn a_pod_that_goes_is_told_by_an_event_with_its_name_and_why() {
     let set = server.below(SETS).remove(0);
     let template = &set["spec"]["template"]["metadata"];
     for name in ["chat-one", "chat-two"] {
-        let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set["metadata"]["name"], "uid": "x"}]);
-        let ready = json!([{"type": "Ready", "status": "True"}]);
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "labels": template["labels"], "ownerReferences": owner},
-            "status": {"phase": "Running", "conditions": ready},
-        });
-        server.put(&format!("{PODS}/{name}"), pod);
+        server.put(&format!("{PODS}/{name}"), ready_pod(name, &template["labels"], &set));
     }
     seconds(5).await;
     assert_eq!(told(&server, "ScaleDown"), [""; 0]);
@@ -328,6 +354,117 @@ async fn a_pod_that_goes_is_told_by_an_event_with_its_name_and_why() {
         "node {name} with an unknown number of connections leaves: fewer nodes are asked for [{name}]"
     );
     assert_eq!(told(&server, "ScaleDown"), [note]);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_and_sets_that_only_carry_the_label_are_neither_counted_nor_touched() {
+    let server = with_cluster();
+    let (operator, set) = with_two_nodes(&server).await;
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    let mut theirs = set.clone();
+    theirs["metadata"]["name"] = json!("backend");
+    theirs["metadata"]["uid"] = json!("backend");
+    theirs["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "apps/v1", "kind": "Deployment", "name": "backend", "uid": "d", "controller": true,
+    }]);
+    server.take_writes();
+    server.put(&format!("{SETS}/backend"), theirs.clone());
+    server.put(&format!("{PODS}/backend-one"), ready_pod("backend-one", labels, &theirs));
+    let mut debug = ready_pod("chat-debug", labels, &set);
+    debug["metadata"]["ownerReferences"] = Value::Null;
+    server.put(&format!("{PODS}/chat-debug"), debug);
+    seconds(60).await;
+    assert_eq!(server.take_writes(), [""; 0]);
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "True");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_is_made_anew_takes_nothing_over_from_its_predecessor() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "True");
+    let key = server.get(SECRET).unwrap()["data"].take();
+    // The garbage collector takes its time.
+    let left: Vec<_> = [SETS, PODS].iter().flat_map(|of| server.below(of)).collect();
+    server.delete(&format!("{CLUSTERS}/chat"));
+    seconds(1).await;
+    let mut anew = cluster("chat");
+    anew["spec"]["replicas"] = json!(2);
+    server.put(&format!("{CLUSTERS}/chat"), anew);
+    seconds(30).await;
+    assert_eq!(status_nodes(&server), [""; 0]);
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
+    let same: Vec<_> = [SETS, PODS].iter().flat_map(|of| server.below(of)).collect();
+    assert_eq!(left, same);
+    assert_eq!(server.get(SECRET).unwrap()["data"], key);
+
+    let all = ["services", "secrets", "configmaps", "serviceaccounts"]
+        .map(|kind| format!("/api/v1/namespaces/test/{kind}"));
+    let policies = "/apis/networking.k8s.io/v1/namespaces/test/networkpolicies".to_owned();
+    let budgets = "/apis/policy/v1/namespaces/test/poddisruptionbudgets".to_owned();
+    for of in all.into_iter().chain([SETS.to_owned(), PODS.to_owned(), policies, budgets]) {
+        for object in server.below(&of) {
+            server.delete(&format!("{of}/{}", object["metadata"]["name"].as_str().unwrap()));
+        }
+    }
+    seconds(30).await;
+    assert_ne!(server.get(SECRET).unwrap()["data"], key);
+    assert_eq!(server.below(SETS).len(), 1);
+    let edited = told(&server, "ChildApplied");
+    assert!(edited.iter().all(|note| !note.contains("deleted or edited")), "{edited:?}");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_was_paused_a_moment_ago_loses_no_pod() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    let path = format!("{CLUSTERS}/chat");
+    server.edit(&path, &json!({"spec": {"replicas": 1}}));
+    server.silence(CLUSTERS);
+    server.edit(&path, &json!({"spec": {"paused": true}}));
+    server.take_writes();
+    seconds(30).await;
+    let touched: Vec<_> =
+        server.take_writes().into_iter().filter(|write| !write.contains("/fanoutclusters/")).collect();
+    assert_eq!(touched, [""; 0]);
+    server.edit(&path, &json!({"spec": {"paused": false}}));
+    seconds(30).await;
+    assert!(server.take_writes().iter().any(|write| write.contains("/pods/")), "undone, it goes on");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_disruptive_write_names_the_object_that_was_seen() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    server.take_sent();
+    for replicas in [1, 3] {
+        server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"replicas": replicas}}));
+        seconds(5).await;
+    }
+    let disruptive = |path: &str| path.contains("/pods/") || path.contains("/replicasets/");
+    let sent: Vec<_> = server.take_sent().into_iter().filter(|(_, path, _)| disruptive(path)).collect();
+    assert!(sent.len() >= 3, "retired, restored and resized: {sent:?}");
+    for (_, path, body) in &sent {
+        let seen = &body["metadata"];
+        assert!(seen["uid"].is_string() && seen["resourceVersion"].is_string(), "{path}: {body}");
+    }
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_never_answers_holds_a_cluster_up_for_seconds() {
+    let server = with_cluster();
+    server.hang(Method::PATCH, "/services/chat-api");
+    let operator = Operator::start(&server).await;
+    seconds(10).await;
+    assert_eq!(server.get("/api/v1/namespaces/test/services/chat-api"), None);
+    seconds(30).await;
+    assert!(server.get("/api/v1/namespaces/test/services/chat-api").is_some());
     operator.stop().await;
 }
 

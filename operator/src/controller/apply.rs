@@ -175,6 +175,7 @@ impl Applier {
                 kind => wanted.contains(kind, &name),
             };
             if !kept && write::is_owned_by(child.as_ref(), cluster) {
+                self.writer.confirm(cluster).await?;
                 self.writer.delete(resource, child).await?;
             }
         }

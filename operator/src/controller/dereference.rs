@@ -5,7 +5,7 @@
 //! words of [`plan`](crate::plan).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -27,7 +27,7 @@ use crate::{
     api::{FanoutCluster, v1alpha1::RedisKind},
     plan::{Observed, ObservedPod, ObservedSet},
     redis::managed,
-    resources::labels,
+    resources::{labels, replica_set::CONTAINER},
     scrape::{Report, Reports},
 };
 
@@ -42,11 +42,12 @@ pub const RELEASED_AT: &str = "fanout.dev/released-at";
 pub struct Found {
     /// What the spec names.
     pub named: Dereferenced,
-    /// Our own children, pods and Secrets apart.
+    /// Labelled children, pods and Secrets apart. ReplicaSets and StatefulSets are the cluster's own; of others, the
+    /// owner is still to be looked at.
     pub children: Vec<(ApiResource, Arc<DynamicObject>)>,
-    /// The pods of the nodes.
+    /// The pods of the cluster's own ReplicaSets.
     pub nodes: Vec<Node>,
-    /// The pods of the managed Redis.
+    /// The pods of the cluster's own StatefulSet.
     pub redis: Vec<Arc<Pod>>,
     /// When that was.
     pub at: Timestamp,
@@ -79,12 +80,13 @@ pub(super) async fn dereference(
         let shape = secrets.shape(mirrors, cluster.namespace(), &name).await?;
         named.secrets.insert(name, shape);
     }
-    let nodes = mirrors.nodes_of(cluster);
+    let children = own_sets(cluster, mirrors.children_of(cluster));
+    let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
     let mut found = Found {
         named,
-        children: mirrors.children_of(cluster),
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
-        redis: mirrors.redis_of(cluster),
+        redis: pods_of(&children, "StatefulSet", mirrors.redis_of(cluster)),
+        children,
         at: Timestamp::now(),
     };
     if found.managed_redis_is_down(cluster) {
@@ -94,6 +96,38 @@ pub(super) async fn dereference(
         }
     }
     Ok(found)
+}
+
+/// Children without the ReplicaSets and StatefulSets that only carry the cluster's label. Anybody may set a label, and
+/// a cluster that was deleted leaves children of the same label for a while; only the uid of the controller tells.
+pub(super) fn own_sets(
+    cluster: &FanoutCluster,
+    mut children: Vec<(ApiResource, Arc<DynamicObject>)>,
+) -> Vec<(ApiResource, Arc<DynamicObject>)> {
+    let uid = cluster.metadata.uid.as_deref();
+    children.retain(|(resource, child)| match resource.kind.as_str() {
+        "ReplicaSet" | "StatefulSet" => uid.is_some() && controller(child.as_ref()) == uid,
+        _ => true,
+    });
+    children
+}
+
+/// The pods that one of the sets of a kind controls.
+pub(super) fn pods_of(
+    sets: &[(ApiResource, Arc<DynamicObject>)],
+    kind: &str,
+    mut pods: Vec<Arc<Pod>>,
+) -> Vec<Arc<Pod>> {
+    let sets = sets.iter().filter(|(resource, _)| resource.kind == kind);
+    let uids: BTreeSet<_> = sets.filter_map(|(_, set)| set.metadata.uid.as_deref()).collect();
+    pods.retain(|pod| controller(pod.as_ref()).is_some_and(|uid| uids.contains(uid)));
+    pods
+}
+
+/// The uid of an object's controller.
+fn controller(object: &impl ResourceExt) -> Option<&str> {
+    let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+    Some(&owner.uid)
 }
 
 /// What was found, in the words of the plan.
@@ -117,14 +151,13 @@ fn observed_set(set: &DynamicObject) -> ObservedSet {
     }
 }
 
-/// `None` for a pod that has ended, and for one that no ReplicaSet owns.
+/// `None` for a pod that has ended, and for one without a controller.
 fn observed_pod(node: &Node, now: Timestamp) -> Option<ObservedPod> {
     let Node { pod, report } = node;
     if matches!(phase(pod), "Failed" | "Succeeded") {
         return None;
     }
-    let owner = pod.owner_references().iter().find(|owner| owner.kind == "ReplicaSet")?;
-    let answered = report.as_ref().filter(|report| report.answered);
+    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
     Some(ObservedPod {
         name: pod.name_any(),
         set: owner.name.clone(),
@@ -135,8 +168,29 @@ fn observed_pod(node: &Node, now: Timestamp) -> Option<ObservedPod> {
         retired: time_of(pod, RETIRED_AT),
         released: time_of(pod, RELEASED_AT),
         ends_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
-        connections: answered.map(|report| report.connections),
+        connections: connections(pod, report.as_ref()),
     })
+}
+
+/// Open connections of a node; `None` where they are not known. A sidecar that does not run has none. The kubelet's
+/// word counts for that: where it is lost with its Kubernetes node, its last word is that the sidecar runs.
+fn connections(pod: &Pod, report: Option<&Report>) -> Option<u64> {
+    if !sidecar_runs(pod) {
+        return Some(0);
+    }
+    report.filter(|report| report.answered).map(|report| report.connections)
+}
+
+fn sidecar_runs(pod: &Pod) -> bool {
+    let status = pod.status.iter();
+    let mut containers = status.flat_map(|status| {
+        let init = status.init_container_statuses.iter().flatten();
+        init.chain(status.container_statuses.iter().flatten())
+    });
+    match containers.find(|container| container.name == CONTAINER) {
+        Some(sidecar) => sidecar.state.as_ref().is_some_and(|state| state.running.is_some()),
+        None => phase(pod) == "Running",
+    }
 }
 
 /// Whether Kubernetes calls a pod ready.

@@ -170,7 +170,7 @@ impl Mirrors {
         self.clusters.clone()
     }
 
-    /// Children of a cluster, pods and Secrets apart.
+    /// Children that carry a cluster's label, whoever made them; pods and Secrets apart.
     pub(crate) fn children_of(&self, cluster: &FanoutCluster) -> Vec<(ApiResource, Arc<DynamicObject>)> {
         let belongs = |child: &DynamicObject| belongs_to(child, cluster);
         let of_kind = |(resource, store): &(ApiResource, Store<DynamicObject>)| {
@@ -180,7 +180,7 @@ impl Mirrors {
         self.children.iter().flat_map(of_kind).collect()
     }
 
-    /// Pods of a cluster's nodes.
+    /// Pods that carry the label of a cluster's nodes, whoever made them.
     pub(crate) fn nodes_of(&self, cluster: &FanoutCluster) -> Vec<Arc<Pod>> {
         self.pods.state_filter(|pod| belongs_to(pod, cluster))
     }
@@ -190,7 +190,7 @@ impl Mirrors {
         self.pods.state()
     }
 
-    /// Pods of a cluster's managed Redis.
+    /// Pods that carry the label of a cluster's managed Redis, whoever made them.
     pub(crate) fn redis_of(&self, cluster: &FanoutCluster) -> Vec<Arc<Pod>> {
         self.redis.state_filter(|pod| is_labelled(pod, labels::REDIS, cluster))
     }

@@ -6,12 +6,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use fanout_operator::api_client::DeadlineLayer;
 use futures::{StreamExt, channel::mpsc, stream};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use k8s_openapi::ByteString;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tower::Layer;
 
 type Frames = UnsyncBoxBody<bytes::Bytes, std::io::Error>;
 
@@ -28,9 +30,16 @@ struct State {
     history: Vec<(u64, String, Value)>,
     watches: Vec<(String, String, mpsc::UnboundedSender<Value>)>,
     writes: Vec<String>,
+    /// What was sent with each write: method, path and body.
+    sent: Vec<(Method, String, Value)>,
+    /// Collections whose watches tell nothing.
+    silent: Vec<String>,
     faults: Vec<Fault>,
     terminating: bool,
 }
+
+/// The status of an answer that never comes.
+const NEVER: u16 = 0;
 
 /// Answers a request wrongly.
 struct Fault {
@@ -50,7 +59,7 @@ impl ApiServer {
             let server = server.clone();
             async move { Ok::<_, tower::BoxError>(server.answer(request).await) }
         });
-        kube::Client::new(service, "test")
+        kube::Client::new(DeadlineLayer.layer(service), "test")
     }
 
     /// Makes an object, as somebody other than the operator.
@@ -103,6 +112,23 @@ impl ApiServer {
         writes
     }
 
+    /// Writes since the last call with what was sent, the Lease's apart.
+    pub(crate) fn take_sent(&self) -> Vec<(Method, String, Value)> {
+        let mut sent = std::mem::take(&mut self.lock().sent);
+        sent.retain(|(_, path, _)| !path.contains("/leases"));
+        sent
+    }
+
+    /// From here on the watches of a collection tell nothing, as those of a slow API server.
+    pub(crate) fn silence(&self, collection: &str) {
+        self.lock().silent.push(collection.to_owned());
+    }
+
+    /// Never answers the next request of this kind.
+    pub(crate) fn hang(&self, method: Method, path: &str) {
+        self.fail(method, path, NEVER, 1);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
@@ -114,10 +140,13 @@ impl ApiServer {
         let query = parts.uri.query().unwrap_or_default();
         let query: BTreeMap<String, String> = form(query);
         let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let mut state = self.lock();
-        if let Some(status) = state.fault(&parts.method, &path) {
-            return failure(status);
+        let fault = self.lock().fault(&parts.method, &path);
+        match fault {
+            Some(NEVER) => std::future::pending().await,
+            Some(status) => return failure(status),
+            None => {}
         }
+        let mut state = self.lock();
         match parts.method {
             Method::GET if query.contains_key("watch") => state.watch(&path, &query),
             Method::GET => state.read(&path, &query),
@@ -179,6 +208,7 @@ impl State {
 
     fn write(&mut self, method: &Method, path: &str, sent: Value) -> Response<Frames> {
         self.writes.push(format!("{method} {path}"));
+        self.sent.push((method.clone(), path.to_owned(), sent.clone()));
         match *method {
             Method::POST => self.create(path, sent),
             Method::PUT => self.replace(path, sent),
@@ -262,6 +292,9 @@ impl State {
     fn tell(&mut self, path: &str, kind: &str, object: &Value) {
         let event = json!({"type": kind, "object": object});
         let of = collection(path);
+        if self.silent.iter().any(|silent| silent == of) {
+            return;
+        }
         self.history.push((self.version, of.to_owned(), event.clone()));
         self.watches.retain(|(watched, selector, sender)| {
             watched != of || !selects(selector, object) || sender.unbounded_send(event.clone()).is_ok()

@@ -1,5 +1,5 @@
-//! Performs the plan's actions. Each is safe to repeat, and each disruptive one names exactly what was seen: a pod
-//! by its uid, a ReplicaSet by its resourceVersion.
+//! Performs the plan's actions. Each is safe to repeat, and each disruptive one names exactly what was seen, by uid
+//! and resourceVersion.
 
 use k8s_openapi::jiff::{Timestamp, Unit};
 use kube::{ResourceExt, api::DynamicObject};
@@ -168,6 +168,7 @@ impl Writer {
     async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
         let mut set = Stored::of(live, found).replica_set(&json!(to));
+        set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
         self.put(cluster, set, Some(live)).await
     }

@@ -25,11 +25,11 @@ use tracing::info;
 
 use super::compare;
 use crate::{
-    api::{FanoutCluster, Reason},
+    api::{FanoutCluster, RESTARTED_AT, Reason},
     controller::{
         Error, Shared,
         build::GeneratedSecret,
-        dereference::{Found, Node},
+        dereference::{self, Found, Node},
         mirror,
     },
     events::{Events, Severity},
@@ -57,8 +57,10 @@ pub(super) struct Writer {
     sealed: Arc<Mutex<HashMap<Key, Sealed>>>,
 }
 
+/// An object of one cluster. A cluster that is made anew under an old name knows nothing of its predecessor's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
+    cluster: Option<String>,
     kind: String,
     namespace: String,
     name: String,
@@ -232,7 +234,10 @@ impl Writer {
         let name = child.name_any();
         let namespace = child.namespace().unwrap_or_default();
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, resource);
-        let seen = Preconditions { uid: child.metadata.uid.clone(), resource_version: None };
+        let seen = Preconditions {
+            uid: child.metadata.uid.clone(),
+            resource_version: child.metadata.resource_version.clone(),
+        };
         let params = DeleteParams::background().preconditions(seen);
         match api.delete(&name, &params).await {
             Ok(_) => {
@@ -250,20 +255,27 @@ impl Writer {
         let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
         let mut patch = json!({ "metadata": metadata });
         patch["metadata"]["uid"] = json!(pod.metadata.uid);
+        patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let marked = api.patch_metadata(&name, &params, &Patch::Merge(patch)).await;
         marked.map(drop).map_err(Error::api("mark", "Pod", &name))
     }
 
-    /// ReplicaSets and pods as the API server has them now, not as a watch had them.
+    /// ReplicaSets and pods as the API server has them now, not as a watch had them. An error where the cluster is no
+    /// longer what `cluster` says: it was paused, edited or deleted, perhaps to prevent what was planned.
     pub(super) async fn look(&self, cluster: &FanoutCluster, found: &Found) -> Result<Found, Error> {
+        self.confirm(cluster).await?;
         let of_cluster = ListParams::default().labels(&format!("{}={}", labels::CLUSTER, cluster.name()));
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), cluster.namespace());
         let pods = pods.list(&of_cluster).await.map_err(Error::api("list", "Pod", cluster.name()))?;
         let sets = self.api(cluster, "ReplicaSet").list(&of_cluster).await;
         let sets = sets.map_err(Error::api("list", "ReplicaSet", cluster.name()))?;
         let resource = mirror::resource_of("ReplicaSet");
+        let sets = sets.into_iter().map(|set| (resource.clone(), Arc::new(set))).collect();
+        let sets = dereference::own_sets(cluster, sets);
+        let pods = pods.into_iter().map(Arc::new).collect();
+        let pods = dereference::pods_of(&sets, "ReplicaSet", pods);
         let others = found.children.iter().filter(|(resource, _)| resource.kind != "ReplicaSet").cloned();
         let report_of = |pod: &Pod| {
             let known = found.nodes.iter().find(|node| node.pod.metadata.uid == pod.metadata.uid);
@@ -271,11 +283,22 @@ impl Writer {
         };
         Ok(Found {
             named: found.named.clone(),
-            children: others.chain(sets.into_iter().map(|set| (resource.clone(), Arc::new(set)))).collect(),
-            nodes: pods.into_iter().map(|pod| Node { report: report_of(&pod), pod: Arc::new(pod) }).collect(),
+            children: others.chain(sets).collect(),
+            nodes: pods.into_iter().map(|pod| Node { report: report_of(&pod), pod }).collect(),
             redis: found.redis.clone(),
             at: Timestamp::now(),
         })
+    }
+
+    /// Whether the API server still has the cluster as `cluster` says.
+    pub(super) async fn confirm(&self, cluster: &FanoutCluster) -> Result<(), Error> {
+        let api: Api<FanoutCluster> = Api::namespaced(self.client.clone(), cluster.namespace());
+        let now = api.get_opt(cluster.name()).await;
+        let now = now.map_err(Error::api("read", "FanoutCluster", cluster.name()))?;
+        match now {
+            Some(now) if is_unchanged(cluster, &now) => Ok(()),
+            Some(_) | None => Err(Error::Superseded),
+        }
     }
 
     pub(super) fn api(&self, cluster: &FanoutCluster, kind: &str) -> Api<DynamicObject> {
@@ -306,16 +329,27 @@ impl Writer {
     }
 }
 
+/// Whether all that a plan rests on is the same: not the status, which is the operator's own.
+fn is_unchanged(before: &FanoutCluster, now: &FanoutCluster) -> bool {
+    let restart = |cluster: &FanoutCluster| cluster.annotations().get(RESTARTED_AT).cloned();
+    before.metadata.uid == now.metadata.uid
+        && now.metadata.deletion_timestamp.is_none()
+        && before.spec == now.spec
+        && restart(before) == restart(now)
+}
+
 /// A child is ours if we own it; a claim, which nobody owns, if it carries our label.
 fn is_ours(live: &DynamicObject, cluster: &FanoutCluster, kind: &str) -> bool {
     let labelled = || live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
     is_owned_by(live, cluster) || (kind == "PersistentVolumeClaim" && labelled())
 }
 
-/// The same of a generated Secret: one that lost its owner or its label is ours by the other.
+/// The same of a generated Secret: one that lost its owner or its label is ours by the other. One that another object
+/// controls, such as a deleted cluster of the same name, is not.
 fn is_our_secret(live: &Secret, cluster: &FanoutCluster) -> bool {
     let labelled = live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
-    is_owned_by(live, cluster) || labelled
+    let controlled = live.owner_references().iter().any(|owner| owner.controller == Some(true));
+    is_owned_by(live, cluster) || (labelled && !controlled)
 }
 
 fn not_ours(kind: &str, name: &str) -> Error {
@@ -329,7 +363,9 @@ fn stamp(desired: &mut Value) -> String {
         desired["metadata"]["annotations"] = json!({});
     }
     let mut lasting = desired.clone();
-    for (parent, counted) in [("/metadata", "resourceVersion"), ("/metadata/annotations", APPLIED)] {
+    for (parent, counted) in
+        [("/metadata", "resourceVersion"), ("/metadata", "uid"), ("/metadata/annotations", APPLIED)]
+    {
         if let Some(Value::Object(fields)) = lasting.pointer_mut(parent) {
             fields.remove(counted);
         }
@@ -363,7 +399,12 @@ fn random_hex() -> String {
 
 impl Key {
     fn new(cluster: &FanoutCluster, kind: &str, name: &str) -> Self {
-        Self { kind: kind.to_owned(), namespace: cluster.namespace().to_owned(), name: name.to_owned() }
+        Self {
+            cluster: cluster.metadata.uid.clone(),
+            kind: kind.to_owned(),
+            namespace: cluster.namespace().to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
