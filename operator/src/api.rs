@@ -3,6 +3,7 @@
 //! Everything reads it. It calls no API and knows nothing of how a field is carried out, except the class of
 //! change that each field declares ([`change`]).
 
+pub mod canonical;
 pub mod change;
 pub mod condition;
 pub mod crd;

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::LazyLock};
 use serde_json::{Map, Value};
 use sidecar_config::CHANGE_CLASS;
 
-use super::{FanoutClusterSpec, schema};
+use super::{FanoutClusterSpec, canonical, schema};
 
 /// How a change of a field is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,9 +30,15 @@ pub struct FieldChange {
     pub path: String,
 }
 
-static SPEC_SCHEMA: LazyLock<Value> = LazyLock::new(schema::plain::<FanoutClusterSpec>);
+/// With defaults in the same form as the values that they are compared with.
+static SPEC_SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+    let mut schema = schema::plain::<FanoutClusterSpec>();
+    let default = schema["properties"]["resources"]["default"].take();
+    schema["properties"]["resources"]["default"] = canonical::resources(default);
+    schema
+});
 
-/// The part of a spec that makes a revision, in a form that is the same for equal pods: fields of class
+/// The part of a spec that makes a revision, in its [canonical form](super::canonical): fields of class
 /// [`ChangeClass::Roll`] that do not have their default. A field that a newer operator adds with a default is
 /// therefore absent, and an upgrade makes no new revision. `version` is always in it, for its default moves.
 ///
@@ -43,6 +49,7 @@ pub fn roll_part(spec: &FanoutClusterSpec) -> Value {
 
 /// The same of a spec in JSON, or of a part of one: what an older operator stored is brought to today's classes.
 pub fn roll_part_of(spec: &Value) -> Value {
+    let spec = &canonical::spec(spec.clone());
     let mut part = project(&SPEC_SCHEMA, spec).unwrap_or_else(|| Value::Object(Map::new()));
     part["version"] = spec["version"].clone();
     part
