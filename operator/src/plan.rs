@@ -10,6 +10,7 @@
 //! these meanwhile.
 
 mod change;
+mod redis;
 mod rollout;
 mod victim;
 
@@ -21,6 +22,7 @@ use k8s_openapi::{
 };
 
 pub use change::{next_look, plan};
+pub use redis::{DesiredRedis, Machine, ObservedRedis, ObservedRedisPod};
 
 use crate::api::{
     Reason,
@@ -42,6 +44,8 @@ pub struct Observed {
     pub sets: Vec<ObservedSet>,
     /// Their pods, in any order.
     pub pods: Vec<ObservedPod>,
+    /// The managed Redis; `None` where there is none yet.
+    pub redis: Option<ObservedRedis>,
 }
 
 /// A ReplicaSet: the pods of one revision.
@@ -95,6 +99,8 @@ pub struct Desired {
     pub settle: Duration,
     /// Older revisions that are kept without pods, to return to.
     pub history_limit: usize,
+    /// The managed Redis; `None` where the spec asks for none.
+    pub redis: Option<DesiredRedis>,
 }
 
 /// How pods are replaced.
@@ -171,6 +177,18 @@ pub enum Step {
     DeleteSet {
         /// Its name.
         set: String,
+    },
+    /// Make the managed Redis what the spec asks for; its pod is replaced.
+    MoveRedis {
+        /// Its StatefulSet.
+        set: String,
+    },
+    /// Delete the pod of a managed Redis whose Kubernetes node is lost, so that another takes its place.
+    DeleteRedisPod {
+        /// Its name.
+        pod: String,
+        /// Without the kubelet's word that it has ended.
+        force: bool,
     },
 }
 

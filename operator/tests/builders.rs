@@ -102,7 +102,9 @@ fn text(resources: Resources) -> String {
     let mut children = vec![replica_set, json!(boot_config_map), json!(live_config_map)];
     children.extend(services.map(|service| json!(service)));
     children.push(secret(&api_key));
-    if let Some(ManagedRedisResources { stateful_set, service, password, claim }) = managed_redis {
+    if let Some(ManagedRedisResources { stateful_set, canonical: _, service, password, claim }) =
+        managed_redis
+    {
         children.extend([json!(stateful_set), json!(service), secret(&password)]);
         children.extend(claim.map(|claim| json!(claim)));
     }
@@ -228,6 +230,35 @@ fn defaults_of_the_operator_are_not_in_a_revision() {
     let (here, there) = (build(&cluster, &validated, &operator()), build(&cluster, &validated, &moved));
     assert_eq!(here.revision.name, there.revision.name);
     assert_ne!(here.revision.replica_set, there.revision.replica_set);
+}
+
+#[test]
+fn equal_quantities_and_explicit_defaults_make_no_other_revision() {
+    let revision = |cpu: &str, memory: &str, explicit: bool| {
+        let mut app =
+            json!({"name": "app", "image": "shop/app:1", "resources": {"limits": {"memory": memory}}});
+        if explicit {
+            app["imagePullPolicy"] = json!("IfNotPresent");
+            app["terminationMessagePolicy"] = json!("File");
+        }
+        let resources = json!({"limits": {"cpu": cpu, "memory": memory}});
+        built(&cluster(json!({"resources": resources, "podTemplate": {"spec": {"containers": [app]}}})))
+            .revision
+    };
+    let one = revision("1", "1Gi", false);
+    assert_eq!(one.name, revision("1000m", "1024Mi", true).name);
+    assert_ne!(one.name, revision("1001m", "1Gi", false).name);
+    // What an operator stored that did not know the canonical form.
+    let app = json!({"name": "app", "image": "shop/app:1", "imagePullPolicy": "IfNotPresent", "resources": {"limits": {"memory": "1024Mi"}}});
+    let mut stored = one.canonical.clone();
+    stored["spec"]["podTemplate"]["spec"]["containers"] = json!([app]);
+    stored["spec"]["resources"]["limits"]["memory"] = json!("1024Mi");
+    assert_ne!(stored, one.canonical);
+    assert!(one.stands_for(&stored));
+    // The default, in another notation.
+    let spelled = json!({"requests": {"cpu": "0.1", "memory": "131072Ki"}, "limits": {"cpu": "2000m", "memory": "1024Mi"}});
+    let default = built(&cluster(json!({}))).revision;
+    assert_eq!(built(&cluster(json!({"resources": spelled}))).revision.name, default.name);
 }
 
 #[test]

@@ -42,6 +42,10 @@ struct Operator {
 
 impl Operator {
     async fn start(server: &ApiServer) -> Self {
+        Self::with(server, OperatorConfig::default()).await
+    }
+
+    async fn with(server: &ApiServer, config: OperatorConfig) -> Self {
         let mut lease = lease(server, "one");
         lease.acquire().await;
         let claim = lease.claim();
@@ -50,7 +54,7 @@ impl Operator {
         let shared = Shared {
             events: Events::new(server.client(), "one"),
             client: server.client(),
-            config: OperatorConfig::default(),
+            config,
             claim,
             metrics: metrics.clone(),
             readiness: Readiness::default(),
@@ -308,6 +312,118 @@ async fn another_password_replaces_the_pod_of_the_managed_redis_and_nothing_else
     seconds(5).await;
     nothing_is_written_for_an_hour(&server).await;
     again.stop().await;
+}
+
+/// A newer operator, whose defaults are others.
+async fn newer_operator(server: &ApiServer) -> Operator {
+    let config = OperatorConfig {
+        sidecar_repository: "registry.test/sidecar".to_owned(),
+        redis_image: "registry.test/redis:9".to_owned(),
+        ..OperatorConfig::default()
+    };
+    Operator::with(server, config).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_with_other_defaults_restarts_nothing_and_the_spec_moves_redis() {
+    let server = with_managed_redis();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    first.stop().await;
+    server.take_writes();
+    let second = newer_operator(&server).await;
+    seconds(60).await;
+    assert_eq!(server.take_writes(), [""; 0]);
+    let container = || server.get(REDIS).unwrap()["spec"]["template"]["spec"]["containers"][0].take();
+    assert_eq!(container()["image"], OperatorConfig::default().redis_image);
+
+    server.edit(PASSWORD, &json!({"data": {"password": "bWluZQ=="}}));
+    seconds(5).await;
+    assert_eq!(
+        container()["image"],
+        OperatorConfig::default().redis_image,
+        "another password is no other image"
+    );
+    assert_eq!(told(&server, "RedisChanged").len(), 1);
+
+    let more = json!({"spec": {"redis": {"managed": {"resources": {"limits": {"memory": "2Gi"}}}}}});
+    server.edit(&format!("{CLUSTERS}/chat"), &more);
+    seconds(5).await;
+    assert_eq!(container()["image"], "registry.test/redis:9");
+    assert_eq!(container()["resources"]["limits"]["memory"], "2Gi");
+    nothing_is_written_for_an_hour(&server).await;
+
+    let same = json!({"spec": {"redis": {"managed": {"resources": {"limits": {"memory": "2048Mi"}}}}}});
+    server.edit(&format!("{CLUSTERS}/chat"), &same);
+    seconds(5).await;
+    assert_eq!(container()["resources"]["limits"]["memory"], "2Gi", "an equal quantity is no change");
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_that_was_made_before_it_was_stored_stays_as_it_is() {
+    let server = with_managed_redis();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    first.stop().await;
+    let gone =
+        json!({"fanout.dev/rendered": null, "fanout.dev/redis-spec": null, "fanout.dev/applied": "old"});
+    server.edit(REDIS, &json!({"metadata": {"annotations": gone}}));
+    let template = server.get(REDIS).unwrap()["spec"]["template"].take();
+    let second = newer_operator(&server).await;
+    seconds(60).await;
+    let live = server.get(REDIS).unwrap();
+    assert_eq!(live["spec"]["template"], template);
+    assert!(live["metadata"]["annotations"]["fanout.dev/redis-spec"].is_string());
+    nothing_is_written_for_an_hour(&server).await;
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_on_a_lost_machine_is_replaced_and_only_without_a_volume() {
+    for (storage, ends, expected) in [
+        (json!(null), json!(null), Some(5)),
+        (json!(null), json!("2026-01-01T00:00:30Z"), Some(0)),
+        (json!({"size": "1Gi"}), json!(null), None),
+        (json!({"size": "1Gi"}), json!("2026-01-01T00:00:30Z"), None),
+    ] {
+        let server = ApiServer::default();
+        let mut managed = cluster("chat");
+        managed["spec"]["redis"] = json!({"managed": {"storage": storage}});
+        server.put(&format!("{CLUSTERS}/chat"), managed);
+        let operator = Operator::start(&server).await;
+        seconds(5).await;
+        let ready = |status: &str| json!([{"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        server.put("/api/v1/nodes/m1", json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "m1"}, "status": {"conditions": ready("True")}}));
+        let set = server.get(REDIS).unwrap();
+        let mut pod = ready_pod("chat-redis-0", &set["spec"]["template"]["metadata"]["labels"], &set);
+        pod["metadata"]["deletionTimestamp"] = ends;
+        pod["spec"] = json!({"nodeName": "m1", "containers": []});
+        pod["status"]["conditions"] = ready("False");
+        server.put(&format!("{PODS}/chat-redis-0"), pod);
+        server.take_sent();
+        seconds(60).await;
+        let deleted = || {
+            server
+                .take_sent()
+                .into_iter()
+                .find(|(method, path, _)| *method == Method::DELETE && path.ends_with("/chat-redis-0"))
+        };
+        assert!(deleted().is_none(), "its machine answers");
+        server.edit("/api/v1/nodes/m1", &json!({"status": {"conditions": ready("Unknown")}}));
+        server.edit(&format!("{PODS}/chat-redis-0"), &json!({"status": {"reason": "NodeLost"}}));
+        seconds(60).await;
+        let grace = deleted().map(|(_, _, body)| {
+            assert!(body["preconditions"]["uid"].is_string(), "{body}");
+            body["gracePeriodSeconds"].as_i64().unwrap()
+        });
+        assert_eq!(grace, expected, "{storage}");
+        if expected.is_none() {
+            let degraded = condition(&server, "chat", "Degraded");
+            assert!(degraded["message"].as_str().unwrap().contains("out-of-service"), "{degraded}");
+        }
+        operator.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

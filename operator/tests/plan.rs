@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use fanout_operator::{
     api::{Reason, v1alpha1::UpdateStrategy},
     plan::{
-        Action, Desired, MARK_SETTLES, Observed, ObservedPod, ObservedSet, Replace, Step, Strategy,
-        next_look, plan,
+        Action, Desired, DesiredRedis, MARK_SETTLES, Machine, Observed, ObservedPod, ObservedRedis,
+        ObservedRedisPod, ObservedSet, Replace, Step, Strategy, next_look, plan,
     },
 };
 use k8s_openapi::{
@@ -150,6 +150,7 @@ impl World {
                 (pod.serving, pod.retired, pod.released) = (true, None, None);
             }
             Step::Release { pod } => self.pod_mut(pod).released = Some(now),
+            Step::MoveRedis { .. } | Step::DeleteRedisPod { .. } => panic!("there is no managed Redis"),
             Step::DeleteSet { set } => {
                 assert!(self.observed.pods.iter().all(|pod| pod.set != *set), "a set with pods was deleted");
                 self.observed.sets.retain(|known| known.name != *set);
@@ -229,6 +230,7 @@ fn desired(revision: &str, replicas: u32) -> Desired {
         strategy: Strategy { replace: Replace::Rolling, max_surge: 1, max_unavailable: 0 },
         settle: SETTLE,
         history_limit: 3,
+        redis: None,
     }
 }
 
@@ -267,6 +269,7 @@ fn clusters() -> impl proptest::strategy::Strategy<Value = Observed> {
         Observed {
             sets: replicas.into_iter().enumerate().map(set).collect(),
             pods: pods.into_iter().enumerate().map(member).collect(),
+            redis: None,
         }
     })
 }
@@ -342,7 +345,7 @@ proptest! {
                 let actions = plan(&world.observed, &next, world.now);
                 for action in &actions {
                     let touches_old = match &action.step {
-                        Step::CreateSet { .. } => false,
+                        Step::CreateSet { .. } | Step::MoveRedis { .. } | Step::DeleteRedisPod { .. } => false,
                         Step::ResizeSet { set, .. } | Step::Remove { set, .. } | Step::DeleteSet { set } => set == "a",
                         Step::Retire { pod } | Step::Release { pod } | Step::Restore { pod } => pod.starts_with("a-"),
                     };
@@ -620,6 +623,70 @@ fn old_revisions_are_forgotten_beyond_the_limit() {
     }
     let names: Vec<_> = world.observed.sets.iter().map(|set| set.name.as_str()).collect();
     assert_eq!(names, ["r2", "r3", "r4", "r5"]);
+}
+
+#[test]
+fn a_redis_is_moved_by_its_spec_or_its_password_and_by_nothing_else() {
+    let spec = |image: &str| serde_json::json!({"image": image, "persistent": false, "pullSecrets": []});
+    let with = |stored: Option<serde_json::Value>, password: &str| {
+        let mut world = World::settled(&desired("a", 1));
+        let redis = ObservedRedis {
+            set: "redis".to_owned(),
+            spec: stored,
+            password: password.to_owned(),
+            pods: Vec::new(),
+        };
+        world.observed.redis = Some(redis);
+        let wanted = DesiredRedis { spec: spec("x:1"), password: "p".to_owned(), replace_after: None };
+        plan(&world.observed, &Desired { redis: Some(wanted), ..desired("a", 1) }, world.now)
+    };
+    let moved = [Action { step: Step::MoveRedis { set: "redis".to_owned() }, reason: Reason::RedisChanged }];
+    assert_eq!(with(Some(spec("x:1")), "p"), []);
+    assert_eq!(with(None, "p"), [], "it does not say yet");
+    assert_eq!(with(Some(spec("x:2")), "p"), moved);
+    assert_eq!(with(Some(spec("x:1")), "q"), moved);
+}
+
+#[test]
+fn a_redis_on_a_lost_machine_is_asked_to_end_and_then_taken_for_gone() {
+    let now = second(1_000);
+    let pod = ObservedRedisPod {
+        name: "redis-0".to_owned(),
+        unready_since: Some(second(980)),
+        ends_by: None,
+        machine: Machine::NotReady,
+    };
+    let planned = |pod: &ObservedRedisPod, replace_after: Option<u64>, now| {
+        let spec = serde_json::json!({});
+        let redis = ObservedRedis {
+            set: "redis".to_owned(),
+            spec: Some(spec.clone()),
+            pods: vec![pod.clone()],
+            ..ObservedRedis::default()
+        };
+        let observed = Observed { redis: Some(redis), ..World::settled(&desired("a", 1)).observed };
+        let replace_after = replace_after.map(Duration::from_secs);
+        let wanted = DesiredRedis { spec, password: String::new(), replace_after };
+        let desired = Desired { redis: Some(wanted), ..desired("a", 1) };
+        (
+            plan(&observed, &desired, now).into_iter().map(|action| action.step).collect::<Vec<_>>(),
+            next_look(&observed, &desired, now),
+        )
+    };
+    let delete = |force| vec![Step::DeleteRedisPod { pod: "redis-0".to_owned(), force }];
+    assert_eq!(planned(&pod, Some(25), now), (vec![], Some(Duration::from_secs(5))));
+    assert_eq!(planned(&pod, Some(20), now).0, delete(false));
+    assert_eq!(planned(&pod, None, now), (vec![], None), "its volume may still be written");
+    let ending = ObservedRedisPod { ends_by: Some(second(1_005)), ..pod.clone() };
+    assert_eq!(planned(&ending, Some(20), now), (vec![], Some(Duration::from_secs(5))));
+    assert_eq!(planned(&ending, Some(20), second(1_005)).0, delete(true));
+    for machine in [Machine::Ready, Machine::Unknown] {
+        assert_eq!(planned(&ObservedRedisPod { machine, ..ending.clone() }, Some(20), second(2_000)).0, []);
+    }
+    assert_eq!(
+        planned(&ObservedRedisPod { machine: Machine::Gone, ..ending }, Some(20), second(2_000)).0,
+        delete(true)
+    );
 }
 
 #[test]

@@ -80,10 +80,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch]
-# Labels and deletion cost alone; pods go by their ReplicaSet.
+# Patched are labels and deletion cost alone, for nodes go by their ReplicaSet. Deleted is the pod of a managed Redis
+# whose Kubernetes node is lost.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

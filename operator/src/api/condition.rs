@@ -84,6 +84,10 @@ pub enum Reason {
     ScaleDown,
     /// A node is removed because a newer revision replaces it.
     Rollout,
+    /// The managed Redis is made anew: its spec or its password changed.
+    RedisChanged,
+    /// The Kubernetes node of the managed Redis does not answer.
+    RedisNodeLost,
     /// A revision was made.
     RevisionCreated,
     /// A child was made or brought back.

@@ -6,6 +6,7 @@
 
 mod act;
 mod compare;
+mod redis;
 mod write;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -16,7 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use self::write::FIELD_MANAGER;
-use self::write::Writer;
+use self::{redis::StoredRedis, write::Writer};
 use super::{
     Error, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
@@ -95,20 +96,21 @@ impl Applier {
         if cluster.spec.paused {
             return Ok(applied);
         }
-        let revision = self.children(cluster, found, resources).await?;
-        let desired = desired(cluster, name);
-        let observed = self.act(cluster, found, &desired, &revision, &mut applied.actions).await?;
+        let rendered = self.children(cluster, found, resources).await?;
+        let redis = rendered.redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
+        let desired = Desired { redis, ..desired(cluster, name) };
+        let observed = self.act(cluster, found, &desired, &rendered, &mut applied.actions).await?;
         applied.again = again(&observed, &desired, found);
         Ok(applied)
     }
 
-    /// Every child but the ReplicaSets' numbers.
+    /// Every child but what the plan moves.
     async fn children(
         &self,
         cluster: &FanoutCluster,
         found: &Found,
         resources: Resources,
-    ) -> Result<RevisionSpec, Error> {
+    ) -> Result<Rendered, Error> {
         let Resources {
             revision,
             live_config_map,
@@ -127,18 +129,25 @@ impl Applier {
         pdb.iter().for_each(|pdb| wanted.add(pdb));
         // Secrets first: pods wait for them, and find them there.
         self.secret(cluster, &api_key).await?;
-        if let Some(ManagedRedisResources { stateful_set, service, password, claim }) = managed_redis {
+        let mut redis = None;
+        if let Some(ManagedRedisResources { stateful_set, canonical, service, password, claim }) =
+            managed_redis
+        {
             let digest = self.secret(cluster, &password).await?;
             claim.iter().for_each(|claim| wanted.add(claim));
             wanted.add(&service);
-            wanted.add(&managed::sealed(stateful_set, &digest));
+            let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
+            let live = found.child("StatefulSet", &managed::name(cluster));
+            let stored = live.map(|live| StoredRedis::of(live, &rendered));
+            wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
+            redis = Some(rendered);
         }
         for child in &wanted.children {
             self.writer.ensure(cluster, found, child.clone(), &self.events).await?;
         }
         self.revisions(cluster, found).await?;
         self.orphans(cluster, found, &wanted, &revision).await?;
-        Ok(revision)
+        Ok(Rendered { revision, redis })
     }
 
     async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Error> {
@@ -188,7 +197,7 @@ impl Applier {
         cluster: &FanoutCluster,
         found: &Found,
         desired: &Desired,
-        revision: &RevisionSpec,
+        rendered: &Rendered,
         done: &mut Vec<Action>,
     ) -> Result<Observed, Error> {
         let observed = found.observed();
@@ -198,11 +207,17 @@ impl Applier {
         let fresh = self.writer.look(cluster, found).await?;
         let observed = fresh.observed();
         for action in plan::plan(&observed, desired, fresh.at) {
-            self.writer.perform(cluster, &fresh, revision, &action, &self.events).await?;
+            self.writer.perform(cluster, &fresh, rendered, &action, &self.events).await?;
             done.push(action);
         }
         Ok(observed)
     }
+}
+
+/// What the plan moves to, as this operator renders it.
+struct Rendered {
+    revision: RevisionSpec,
+    redis: Option<StoredRedis>,
 }
 
 /// Children that should exist.
@@ -223,20 +238,27 @@ impl Wanted {
     }
 }
 
-/// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name.
+/// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name. There
+/// may be several, where a field that made two revisions is now taken over by running nodes: the one of exactly this
+/// name is it, else one that has pods, else the newest.
 fn revision_name(found: &Found, revision: &RevisionSpec) -> String {
     let stands_for_it = |set: &&DynamicObject| {
         let stored = set.annotations().get(labels::REVISION_SPEC);
         let stored = stored.and_then(|text| serde_json::from_str(text).ok());
         stored.is_some_and(|stored| revision.stands_for(&stored))
     };
-    let existing = found.of_kind("ReplicaSet").find(stands_for_it);
+    let rank = |set: &&DynamicObject| {
+        let exact = set.labels().get(labels::REVISION) == Some(&revision.name);
+        let has_pods = set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0);
+        (exact, has_pods, set.creation_timestamp(), set.name_any())
+    };
+    let existing = found.of_kind("ReplicaSet").filter(stands_for_it).max_by_key(rank);
     existing
         .and_then(|set| set.labels().get(labels::REVISION).cloned())
         .unwrap_or_else(|| revision.name.clone())
 }
 
-/// What the spec asks the plan for.
+/// What the spec asks the plan for, the managed Redis apart.
 pub fn desired(cluster: &FanoutCluster, revision: String) -> Desired {
     let replicas = u32::try_from(cluster.spec.replicas).unwrap_or(0);
     Desired {
@@ -245,7 +267,14 @@ pub fn desired(cluster: &FanoutCluster, revision: String) -> Desired {
         strategy: Strategy::of(&cluster.spec.update_strategy, replicas),
         settle: SETTLE,
         history_limit: REVISION_HISTORY_LIMIT,
+        redis: None,
     }
+}
+
+/// `None` for a Redis with a volume: two pods must never write it.
+fn replace_after(cluster: &FanoutCluster) -> Option<Duration> {
+    let managed = cluster.spec.redis.managed.as_ref().filter(|managed| managed.storage.is_none())?;
+    Some(Duration::from_secs(managed.replace_after_seconds.into()))
 }
 
 fn again(observed: &Observed, desired: &Desired, found: &Found) -> Option<Timestamp> {
@@ -253,4 +282,52 @@ fn again(observed: &Observed, desired: &Desired, found: &Found) -> Option<Timest
         plan::next_look(observed, desired, found.at).and_then(|wait| found.at.checked_add(wait).ok());
     let late = found.nodes.iter().filter_map(|node| diagnose::late_at(&node.pod)).filter(|at| *at > found.at);
     planned.into_iter().chain(late).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        controller::{build, mirror, validate, validate::Dereferenced},
+        redis::RedisTarget,
+    };
+
+    #[test]
+    fn of_several_revisions_that_stand_for_the_spec_the_exact_one_counts_then_one_with_pods_then_the_newest()
+    {
+        let cluster = FanoutCluster::new("chat", Default::default());
+        let validated = validate::Validated { redis: RedisTarget::of(&cluster).expect("one is set") };
+        let revision = build::build(&cluster, &validated, &build::OperatorConfig::default()).revision;
+        let set = |name: &str, replicas: u32, created: &str| {
+            let metadata = json!({
+                "name": name, "creationTimestamp": created, "labels": {labels::REVISION: name},
+                "annotations": {labels::REVISION_SPEC: revision.canonical.to_string()},
+            });
+            let set = json!({"metadata": metadata, "spec": {"replicas": replicas}});
+            (mirror::resource_of("ReplicaSet"), Arc::new(serde_json::from_value(set).expect("a ReplicaSet")))
+        };
+        let chosen = |children: Vec<_>| {
+            let found = Found {
+                named: Dereferenced::default(),
+                children,
+                nodes: Vec::new(),
+                redis: Vec::new(),
+                machines: BTreeMap::new(),
+                at: Timestamp::UNIX_EPOCH,
+            };
+            revision_name(&found, &revision)
+        };
+        let [old, running, new] =
+            [("old", 0, "2026-01-01"), ("running", 2, "2026-01-02"), ("new", 0, "2026-01-03")]
+                .map(|(name, replicas, day)| set(name, replicas, &format!("{day}T00:00:00Z")));
+        assert_eq!(chosen(vec![]), revision.name);
+        assert_eq!(chosen(vec![old.clone(), new.clone()]), "new");
+        assert_eq!(chosen(vec![old.clone(), running.clone(), new.clone()]), "running");
+        let exact = set(&revision.name, 0, "2025-01-01T00:00:00Z");
+        assert_eq!(chosen(vec![old, exact, running, new]), revision.name);
+    }
 }

@@ -74,8 +74,10 @@ pub struct RevisionSpec {
 /// The managed Redis and what belongs to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ManagedRedisResources {
-    /// One replica; `apply` adds the digest of the password.
+    /// One replica; `apply` adds the digest of the password. Written once, and never rendered again by a newer operator.
     pub stateful_set: StatefulSet,
+    /// The part of the spec that its pod stands for.
+    pub canonical: Value,
     /// Its address.
     pub service: Service,
     /// Its password; a value that is there is never overwritten.

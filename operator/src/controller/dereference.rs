@@ -5,18 +5,19 @@
 //! words of [`plan`](crate::plan).
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use k8s_openapi::{
-    api::core::v1::{Pod, Secret},
+    api::core::v1::{Node as KubernetesNode, Pod, Secret},
     jiff::Timestamp,
 };
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject},
 };
+use tracing::debug;
 
 use super::{
     Error, diagnose,
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     api::{FanoutCluster, v1alpha1::RedisKind},
-    plan::{Observed, ObservedPod, ObservedSet},
+    plan::{Machine, Observed, ObservedPod, ObservedRedis, ObservedRedisPod, ObservedSet},
     redis::managed,
     resources::{labels, replica_set::CONTAINER},
     scrape::{Report, Reports},
@@ -49,6 +50,8 @@ pub struct Found {
     pub nodes: Vec<Node>,
     /// The pods of the cluster's own StatefulSet.
     pub redis: Vec<Arc<Pod>>,
+    /// The Kubernetes nodes of those of them that are not ready, by name.
+    pub machines: BTreeMap<String, Machine>,
     /// When that was.
     pub at: Timestamp,
 }
@@ -82,10 +85,12 @@ pub(super) async fn dereference(
     }
     let children = own_sets(cluster, mirrors.children_of(cluster));
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
+    let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
     let mut found = Found {
         named,
+        machines: machines(&secrets.client, &redis).await,
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
-        redis: pods_of(&children, "StatefulSet", mirrors.redis_of(cluster)),
+        redis,
         children,
         at: Timestamp::now(),
     };
@@ -96,6 +101,36 @@ pub(super) async fn dereference(
         }
     }
     Ok(found)
+}
+
+/// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many, change often,
+/// and are nothing that a namespaced operator may see.
+async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machine> {
+    let api: Api<KubernetesNode> = Api::all(client.clone());
+    let mut machines = BTreeMap::new();
+    for name in pods.iter().filter(|pod| !is_ready(pod)).filter_map(|pod| machine_name(pod)) {
+        let machine = match api.get_opt(name).await {
+            Ok(Some(machine)) if is_machine_ready(&machine) => Machine::Ready,
+            Ok(Some(_)) => Machine::NotReady,
+            Ok(None) => Machine::Gone,
+            Err(error) => {
+                debug!(name, %error, "the Kubernetes node of a pod cannot be read");
+                Machine::Unknown
+            }
+        };
+        machines.insert(name.to_owned(), machine);
+    }
+    machines
+}
+
+/// The Kubernetes node of a pod.
+pub(super) fn machine_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+fn is_machine_ready(machine: &KubernetesNode) -> bool {
+    let conditions = machine.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Children without the ReplicaSets and StatefulSets that only carry the cluster's label. Anybody may set a label, and
@@ -128,18 +163,6 @@ pub(super) fn pods_of(
 fn controller(object: &impl ResourceExt) -> Option<&str> {
     let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;
     Some(&owner.uid)
-}
-
-/// What was found, in the words of the plan.
-pub(super) fn observed<'a>(
-    sets: impl Iterator<Item = &'a DynamicObject>,
-    nodes: &[Node],
-    now: Timestamp,
-) -> Observed {
-    Observed {
-        sets: sets.map(observed_set).collect(),
-        pods: nodes.iter().filter_map(|node| observed_pod(node, now)).collect(),
-    }
 }
 
 fn observed_set(set: &DynamicObject) -> ObservedSet {
@@ -247,7 +270,37 @@ impl Found {
 
     /// The plan's view of it.
     pub(super) fn observed(&self) -> Observed {
-        observed(self.of_kind("ReplicaSet"), &self.nodes, self.at)
+        Observed {
+            sets: self.of_kind("ReplicaSet").map(observed_set).collect(),
+            pods: self.nodes.iter().filter_map(|node| observed_pod(node, self.at)).collect(),
+            redis: self.of_kind("StatefulSet").next().map(|set| self.observed_redis(set)),
+        }
+    }
+
+    fn observed_redis(&self, set: &DynamicObject) -> ObservedRedis {
+        let spec = set.annotations().get(labels::REDIS_SPEC);
+        let template = &set.data["spec"]["template"]["metadata"]["annotations"];
+        ObservedRedis {
+            set: set.name_any(),
+            spec: spec.and_then(|spec| serde_json::from_str(spec).ok()),
+            password: template[labels::PASSWORD].as_str().unwrap_or_default().to_owned(),
+            pods: self.redis.iter().map(|pod| self.observed_redis_pod(pod)).collect(),
+        }
+    }
+
+    fn observed_redis_pod(&self, pod: &Pod) -> ObservedRedisPod {
+        let unready = condition(pod, "Ready").filter(|ready| ready.status != "True");
+        ObservedRedisPod {
+            name: pod.name_any(),
+            unready_since: unready.and_then(|ready| Some(ready.last_transition_time.as_ref()?.0)),
+            ends_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
+            machine: self.machine_of(pod),
+        }
+    }
+
+    /// State of the Kubernetes node of a pod of the managed Redis.
+    pub(super) fn machine_of(&self, pod: &Pod) -> Machine {
+        machine_name(pod).and_then(|name| self.machines.get(name)).copied().unwrap_or_default()
     }
 }
 

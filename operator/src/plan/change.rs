@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
-    Action, Desired, MARK_SETTLES, OVERDUE, Observed, ObservedPod, Step, passed,
+    Action, Desired, MARK_SETTLES, OVERDUE, Observed, ObservedPod, Step, passed, redis,
     rollout::{Fleet, Squad},
     signed,
     victim::{self, Candidate},
@@ -26,6 +26,7 @@ pub fn plan(observed: &Observed, desired: &Desired, now: Timestamp) -> Vec<Actio
     actions.extend(advance(&fleet, &candidates, desired, now));
     actions.extend(retire(&fleet, &candidates, desired));
     actions.extend(forget(&fleet, observed, desired));
+    actions.extend(redis::steps(observed, desired, now));
     actions
 }
 
@@ -39,7 +40,8 @@ pub fn next_look(observed: &Observed, desired: &Desired, now: Timestamp) -> Opti
     });
     let left = |(since, wait)| signed(wait).checked_sub(now.duration_since(since));
     let left = waits.flatten().filter_map(left).filter_map(|left| Duration::try_from(left).ok());
-    left.filter(|left| !left.is_zero()).min()
+    let left = left.filter(|left| !left.is_zero());
+    left.chain(redis::next_look(observed, desired, now)).min()
 }
 
 /// Pods that were to go and stay after all, and pods whose label somebody else changed, serve again.

@@ -20,10 +20,12 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
+use serde_json::{Map, Value, json};
+
 use super::RedisServer;
 use crate::{
     api::{
-        FanoutCluster,
+        FanoutCluster, canonical,
         v1alpha1::{CredentialsRef, ManagedRedis, Storage},
     },
     controller::build::{GeneratedSecret, ManagedRedisResources, OperatorConfig},
@@ -65,6 +67,7 @@ pub fn resources(cluster: &FanoutCluster, operator: &OperatorConfig) -> Option<M
     let managed = cluster.spec.redis.managed.as_ref()?;
     Some(ManagedRedisResources {
         stateful_set: stateful_set(cluster, managed, operator),
+        canonical: canonical(cluster, managed),
         service: service(cluster),
         password: password(cluster),
         claim: managed.storage.as_ref().map(|storage| claim(cluster, storage)),
@@ -77,6 +80,48 @@ pub fn sealed(mut stateful_set: StatefulSet, digest: &str) -> StatefulSet {
     let pod = stateful_set.spec.template.metadata.get_or_insert_default();
     pod.annotations.get_or_insert_default().insert(labels::PASSWORD.to_owned(), digest.to_owned());
     stateful_set
+}
+
+/// The part of the spec that makes the pod, defaults included: a default that moves with the operator's version moves
+/// no pod then.
+fn canonical(cluster: &FanoutCluster, managed: &ManagedRedis) -> Value {
+    let mut part = fields(managed);
+    let pull_secrets: Vec<_> = cluster.spec.image.pull_secrets.iter().map(|secret| &secret.name).collect();
+    part.insert("persistent".to_owned(), managed.storage.is_some().into());
+    part.insert("pullSecrets".to_owned(), json!(pull_secrets));
+    part.into()
+}
+
+/// Each field of which a change makes another pod.
+fn fields(managed: &ManagedRedis) -> Map<String, Value> {
+    let value = serde_json::to_value(managed).expect("a spec is JSON");
+    let Value::Object(mut fields) = canonical::resources(value) else { return Map::new() };
+    for beside_the_pod in ["storage", "replaceAfterSeconds"] {
+        fields.remove(beside_the_pod);
+    }
+    fields
+}
+
+/// Whether a pod that was made for the stored part of a spec is the one that `wanted` asks for. A field that the
+/// operator of that time did not know had today's default.
+pub fn stands_for(stored: &Value, wanted: &Value) -> bool {
+    let (Value::Object(stored), Value::Object(wanted)) = (stored, wanted) else { return false };
+    let defaults = fields(&ManagedRedis::default());
+    stored.keys().chain(wanted.keys()).all(|field| {
+        let was = stored.get(field).or(defaults.get(field));
+        was == wanted.get(field)
+    })
+}
+
+/// Whether a pod specification has what the part of a spec says outright; what the operator adds is not looked at.
+pub fn is_as_spec_says(pod: &Value, canonical: &Value) -> bool {
+    let container = &pod["containers"][0];
+    let image = canonical.get("image").is_none_or(|image| *image == container["image"]);
+    let resources = canonical::resources(container["resources"].clone());
+    let names = pod["imagePullSecrets"].as_array().into_iter().flatten().map(|secret| secret["name"].clone());
+    image
+        && resources == canonical["resources"]
+        && Value::from(names.collect::<Vec<_>>()) == canonical["pullSecrets"]
 }
 
 fn password(cluster: &FanoutCluster) -> GeneratedSecret {
@@ -169,7 +214,7 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
 }
 
 fn container(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> Container {
-    let ManagedRedis { image, storage, resources } = managed;
+    let ManagedRedis { image, storage, resources, replace_after_seconds: _ } = managed;
     Container {
         name: "redis".to_owned(),
         image: Some(image.clone().unwrap_or_else(|| operator.redis_image.clone())),

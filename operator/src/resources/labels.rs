@@ -24,6 +24,8 @@ pub const STATE: &str = "fanout.dev/state";
 pub const REDIS: &str = "fanout.dev/redis";
 /// Annotation of a ReplicaSet: the part of the spec it stands for, as canonical JSON.
 pub const REVISION_SPEC: &str = "fanout.dev/revision-spec";
+/// Annotation of the StatefulSet of a managed Redis: the part of the spec it stands for, as canonical JSON.
+pub const REDIS_SPEC: &str = "fanout.dev/redis-spec";
 /// Annotation of a ReplicaSet, for people: version of the operator that rendered its template.
 pub const RENDERED_BY: &str = "fanout.dev/rendered-by";
 /// Annotation of the pod of a managed Redis: digest of the Secret that it was started with.

@@ -78,6 +78,11 @@ pub struct ManagedRedis {
     /// CPU and memory of its container.
     #[serde(default = "default_resources")]
     pub resources: ResourceRequirements,
+    /// Seconds after which the pod of a lost Kubernetes node is made anew on another, without `storage`. With it the pod
+    /// waits for its volume: see docs/operations.md.
+    #[serde(default = "default_replace_after")]
+    #[schemars(range(min = 5, max = 86_400))]
+    pub replace_after_seconds: u32,
 }
 
 /// A volume for the managed Redis.
@@ -198,6 +203,11 @@ pub struct MemoryRedis {}
 
 fn default_resources() -> ResourceRequirements {
     workload::resources([("cpu", "50m"), ("memory", "64Mi")], [("cpu", "1"), ("memory", "512Mi")])
+}
+
+fn default_replace_after() -> u32 {
+    // Kubernetes itself waits for five minutes, and then for the kubelet that is gone.
+    30
 }
 
 fn default_password_key() -> String {

@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::write::{APPLIED, Writer};
+use super::{
+    Rendered,
+    redis::StoredRedis,
+    write::{APPLIED, Writer},
+};
 use crate::{
     api::{FanoutCluster, Reason},
     controller::{
@@ -23,11 +27,14 @@ use crate::{
 
 /// Annotation of a ReplicaSet: the revision as it was first written, in full. It is what repairs go back to, so a
 /// newer operator never renders it again.
-const RENDERED: &str = "fanout.dev/rendered";
+pub(super) const RENDERED: &str = "fanout.dev/rendered";
 
 /// Kubernetes' hint for which pod of a ReplicaSet goes first, and the value that puts one before all others.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const FIRST_TO_GO: &str = "-2147483648";
+
+/// Seconds that a Redis without a volume has to end, should its kubelet answer after all: it has nothing to write.
+const REDIS_GRACE: u32 = 5;
 
 /// A revision as it was first written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -85,7 +92,7 @@ impl Stored {
 }
 
 /// An object without what the API server counts and what others wrote about it.
-fn bare(object: &DynamicObject, kind: &str) -> Value {
+pub(super) fn bare(object: &DynamicObject, kind: &str) -> Value {
     let resource = mirror::resource_of(kind);
     let mut value = serde_json::to_value(object).expect("a Kubernetes object is JSON");
     let metadata = &value["metadata"];
@@ -119,7 +126,7 @@ impl Writer {
         &self,
         cluster: &FanoutCluster,
         found: &Found,
-        revision: &RevisionSpec,
+        rendered: &Rendered,
         action: &Action,
         events: &Events,
     ) -> Result<(), Error> {
@@ -127,7 +134,7 @@ impl Writer {
         info!(cluster = cluster.name(), namespace = cluster.namespace(), ?step, %reason, "acting");
         match step {
             Step::CreateSet { revision: _, replicas } => {
-                self.create(cluster, found, revision, *replicas, events).await?
+                self.create(cluster, found, &rendered.revision, *replicas, events).await?
             }
             Step::ResizeSet { set, to } | Step::Remove { set, to, pod: _ } => {
                 self.resize(cluster, found, set, *to).await?;
@@ -140,8 +147,18 @@ impl Writer {
                     self.delete(&mirror::resource_of("ReplicaSet"), set).await?;
                 }
             }
+            Step::MoveRedis { set } => self.move_redis(cluster, found, rendered, set).await?,
+            Step::DeleteRedisPod { pod, force } => {
+                let grace = if *force { 0 } else { REDIS_GRACE };
+                if let Some(pod) = found.redis.iter().find(|redis| redis.name_any() == *pod) {
+                    self.delete_pod(pod, grace).await?;
+                }
+            }
         }
         self.acted(*reason);
+        if let Some((severity, note)) = redis_note(step) {
+            events.publish(cluster, severity, *reason, &note, None).await;
+        }
         if let Some((pod, note)) = farewell(action, found) {
             events.publish(cluster, Severity::Normal, *reason, &note, Some(pod)).await;
         }
@@ -173,11 +190,54 @@ impl Writer {
         self.put(cluster, set, Some(live)).await
     }
 
+    async fn move_redis(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        rendered: &Rendered,
+        name: &str,
+    ) -> Result<(), Error> {
+        let (Some(live), Some(redis)) = (found.child("StatefulSet", name), &rendered.redis) else {
+            return Ok(());
+        };
+        let mut set = StoredRedis::of(live, redis).moved_to(redis).object();
+        set["metadata"]["uid"] = json!(live.metadata.uid);
+        set["metadata"]["resourceVersion"] = json!(live.resource_version());
+        self.put(cluster, set, Some(live)).await
+    }
+
     async fn mark_by_name(&self, found: &Found, pod: &str, metadata: Value) -> Result<(), Error> {
         match node(found, pod) {
             Some(node) => self.mark(&node.pod, metadata).await,
             None => Ok(()),
         }
+    }
+}
+
+/// What is told of a step that replaces the managed Redis.
+fn redis_note(step: &Step) -> Option<(Severity, String)> {
+    match step {
+        Step::MoveRedis { set } => {
+            let note = format!("the pod of {set} is replaced: its spec or its password changed");
+            Some((Severity::Normal, note))
+        }
+        Step::DeleteRedisPod { pod, force: false } => {
+            let note = format!("pod {pod} is replaced: its Kubernetes node does not answer");
+            Some((Severity::Warning, note))
+        }
+        Step::DeleteRedisPod { pod, force: true } => {
+            let note = format!(
+                "pod {pod} is taken for gone: its Kubernetes node does not answer, and its time to end is over"
+            );
+            Some((Severity::Warning, note))
+        }
+        Step::CreateSet { .. }
+        | Step::ResizeSet { .. }
+        | Step::Retire { .. }
+        | Step::Restore { .. }
+        | Step::Release { .. }
+        | Step::Remove { .. }
+        | Step::DeleteSet { .. } => None,
     }
 }
 
@@ -194,7 +254,9 @@ fn farewell<'a>(action: &'a Action, found: &Found) -> Option<(&'a str, String)> 
         | Step::ResizeSet { .. }
         | Step::Restore { .. }
         | Step::Release { .. }
-        | Step::DeleteSet { .. } => return None,
+        | Step::DeleteSet { .. }
+        | Step::MoveRedis { .. }
+        | Step::DeleteRedisPod { .. } => return None,
     };
     let clients = match node.report.as_ref().filter(|report| report.answered) {
         Some(report) => format!("{} connections", report.connections),
@@ -236,7 +298,7 @@ fn text(time: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use k8s_openapi::api::core::v1::Pod;
 
@@ -262,6 +324,7 @@ mod tests {
             ],
             nodes: vec![pod("old", json!({RETIRED_AT: "2026-01-01T00:00:00Z"})), pod("new", json!({}))],
             redis: Vec::new(),
+            machines: BTreeMap::new(),
             at: Timestamp::UNIX_EPOCH,
         }
     }

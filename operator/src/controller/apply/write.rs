@@ -249,6 +249,24 @@ impl Writer {
         }
     }
 
+    /// Deletes exactly the pod that was seen.
+    pub(super) async fn delete_pod(&self, pod: &Pod, grace_seconds: u32) -> Result<(), Error> {
+        self.may_write("Pod")?;
+        let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
+        let seen = Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+        };
+        let params = DeleteParams { grace_period_seconds: Some(grace_seconds), ..DeleteParams::default() }
+            .preconditions(seen);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        match api.delete(&name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(Error::api("delete", "Pod", &name)(error)),
+        }
+    }
+
     /// Changes labels and annotations of exactly the pod that was seen.
     pub(super) async fn mark(&self, pod: &Pod, metadata: Value) -> Result<(), Error> {
         self.may_write("Pod")?;
@@ -262,7 +280,7 @@ impl Writer {
         marked.map(drop).map_err(Error::api("mark", "Pod", &name))
     }
 
-    /// ReplicaSets and pods as the API server has them now, not as a watch had them. An error where the cluster is no
+    /// Sets and pods as the API server has them now, not as a watch had them. An error where the cluster is no
     /// longer what `cluster` says: it was paused, edited or deleted, perhaps to prevent what was planned.
     pub(super) async fn look(&self, cluster: &FanoutCluster, found: &Found) -> Result<Found, Error> {
         self.confirm(cluster).await?;
@@ -271,21 +289,35 @@ impl Writer {
         let pods = pods.list(&of_cluster).await.map_err(Error::api("list", "Pod", cluster.name()))?;
         let sets = self.api(cluster, "ReplicaSet").list(&of_cluster).await;
         let sets = sets.map_err(Error::api("list", "ReplicaSet", cluster.name()))?;
-        let resource = mirror::resource_of("ReplicaSet");
-        let sets = sets.into_iter().map(|set| (resource.clone(), Arc::new(set))).collect();
+        let stateful = self.api(cluster, "StatefulSet").list(&of_cluster).await;
+        let stateful = stateful.map_err(Error::api("list", "StatefulSet", cluster.name()))?;
+        let of_redis = ListParams::default().labels(&format!("{}={}", labels::REDIS, cluster.name()));
+        let redis = Api::<Pod>::namespaced(self.client.clone(), cluster.namespace()).list(&of_redis).await;
+        let redis = redis.map_err(Error::api("list", "Pod", cluster.name()))?;
+        let typed = |kind: &str| {
+            let resource = mirror::resource_of(kind);
+            move |set| (resource.clone(), Arc::new(set))
+        };
+        let stateful = stateful.into_iter().map(typed("StatefulSet"));
+        let sets = sets.into_iter().map(typed("ReplicaSet")).chain(stateful).collect();
         let sets = dereference::own_sets(cluster, sets);
         let pods = pods.into_iter().map(Arc::new).collect();
         let pods = dereference::pods_of(&sets, "ReplicaSet", pods);
-        let others = found.children.iter().filter(|(resource, _)| resource.kind != "ReplicaSet").cloned();
+        let others = found
+            .children
+            .iter()
+            .filter(|(resource, _)| !matches!(resource.kind.as_str(), "ReplicaSet" | "StatefulSet"));
+        let others = others.cloned();
         let report_of = |pod: &Pod| {
             let known = found.nodes.iter().find(|node| node.pod.metadata.uid == pod.metadata.uid);
             known.and_then(|node| node.report.clone())
         };
         Ok(Found {
             named: found.named.clone(),
+            redis: dereference::pods_of(&sets, "StatefulSet", redis.into_iter().map(Arc::new).collect()),
+            machines: found.machines.clone(),
             children: others.chain(sets).collect(),
             nodes: pods.into_iter().map(|pod| Node { report: report_of(&pod), pod }).collect(),
-            redis: found.redis.clone(),
             at: Timestamp::now(),
         })
     }

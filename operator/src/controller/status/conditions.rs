@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::{
+    api::core::v1::Pod,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::{Timestamp, Unit},
 };
@@ -16,7 +17,7 @@ use crate::{
     },
     controller::{
         apply::Applied,
-        dereference::{Found, Node, phase},
+        dereference::{Found, Node, is_ready, machine_name, phase},
         diagnose,
         validate::Problem,
     },
@@ -67,7 +68,38 @@ pub(super) fn problems(cluster: &FanoutCluster, found: &Found, applied: &Applied
         ["ReplicaSet", "StatefulSet"].into_iter().flat_map(|kind| found.of_kind(kind)).filter_map(refused);
     let settings = nodes::existing(found).filter_map(rejected);
     let broker = unreachable(cluster, found);
-    applied.problems.iter().cloned().chain(sets).chain(pods).chain(settings).chain(broker).collect()
+    let lost = found.redis.iter().filter_map(|pod| lost_redis(cluster, found, pod));
+    applied
+        .problems
+        .iter()
+        .cloned()
+        .chain(lost)
+        .chain(sets)
+        .chain(pods)
+        .chain(settings)
+        .chain(broker)
+        .collect()
+}
+
+/// The managed Redis is on a Kubernetes node that does not answer.
+fn lost_redis(cluster: &FanoutCluster, found: &Found, pod: &Pod) -> Option<Problem> {
+    let machine = machine_name(pod).filter(|_| found.machine_of(pod).is_lost() && !is_ready(pod))?;
+    let name = pod.name_any();
+    let managed = cluster.spec.redis.managed.as_ref()?;
+    let what = match &managed.storage {
+        None => format!("it is made anew on another after {} s", managed.replace_after_seconds),
+        Some(_) => format!(
+            "its volume may still be written there: bring {machine} back, or once it is off, `kubectl taint node {machine} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute` or delete it"
+        ),
+    };
+    Some(Problem {
+        reason: Reason::RedisNodeLost,
+        object: format!("Pod/{name}"),
+        key: None,
+        message: format!(
+            "pod {name} of the managed Redis is on Kubernetes node {machine}, which does not answer: {what}"
+        ),
+    })
 }
 
 /// Redis counts as a problem once it has been away for [`REDIS_GRACE`]: a first start and a moved pod are none.

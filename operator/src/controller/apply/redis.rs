@@ -1,0 +1,95 @@
+//! The managed Redis as it was rendered last. It is stored beside what it stands for and only the plan moves it, as a
+//! revision, so that a newer operator with another default image, probe or command line restarts no Redis.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::{ResourceExt, api::DynamicObject};
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::act::{RENDERED, bare};
+use crate::{plan::DesiredRedis, redis::managed, resources::labels};
+
+const DIGEST: &str = "/spec/template/metadata/annotations/fanout.dev~1password-digest";
+
+/// A StatefulSet and what it stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StoredRedis {
+    /// Without the annotations that hold this.
+    stateful_set: Value,
+    spec: Value,
+}
+
+// === impl StoredRedis ===
+
+impl StoredRedis {
+    /// As this operator renders it.
+    pub(super) fn rendered(stateful_set: &StatefulSet, spec: Value) -> Self {
+        let stateful_set = serde_json::to_value(stateful_set).expect("a Kubernetes object is JSON");
+        Self { stateful_set, spec }
+    }
+
+    /// What a StatefulSet says of itself. One that says nothing, or nothing that can be used, was made before it was
+    /// stored, or was edited: it is what is there.
+    pub(super) fn of(live: &DynamicObject, rendered: &Self) -> Self {
+        let stored =
+            live.annotations().get(RENDERED).and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let spec =
+            live.annotations().get(labels::REDIS_SPEC).and_then(|text| serde_json::from_str(text).ok());
+        match (stored.filter(|stored| is_of(stored, live)), spec) {
+            (Some(stateful_set), Some(spec)) => Self { stateful_set, spec },
+            _ => Self::adopt(live, rendered),
+        }
+    }
+
+    fn adopt(live: &DynamicObject, rendered: &Self) -> Self {
+        warn!(name = live.name_any(), "the managed Redis is not stored and is taken from what is there");
+        let mut stateful_set = bare(live, "StatefulSet");
+        stateful_set["spec"]["replicas"] = rendered.stateful_set["spec"]["replicas"].clone();
+        if let Some(annotations) = stateful_set["metadata"]["annotations"].as_object_mut() {
+            annotations.remove(labels::REDIS_SPEC);
+        }
+        // Where it differs from what the spec says itself, it stands for nothing, and the plan moves it.
+        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"]["spec"], &rendered.spec);
+        Self { stateful_set, spec: if stands { rendered.spec.clone() } else { Value::Null } }
+    }
+
+    /// What it is moved to: for another password the same pod, for another spec what this operator renders.
+    pub(super) fn moved_to(&self, rendered: &Self) -> Self {
+        if !managed::stands_for(&self.spec, &rendered.spec) {
+            return rendered.clone();
+        }
+        let mut moved = self.clone();
+        let template = &mut moved.stateful_set["spec"]["template"]["metadata"];
+        template["annotations"][labels::PASSWORD] = rendered.digest().into();
+        moved
+    }
+
+    /// The object to apply.
+    pub(super) fn object(&self) -> Value {
+        let mut object = self.stateful_set.clone();
+        let annotations = &mut object["metadata"]["annotations"];
+        annotations[RENDERED] = Value::String(self.stateful_set.to_string());
+        annotations[labels::REDIS_SPEC] = Value::String(self.spec.to_string());
+        object
+    }
+
+    /// What the plan is to bring it to.
+    pub(super) fn desired(&self, replace_after: Option<Duration>) -> DesiredRedis {
+        DesiredRedis { spec: self.spec.clone(), password: self.digest().to_owned(), replace_after }
+    }
+
+    fn digest(&self) -> &str {
+        self.stateful_set.pointer(DIGEST).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+fn is_of(stored: &Value, live: &DynamicObject) -> bool {
+    let metadata = &stored["metadata"];
+    stored["kind"] == "StatefulSet"
+        && metadata["name"] == json!(live.metadata.name)
+        && metadata["namespace"] == json!(live.metadata.namespace)
+        && metadata["ownerReferences"] == json!(live.metadata.owner_references)
+        && stored["spec"]["template"]["spec"]["containers"].is_array()
+}
