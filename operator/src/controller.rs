@@ -245,7 +245,7 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
         }
     };
     let again = reporter.report(cluster, &found, &applied).await?;
-    let looks = [applied.look_again(Timestamp::now()), again, Some(jittered(RESYNC))];
+    let looks = [applied.look_again(Timestamp::now()), found.next_look(), again, Some(jittered(RESYNC))];
     Ok(Action::requeue(looks.into_iter().flatten().min().unwrap_or(RESYNC)))
 }
 

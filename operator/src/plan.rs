@@ -72,6 +72,10 @@ pub struct ObservedPod {
     pub created: Timestamp,
     /// Whether Kubernetes calls it ready.
     pub ready: bool,
+    /// Since when, as far as Kubernetes says.
+    pub ready_since: Option<Timestamp>,
+    /// Whether its own messages come back through the broker; `None` where it could not be asked.
+    pub verified: Option<bool>,
     /// Whether it will not become ready without help: its image cannot be pulled, it crashes, its time is up.
     pub stuck: bool,
     /// Whether its label lets Services select it.
@@ -97,6 +101,8 @@ pub struct Desired {
     pub strategy: Strategy,
     /// Time a node stays up after it left its Services, so that nobody is sent to it while it closes.
     pub settle: Duration,
+    /// Time that a new node must have been ready before the next older one leaves.
+    pub min_ready: Duration,
     /// Older revisions that are kept without pods, to return to.
     pub history_limit: usize,
     /// The managed Redis; `None` where the spec asks for none.

@@ -17,7 +17,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::ResourceExt;
 use tokio::time::Instant;
 
@@ -63,6 +63,8 @@ pub struct Report {
     pub settings_hash: Option<String>,
     /// Whether its clients are leaving.
     pub draining: bool,
+    /// Since when they all have left.
+    pub drained_since: Option<Timestamp>,
 }
 
 /// The last report of each node, by the uid of its pod. Clones share them.
@@ -154,8 +156,11 @@ impl Reports {
     }
 
     /// Takes a report over if it says something new, and tells whether it did.
-    fn take(&self, uid: &str, report: Report, now: Instant) -> bool {
+    fn take(&self, uid: &str, mut report: Report, now: Instant) -> bool {
         let mut reports = self.lock();
+        let before = reports.get(uid).and_then(|(known, _)| known.drained_since);
+        let drained = report.answered && report.draining && report.connections == 0;
+        report.drained_since = drained.then(|| before.unwrap_or_else(Timestamp::now));
         if let Some((known, since)) = reports.get(uid) {
             let late = now.duration_since(*since) >= SLOW_REPORT;
             if *known == report || !(late || known.differs_much(&report)) {
@@ -296,6 +301,7 @@ mod tests {
             settings_rejected: true,
             settings_hash: Some("ab12".to_owned()),
             draining: false,
+            drained_since: None,
         };
         assert_eq!(report, expected);
     }

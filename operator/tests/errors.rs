@@ -427,6 +427,36 @@ async fn a_redis_on_a_lost_machine_is_replaced_and_only_without_a_volume() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_waits_for_a_volume_is_told_with_the_words_of_the_kubelet() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let set = server.below(SETS).remove(0);
+    let mut pod = ready_pod("chat-one", &set["spec"]["template"]["metadata"]["labels"], &set);
+    pod["spec"] = json!({"nodeName": "m1", "containers": []});
+    pod["status"] = json!({"phase": "Pending", "conditions": [
+        {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+    ]});
+    for (name, at, message) in [
+        ("old", "2026-01-01T00:01:00Z", "configmap first"),
+        ("new", "2026-01-01T00:02:00Z", "configmap missing"),
+    ] {
+        let event = json!({
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": name}, "involvedObject": {}, "reason": "FailedMount",
+            "message": message, "lastTimestamp": at,
+        });
+        server.put(&format!("/api/v1/namespaces/test/events/{name}"), event);
+    }
+    server.put(&format!("{PODS}/chat-one"), pod);
+    seconds(5).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "NotReadyInTime");
+    assert!(degraded["message"].as_str().unwrap().contains("configmap missing"), "{degraded}");
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_revision_that_lost_its_stored_form_gets_it_back_and_is_repaired_as_before() {
     let server = with_cluster();
     let operator = Operator::start(&server).await;

@@ -170,6 +170,12 @@ impl World {
             let is_bad = bad.contains(&pod.set);
             let is_down = self.down.contains(&pod.name);
             pod.ready = (pod.ready || (up && !is_bad)) && !is_down;
+            pod.ready_since = pod.ready.then(|| pod.ready_since.unwrap_or(now));
+            // It is asked a moment after it turned ready.
+            let asked = pod
+                .ready_since
+                .is_some_and(|since| now.duration_since(since) >= SignedDuration::from_millis(300));
+            pod.verified = asked.then_some(true);
             pod.stuck = up && (is_bad || is_down);
         }
         self.observed != before
@@ -206,6 +212,8 @@ fn pod(name: &str, set: &str, created: Timestamp, ready: bool) -> ObservedPod {
         set: set.to_owned(),
         created,
         ready,
+        ready_since: None,
+        verified: None,
         stuck: false,
         serving: true,
         retired: None,
@@ -229,6 +237,7 @@ fn desired(revision: &str, replicas: u32) -> Desired {
         replicas,
         strategy: Strategy { replace: Replace::Rolling, max_surge: 1, max_unavailable: 0 },
         settle: SETTLE,
+        min_ready: Duration::ZERO,
         history_limit: 3,
         redis: None,
     }
@@ -463,7 +472,7 @@ fn an_old_pod_goes_before_a_new_one() {
         created: world.now,
     });
     for name in ["b-1", "b-2"] {
-        world.observed.pods.push(ObservedPod { connections: Some(0), ..pod(name, "b", world.now, true) });
+        world.observed.pods.push(ObservedPod { verified: Some(true), ..pod(name, "b", world.now, true) });
     }
     world.observed.pods.iter_mut().filter(|pod| pod.set == "a").for_each(|pod| pod.connections = Some(99));
     let actions = plan(&world.observed, &desired("b", 2), world.now);
@@ -516,7 +525,7 @@ fn a_scale_up_during_a_stuck_rollout_is_served_by_the_revision_that_works() {
     world.bad.push("bad".to_owned());
     world.play(&desired("bad", 2));
     world.play(&desired("bad", 5));
-    assert_eq!(world.serving(), 4, "the surge is used up by the pod that does not start");
+    assert_eq!(world.serving(), 5, "the pod that does not start serves nobody");
     assert!(world.observed.pods.iter().filter(|pod| pod.ready).all(|pod| pod.set == "a"));
 }
 
@@ -626,6 +635,32 @@ fn old_revisions_are_forgotten_beyond_the_limit() {
 }
 
 #[test]
+fn the_next_old_pod_leaves_once_the_new_one_was_ready_long_enough_and_is_verified() {
+    let mut world = World::settled(&desired("a", 2));
+    let next = Desired { min_ready: Duration::from_secs(5), ..desired("b", 2) };
+    let retires = |world: &World| {
+        let actions = plan(&world.observed, &next, world.now);
+        actions.iter().any(|action| matches!(action.step, Step::Retire { .. }))
+    };
+    plan(&world.observed, &next, world.now).iter().for_each(|action| world.perform(&action.step));
+    world.pass(600);
+    world.pass(600);
+    let new = world.observed.pods.iter().position(|pod| pod.set == "b").expect("it was made");
+    let since = world.observed.pods[new].ready_since.expect("it is ready");
+    assert!(next_look(&world.observed, &next, world.now).is_some_and(|wait| wait <= Duration::from_secs(5)));
+    assert!(!retires(&world), "it was ready for a moment only");
+    world.now = since + SignedDuration::from_secs(5);
+    for verified in [None, Some(false)] {
+        world.observed.pods[new].verified = verified;
+        assert!(!retires(&world), "the old ones are verified, and it is {verified:?}");
+    }
+    world.observed.pods[new].verified = Some(true);
+    assert!(retires(&world));
+    world.observed.pods.iter_mut().for_each(|pod| pod.verified = None);
+    assert!(retires(&world), "no node can be asked");
+}
+
+#[test]
 fn a_redis_is_moved_by_its_spec_or_its_password_and_by_nothing_else() {
     let spec = |image: &str| serde_json::json!({"image": image, "persistent": false, "pullSecrets": []});
     let with = |stored: Option<serde_json::Value>, password: &str| {
@@ -649,10 +684,11 @@ fn a_redis_is_moved_by_its_spec_or_its_password_and_by_nothing_else() {
 
 #[test]
 fn a_redis_on_a_lost_machine_is_asked_to_end_and_then_taken_for_gone() {
-    let now = second(1_000);
+    let later = |seconds: i64| second(2_000_000 + seconds);
+    let now = later(1_000);
     let pod = ObservedRedisPod {
         name: "redis-0".to_owned(),
-        unready_since: Some(second(980)),
+        unready_since: Some(later(980)),
         ends_by: None,
         machine: Machine::NotReady,
     };
@@ -677,14 +713,14 @@ fn a_redis_on_a_lost_machine_is_asked_to_end_and_then_taken_for_gone() {
     assert_eq!(planned(&pod, Some(25), now), (vec![], Some(Duration::from_secs(5))));
     assert_eq!(planned(&pod, Some(20), now).0, delete(false));
     assert_eq!(planned(&pod, None, now), (vec![], None), "its volume may still be written");
-    let ending = ObservedRedisPod { ends_by: Some(second(1_005)), ..pod.clone() };
+    let ending = ObservedRedisPod { ends_by: Some(later(1_005)), ..pod.clone() };
     assert_eq!(planned(&ending, Some(20), now), (vec![], Some(Duration::from_secs(5))));
-    assert_eq!(planned(&ending, Some(20), second(1_005)).0, delete(true));
+    assert_eq!(planned(&ending, Some(20), later(1_005)).0, delete(true));
     for machine in [Machine::Ready, Machine::Unknown] {
-        assert_eq!(planned(&ObservedRedisPod { machine, ..ending.clone() }, Some(20), second(2_000)).0, []);
+        assert_eq!(planned(&ObservedRedisPod { machine, ..ending.clone() }, Some(20), later(2_000)).0, []);
     }
     assert_eq!(
-        planned(&ObservedRedisPod { machine: Machine::Gone, ..ending }, Some(20), second(2_000)).0,
+        planned(&ObservedRedisPod { machine: Machine::Gone, ..ending }, Some(20), later(2_000)).0,
         delete(true)
     );
 }

@@ -88,4 +88,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+# Why the kubelet cannot mount a volume of a pod that does not start.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 {{- end -}}

@@ -52,7 +52,9 @@ pub enum Reason {
     Unschedulable,
     /// The API server refused a pod, for quota or policy.
     PodRefused,
-    /// A node runs, but did not become ready in time.
+    /// A container runs on although its node has drained and it was told to end.
+    ContainerIgnoresTermination,
+    /// A node did not become ready in time.
     NotReadyInTime,
     /// A node refused its live settings and keeps the old ones.
     SettingsRejected,

@@ -124,6 +124,16 @@ pub struct FanoutClusterSpec {
     /// How nodes are replaced when a change needs new pods.
     #[serde(default)]
     pub update_strategy: UpdateStrategy,
+    /// Seconds that a node has to become ready before it counts as stuck: it is named in the conditions, and older nodes
+    /// are left alone.
+    #[serde(default = "default_progress_deadline")]
+    #[schemars(range(min = 10, max = 86_400), extend("x-fanout-change" = "operator"))]
+    pub progress_deadline_seconds: u32,
+    /// Seconds that a new node must have been ready before the next older one leaves. Its own messages must come back
+    /// through the broker too, where those of other nodes do.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 3_600), extend("x-fanout-change" = "operator"))]
+    pub min_ready_seconds: u32,
     /// How clients leave a node that ends.
     #[serde(default)]
     pub drain: Drain,
@@ -140,6 +150,11 @@ pub struct FanoutClusterSpec {
 
 fn default_version() -> String {
     DEFAULT_VERSION.to_owned()
+}
+
+fn default_progress_deadline() -> u32 {
+    // An image of 100 MB and a slow start fit in.
+    120
 }
 
 fn default_replicas() -> i32 {

@@ -22,7 +22,6 @@ use super::{
     Error, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
     dereference::Found,
-    diagnose,
     mirror::Mirrors,
     validate::Problem,
 };
@@ -266,6 +265,7 @@ pub fn desired(cluster: &FanoutCluster, revision: String) -> Desired {
         replicas,
         strategy: Strategy::of(&cluster.spec.update_strategy, replicas),
         settle: SETTLE,
+        min_ready: Duration::from_secs(cluster.spec.min_ready_seconds.into()),
         history_limit: REVISION_HISTORY_LIMIT,
         redis: None,
     }
@@ -278,10 +278,7 @@ fn replace_after(cluster: &FanoutCluster) -> Option<Duration> {
 }
 
 fn again(observed: &Observed, desired: &Desired, found: &Found) -> Option<Timestamp> {
-    let planned =
-        plan::next_look(observed, desired, found.at).and_then(|wait| found.at.checked_add(wait).ok());
-    let late = found.nodes.iter().filter_map(|node| diagnose::late_at(&node.pod)).filter(|at| *at > found.at);
-    planned.into_iter().chain(late).min()
+    plan::next_look(observed, desired, found.at).and_then(|wait| found.at.checked_add(wait).ok())
 }
 
 #[cfg(test)]
@@ -317,6 +314,8 @@ mod tests {
                 nodes: Vec::new(),
                 redis: Vec::new(),
                 machines: BTreeMap::new(),
+                mounts: BTreeMap::new(),
+                deadline: Duration::from_secs(120),
                 at: Timestamp::UNIX_EPOCH,
             };
             revision_name(&found, &revision)

@@ -7,25 +7,26 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use k8s_openapi::{
-    api::core::v1::{Node as KubernetesNode, Pod, Secret},
+    api::core::v1::{Event, Node as KubernetesNode, Pod, Secret},
     jiff::Timestamp,
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject},
+    api::{ApiResource, DynamicObject, ListParams},
 };
 use tracing::debug;
 
 use super::{
     Error, diagnose,
     mirror::Mirrors,
-    validate::{Dereferenced, SecretShape, referenced_secrets},
+    validate::{Dereferenced, Problem, SecretShape, referenced_secrets},
 };
 use crate::{
-    api::{FanoutCluster, v1alpha1::RedisKind},
+    api::{FanoutCluster, Reason, v1alpha1::RedisKind},
     plan::{Machine, Observed, ObservedPod, ObservedRedis, ObservedRedisPod, ObservedSet},
     redis::managed,
     resources::{labels, replica_set::CONTAINER},
@@ -37,6 +38,9 @@ pub const RETIRED_AT: &str = "fanout.dev/retired-at";
 
 /// When a pod was marked as the next to go.
 pub const RELEASED_AT: &str = "fanout.dev/released-at";
+
+/// Late pods of which the Events are read, in one reconcile.
+const MOUNTS_ASKED: usize = 3;
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -52,6 +56,10 @@ pub struct Found {
     pub redis: Vec<Arc<Pod>>,
     /// The Kubernetes nodes of those of them that are not ready, by name.
     pub machines: BTreeMap<String, Machine>,
+    /// What the kubelet said last about a volume that it could not mount, by the uid of the pod.
+    pub mounts: BTreeMap<String, String>,
+    /// Time that a pod has to become ready.
+    pub deadline: Duration,
     /// When that was.
     pub at: Timestamp,
 }
@@ -92,8 +100,11 @@ pub(super) async fn dereference(
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
         redis,
         children,
+        mounts: BTreeMap::new(),
+        deadline: Duration::from_secs(cluster.spec.progress_deadline_seconds.into()),
         at: Timestamp::now(),
     };
+    found.mounts = found.failed_mounts(&secrets.client, cluster.namespace()).await;
     if found.managed_redis_is_down(cluster) {
         for node in &mut found.nodes {
             reports.doubt(&node.pod);
@@ -126,6 +137,14 @@ async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machin
 /// The Kubernetes node of a pod.
 pub(super) fn machine_name(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// The message of the newest Event.
+fn newest(events: Vec<Event>) -> Option<String> {
+    let at = |event: &Event| {
+        event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
+    };
+    events.into_iter().max_by_key(at)?.message
 }
 
 fn is_machine_ready(machine: &KubernetesNode) -> bool {
@@ -175,7 +194,7 @@ fn observed_set(set: &DynamicObject) -> ObservedSet {
 }
 
 /// `None` for a pod that has ended, and for one without a controller.
-fn observed_pod(node: &Node, now: Timestamp) -> Option<ObservedPod> {
+fn observed_pod(found: &Found, node: &Node) -> Option<ObservedPod> {
     let Node { pod, report } = node;
     if matches!(phase(pod), "Failed" | "Succeeded") {
         return None;
@@ -186,7 +205,9 @@ fn observed_pod(node: &Node, now: Timestamp) -> Option<ObservedPod> {
         set: owner.name.clone(),
         created: created(pod.as_ref()),
         ready: is_ready(pod),
-        stuck: diagnose::pod(pod, now).is_some(),
+        ready_since: ready_since(pod),
+        verified: report.as_ref().filter(|report| report.answered).and_then(|report| report.broker_verified),
+        stuck: found.problem_of(pod).is_some(),
         serving: pod.labels().get(labels::SERVING).is_some_and(|serving| serving == "true"),
         retired: time_of(pod, RETIRED_AT),
         released: time_of(pod, RELEASED_AT),
@@ -214,6 +235,10 @@ fn sidecar_runs(pod: &Pod) -> bool {
         Some(sidecar) => sidecar.state.as_ref().is_some_and(|state| state.running.is_some()),
         None => phase(pod) == "Running",
     }
+}
+
+fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    Some(condition(pod, "Ready").filter(|ready| ready.status == "True")?.last_transition_time.as_ref()?.0)
 }
 
 /// Whether Kubernetes calls a pod ready.
@@ -245,6 +270,15 @@ fn time_of(pod: &Pod, annotation: &str) -> Option<Timestamp> {
     Some(text.parse().unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
+// === impl Node ===
+
+impl Node {
+    /// Since when it says that all its clients have left.
+    fn drained(&self) -> Option<Timestamp> {
+        self.report.as_ref().filter(|report| report.answered)?.drained_since
+    }
+}
+
 // === impl Found ===
 
 impl Found {
@@ -268,11 +302,53 @@ impl Found {
         managed && set.is_some_and(|set| set.data["status"]["readyReplicas"].as_u64().unwrap_or(0) == 0)
     }
 
+    /// Why late pods that wait for a volume wait: only the kubelet's Events say so.
+    async fn failed_mounts(&self, client: &Client, namespace: &str) -> BTreeMap<String, String> {
+        let pods = self.nodes.iter().map(|node| &node.pod).chain(&self.redis);
+        let late = pods.filter(|pod| {
+            let is_late =
+                self.problem_of(pod).is_some_and(|problem| problem.reason == Reason::NotReadyInTime);
+            is_late && phase(pod) == "Pending" && machine_name(pod).is_some()
+        });
+        let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+        let mut mounts = BTreeMap::new();
+        for pod in late.take(MOUNTS_ASKED) {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            let of_pod =
+                ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedMount"));
+            match api.list(&of_pod).await {
+                Ok(events) => mounts.extend(newest(events.items).map(|message| (uid, message))),
+                Err(error) => debug!(pod = pod.name_any(), %error, "the events of a pod cannot be read"),
+            }
+        }
+        mounts
+    }
+
+    /// What keeps a pod from being ready.
+    pub(super) fn problem_of(&self, pod: &Pod) -> Option<Problem> {
+        let mount = pod.metadata.uid.as_ref().and_then(|uid| self.mounts.get(uid)).map(String::as_str);
+        diagnose::pod(pod, diagnose::Look { at: self.at, deadline: self.deadline, mount })
+    }
+
+    /// App containers that hold up a node that has drained.
+    pub(super) fn lingering(&self) -> impl Iterator<Item = Problem> {
+        self.nodes.iter().filter_map(|node| diagnose::lingering(&node.pod, node.drained(), self.at))
+    }
+
+    /// How long until more may be wrong although nothing changed.
+    pub(super) fn next_look(&self) -> Option<Duration> {
+        let pods = self.nodes.iter().map(|node| &node.pod).chain(&self.redis);
+        let late = pods.filter_map(|pod| diagnose::next_look(pod, self.deadline, self.at));
+        let lingering = self.nodes.iter().filter_map(|node| diagnose::lingers_at(&node.pod, node.drained()));
+        let next = late.chain(lingering).filter(|at| *at > self.at).min()?;
+        Duration::try_from(next.duration_since(self.at)).ok()
+    }
+
     /// The plan's view of it.
     pub(super) fn observed(&self) -> Observed {
         Observed {
             sets: self.of_kind("ReplicaSet").map(observed_set).collect(),
-            pods: self.nodes.iter().filter_map(|node| observed_pod(node, self.at)).collect(),
+            pods: self.nodes.iter().filter_map(|node| observed_pod(self, node)).collect(),
             redis: self.of_kind("StatefulSet").next().map(|set| self.observed_redis(set)),
         }
     }

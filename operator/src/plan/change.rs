@@ -36,7 +36,8 @@ pub fn next_look(observed: &Observed, desired: &Desired, now: Timestamp) -> Opti
         let overdue = pod.ends_by.map(|end| (end, OVERDUE));
         let marked = pod.released.filter(|_| !pod.is_ending()).map(|released| (released, MARK_SETTLES));
         let settled = pod.retired.filter(|_| !pod.is_ending()).map(|retired| (retired, desired.settle));
-        [overdue, marked, settled]
+        let proved = pod.ready_since.filter(|_| !pod.is_ending()).map(|ready| (ready, desired.min_ready));
+        [overdue, marked, settled, proved]
     });
     let left = |(since, wait)| signed(wait).checked_sub(now.duration_since(since));
     let left = waits.flatten().filter_map(left).filter_map(|left| Duration::try_from(left).ok());
@@ -76,9 +77,9 @@ fn grow(fleet: &Fleet<'_>, desired: &Desired) -> Option<Action> {
 /// While the new revision does not get up, a scale-up is served by the newest one that does.
 fn grow_old(fleet: &Fleet<'_>) -> Option<Action> {
     let newest = fleet.old().iter().rev().find(|old| old.staying.iter().any(|pod| pod.ready))?;
-    let to = newest.set.replicas + fleet.shortfall();
-    (fleet.shortfall() > 0)
-        .then(|| action(Step::ResizeSet { set: newest.set.name.clone(), to }, Reason::ScalingUp))
+    let more = fleet.shortfall_of_old();
+    let to = newest.set.replicas + more;
+    (more > 0).then(|| action(Step::ResizeSet { set: newest.set.name.clone(), to }, Reason::ScalingUp))
 }
 
 /// A set that should shrink first gives up the pods that it has not made yet: that disturbs nobody.
@@ -143,7 +144,7 @@ fn retire(fleet: &Fleet<'_>, candidates: &[Candidate<'_>], desired: &Desired) ->
     let mut actions = Vec::new();
     for candidate in candidates.iter().filter(|candidate| candidate.pod.retired.is_none()) {
         let Candidate { pod, outdated } = *candidate;
-        let costs = u32::from(pod.is_available());
+        let costs = u32::from(fleet.is_available(pod));
         if budget == 0 || costs > spare {
             continue;
         }

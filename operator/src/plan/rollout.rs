@@ -4,7 +4,7 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
-    Desired, Observed, ObservedPod, ObservedSet, Replace,
+    Desired, Observed, ObservedPod, ObservedSet, Replace, passed,
     victim::{self, Candidate},
 };
 use crate::api::Reason;
@@ -25,7 +25,10 @@ pub(super) struct Squad<'a> {
 pub(super) struct Fleet<'a> {
     pub(super) squads: Vec<Squad<'a>>,
     desired: &'a Desired,
+    now: Timestamp,
     ending: usize,
+    /// Whether any pod is known to see its own messages come back: then a new one must as well.
+    verifies: bool,
 }
 
 // === impl Squad ===
@@ -49,7 +52,8 @@ impl<'a> Fleet<'a> {
         let mut squads: Vec<_> = observed.sets.iter().map(|set| Squad::new(set, observed, desired)).collect();
         squads.sort_by_key(|squad| (squad.current, squad.set.created));
         let ending = observed.pods.iter().filter(|pod| pod.is_ending() && !pod.is_overdue(now)).count();
-        Self { squads, desired, ending }
+        let verifies = observed.pods.iter().any(|pod| pod.verified == Some(true));
+        Self { squads, desired, now, ending, verifies }
     }
 
     pub(super) fn current(&self) -> Option<&Squad<'a>> {
@@ -71,7 +75,21 @@ impl<'a> Fleet<'a> {
 
     /// Pods to which clients are sent.
     pub(super) fn available(&self) -> u32 {
-        count(self.staying().filter(|pod| pod.is_available()).count())
+        count(self.staying().filter(|pod| self.is_available(pod)).count())
+    }
+
+    /// Whether a pod counts towards what must serve. In a rollout one of the new revision does once it has shown that it
+    /// works.
+    pub(super) fn is_available(&self, pod: &ObservedPod) -> bool {
+        let new = self.current().is_some_and(|current| current.set.name == pod.set);
+        let rolling = self.old().iter().any(|old| old.set.replicas > 0);
+        pod.is_available() && (!new || !rolling || self.has_proved(pod))
+    }
+
+    /// Whether a pod has been ready long enough, and is connected no worse than the others.
+    fn has_proved(&self, pod: &ObservedPod) -> bool {
+        let long_enough = pod.ready_since.is_none_or(|since| passed(since, self.desired.min_ready, self.now));
+        pod.ready && long_enough && (!self.verifies || pod.verified == Some(true))
     }
 
     /// Pods to which clients must be sent at any time.
@@ -100,9 +118,11 @@ impl<'a> Fleet<'a> {
         self.limit().saturating_sub(self.asked_for())
     }
 
-    /// Pods that are missing from what the user asked for.
-    pub(super) fn shortfall(&self) -> u32 {
-        self.desired.replicas.saturating_sub(self.asked_for())
+    /// Pods that are missing from what the user asked for where those of the current revision serve nobody, as far as
+    /// the surge lets there be more.
+    pub(super) fn shortfall_of_old(&self) -> u32 {
+        let old: u32 = self.old().iter().map(|squad| squad.set.replicas).sum();
+        self.desired.replicas.saturating_sub(old).min(self.room())
     }
 
     /// Pods that the current revision should have in the end.
@@ -124,9 +144,9 @@ impl<'a> Fleet<'a> {
         self.current().is_some_and(|squad| squad.staying.iter().any(|pod| pod.stuck && !pod.ready))
     }
 
-    /// Whether the current revision has shown that it works: a pod of it is ready, and none needs help.
+    /// Whether the current revision has shown that it works: a pod of it has, and none needs help.
     fn is_proven(&self) -> bool {
-        let works = |squad: &Squad<'_>| squad.staying.iter().any(|pod| pod.ready);
+        let works = |squad: &Squad<'_>| squad.staying.iter().any(|pod| self.has_proved(pod));
         self.current().is_some_and(works) && !self.is_stuck()
     }
 

@@ -325,6 +325,8 @@ mod tests {
             nodes: vec![pod("old", json!({RETIRED_AT: "2026-01-01T00:00:00Z"})), pod("new", json!({}))],
             redis: Vec::new(),
             machines: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            deadline: std::time::Duration::from_secs(120),
             at: Timestamp::UNIX_EPOCH,
         }
     }

@@ -316,6 +316,8 @@ impl Writer {
             named: found.named.clone(),
             redis: dereference::pods_of(&sets, "StatefulSet", redis.into_iter().map(Arc::new).collect()),
             machines: found.machines.clone(),
+            mounts: found.mounts.clone(),
+            deadline: found.deadline,
             children: others.chain(sets).collect(),
             nodes: pods.into_iter().map(|pod| Node { report: report_of(&pod), pod }).collect(),
             at: Timestamp::now(),

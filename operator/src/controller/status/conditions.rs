@@ -18,7 +18,6 @@ use crate::{
     controller::{
         apply::Applied,
         dereference::{Found, Node, is_ready, machine_name, phase},
-        diagnose,
         validate::Problem,
     },
     redis::managed,
@@ -48,7 +47,7 @@ pub(super) fn judge(
     problems: &[Problem],
     counts: &Counts,
 ) -> Vec<Verdict> {
-    let stuck = found.nodes.iter().any(|node| diagnose::pod(&node.pod, found.at).is_some());
+    let stuck = found.nodes.iter().any(|node| found.problem_of(&node.pod).is_some());
     let judge = |type_: ConditionType| match type_ {
         ConditionType::Ready => ready(cluster, counts, problems),
         ConditionType::Available => available(cluster, counts),
@@ -63,7 +62,7 @@ pub(super) fn judge(
 /// Everything that stands in the way, what was found first in front.
 pub(super) fn problems(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Vec<Problem> {
     let pods = found.nodes.iter().map(|node| &node.pod).chain(&found.redis);
-    let pods = pods.filter_map(|pod| diagnose::pod(pod, found.at));
+    let pods = pods.filter_map(|pod| found.problem_of(pod));
     let sets =
         ["ReplicaSet", "StatefulSet"].into_iter().flat_map(|kind| found.of_kind(kind)).filter_map(refused);
     let settings = nodes::existing(found).filter_map(rejected);
@@ -78,6 +77,7 @@ pub(super) fn problems(cluster: &FanoutCluster, found: &Found, applied: &Applied
         .chain(pods)
         .chain(settings)
         .chain(broker)
+        .chain(found.lingering())
         .collect()
 }
 
@@ -153,7 +153,10 @@ fn rejected(node: &Node) -> Option<Problem> {
 fn ready(cluster: &FanoutCluster, counts: &Counts, problems: &[Problem]) -> Verdict {
     let wanted = cluster.spec.replicas;
     let numbers = format!("{} of {wanted} nodes serve at the current revision", counts.updated_ready);
-    let (status, reason, message) = match problems.first() {
+    // A container that does not end holds up a node that serves nobody any more.
+    let mut in_the_way =
+        problems.iter().filter(|problem| problem.reason != Reason::ContainerIgnoresTermination);
+    let (status, reason, message) = match in_the_way.next() {
         Some(problem) => ("False", problem.reason, problem.message.clone()),
         None if counts.is_complete(cluster) && wanted == 0 => ("True", Reason::ScaledToZero, numbers),
         None if counts.is_complete(cluster) => ("True", Reason::AllNodesServing, numbers),
