@@ -72,7 +72,12 @@ pub struct Options {
     pub allocator: Option<Arc<dyn Allocator>>,
     /// Host name that has the address of every node of the cluster, if there is one.
     pub nodes_service: Option<String>,
+    /// Time after which the process is killed once it was told to end; `None` where nobody would.
+    pub grace: Option<Duration>,
 }
+
+/// Time that the end of a drain takes until the process has ended.
+const KILL_MARGIN: Duration = Duration::from_secs(10);
 
 /// A running node.
 pub struct App {
@@ -82,6 +87,7 @@ pub struct App {
     signal: DrainSignal,
     drain: DrainWatch,
     live: watch::Receiver<Arc<LiveSettings>>,
+    grace: Option<Duration>,
     reload: Arc<Notify>,
     metrics: metrics::Metrics,
     bridge: TaskTracker,
@@ -142,7 +148,7 @@ impl App {
     pub async fn start(config: Config, options: Options) -> Result<Self, StartError> {
         let Config { boot, live, file } = config;
         let Live { settings, auth, tls, hash, warnings } = live;
-        let Options { name, log, bus, allocator, nodes_service } = options;
+        let Options { name, log, bus, allocator, nodes_service, grace } = options;
         log.set(settings.log_level);
         let Listeners { client: client_port, api: api_port, admin: admin_port, addresses } =
             Listeners::bind(&boot.listen)?;
@@ -271,7 +277,7 @@ impl App {
             health: bridge.health.clone(),
             signal: signal.clone(),
             drain: drain.clone(),
-            drain_timeout: Arc::new(move || drain_timeout(&timeout)),
+            drain_timeout: Arc::new(move || drain_timeout(&timeout, grace)),
             log,
             runtimes: Arc::new([("control", Handle::current()), ("client", client.handle().clone())]),
             allocator,
@@ -308,6 +314,7 @@ impl App {
             signal,
             drain,
             live,
+            grace,
             reload,
             metrics,
             bridge,
@@ -342,7 +349,7 @@ impl App {
 
     /// Begins a drain, by the time that the settings give it.
     pub fn begin_drain(&self) {
-        self.signal.begin(drain_timeout(&self.live));
+        self.signal.begin(drain_timeout(&self.live, self.grace));
     }
 
     /// Ends a drain now: whoever is left is closed.
@@ -399,8 +406,15 @@ async fn doors_closed(tasks: &mut JoinSet<&'static str>) {
     }
 }
 
-fn drain_timeout(live: &watch::Receiver<Arc<LiveSettings>>) -> Duration {
-    Duration::from_secs(live.borrow().drain.timeout_seconds.into())
+fn drain_timeout(live: &watch::Receiver<Arc<LiveSettings>>, grace: Option<Duration>) -> Duration {
+    within_grace(Duration::from_secs(live.borrow().drain.timeout_seconds.into()), grace)
+}
+
+/// The time that a drain may take. The settings may be newer than the pod, whose kubelet keeps to what the pod was made
+/// with: a drain that takes longer than that ends in a kill, for every client that was left.
+fn within_grace(timeout: Duration, grace: Option<Duration>) -> Duration {
+    let allowed = grace.map(|grace| grace.saturating_sub(KILL_MARGIN).max(Duration::from_secs(1)));
+    allowed.map_or(timeout, |allowed| timeout.min(allowed))
 }
 
 fn open_broker(boot: &BootSettings, bus: Option<&Bus>, name: &str) -> (Arc<dyn Broker>, Events) {
@@ -466,6 +480,15 @@ mod tests {
     use super::*;
     use crate::shard::Mail;
 
+    #[test]
+    fn a_drain_ends_before_the_pod_is_killed_whatever_newer_settings_say() {
+        let seconds = Duration::from_secs;
+        assert_eq!(within_grace(seconds(300), Some(seconds(330))), seconds(300));
+        assert_eq!(within_grace(seconds(900), Some(seconds(330))), seconds(320));
+        assert_eq!(within_grace(seconds(900), Some(seconds(5))), seconds(1));
+        assert_eq!(within_grace(seconds(900), None), seconds(900));
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_shard_that_dies_is_a_death_of_the_node() {
         let directory = tempfile::tempdir().unwrap();
@@ -481,6 +504,7 @@ mod tests {
             bus: None,
             allocator: None,
             nodes_service: None,
+            grace: None,
         };
         let mut app = App::start(config, options).await.unwrap();
         assert!(timeout(Duration::from_millis(50), app.died()).await.is_err(), "all is well");

@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
@@ -48,6 +49,10 @@ pub(crate) struct Run {
     /// tells whether it is alone. Nothing is looked up without it.
     #[arg(long, env = "FANOUT_NODES_SERVICE", value_name = "HOST")]
     nodes_service: Option<String>,
+    /// Seconds after which this process is killed once it was told to end: a drain ends 10 s before, whatever the live
+    /// document says.
+    #[arg(long, env = "FANOUT_TERMINATION_GRACE_SECONDS", value_name = "SECONDS")]
+    termination_grace_seconds: Option<u32>,
     /// Look of a log line; text on a terminal and JSON elsewhere without it.
     #[arg(long, env = "FANOUT_LOG_FORMAT")]
     log_format: Option<LogFormat>,
@@ -89,6 +94,10 @@ impl Run {
 
     pub(crate) fn nodes_service(&self) -> Option<String> {
         self.nodes_service.clone().filter(|host| !host.is_empty())
+    }
+
+    pub(crate) fn grace(&self) -> Option<Duration> {
+        self.termination_grace_seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
     pub(crate) fn log_format(&self) -> LogFormat {

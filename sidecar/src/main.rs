@@ -70,8 +70,14 @@ fn run(args: &Run) -> Result<()> {
         .context("failed to start threads")?;
     control.block_on(async {
         let allocator = Arc::new(Jemalloc::sampling().await);
-        let (name, nodes_service) = (args.node_name(), args.nodes_service());
-        let options = Options { name, log, bus: None, allocator: Some(allocator), nodes_service };
+        let options = Options {
+            name: args.node_name(),
+            log,
+            bus: None,
+            allocator: Some(allocator),
+            nodes_service: args.nodes_service(),
+            grace: args.grace(),
+        };
         serve(config, options).await
     })
 }

@@ -171,6 +171,7 @@ impl Setup {
             bus: self.bus,
             allocator: None,
             nodes_service: None,
+            grace: None,
         };
         let app = App::start(config, options).await.unwrap_or_else(|error| panic!("{error}"));
         Node { addresses: app.addresses(), app, directory, live }
