@@ -661,6 +661,19 @@ fn the_next_old_pod_leaves_once_the_new_one_was_ready_long_enough_and_is_verifie
 }
 
 #[test]
+fn a_pod_of_a_superseded_revision_leaves_for_the_rollout_and_not_for_a_scale_down() {
+    let mut world = World::settled(&desired("a", 3));
+    world.bad.push("b".to_owned());
+    world.play(&desired("b", 3));
+    world.bad.push("c".to_owned());
+    let actions = world.play(&desired("c", 3));
+    let left =
+        actions.iter().filter(|action| matches!(action.step, Step::Retire { .. } | Step::Remove { .. }));
+    let reasons: Vec<_> = left.map(|action| action.reason).collect();
+    assert!(!reasons.is_empty() && reasons.iter().all(|reason| *reason == Reason::Rollout), "{actions:?}");
+}
+
+#[test]
 fn a_redis_is_moved_by_its_spec_or_its_password_and_by_nothing_else() {
     let spec = |image: &str| serde_json::json!({"image": image, "persistent": false, "pullSecrets": []});
     let with = |stored: Option<serde_json::Value>, password: &str| {

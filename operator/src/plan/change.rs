@@ -86,7 +86,7 @@ fn grow_old(fleet: &Fleet<'_>) -> Option<Action> {
 fn give_up_missing(fleet: &Fleet<'_>) -> Vec<Action> {
     let give_up = |(squad, surplus): (&Squad<'_>, u32)| {
         let step = Step::ResizeSet { set: squad.set.name.clone(), to: squad.set.replicas - surplus };
-        action(step, fleet.leaving_reason(!squad.current))
+        action(step, fleet.leaving_reason(&squad.set.name))
     };
     fleet.unmade().into_iter().map(give_up).collect()
 }
@@ -101,7 +101,7 @@ fn advance(
     let mut shrunk: Vec<&str> = Vec::new();
     let mut actions = Vec::new();
     for candidate in candidates {
-        let Candidate { pod, outdated } = *candidate;
+        let pod = candidate.pod;
         let Some(retired) = pod.retired else { continue };
         // Nobody is sent to a pod that is not ready, so there is nothing to wait for.
         let settled = !pod.ready || passed(retired, desired.settle, now);
@@ -116,7 +116,7 @@ fn advance(
         if matches!(step, Some(Step::Remove { .. })) {
             shrunk.push(&pod.set);
         }
-        actions.extend(step.map(|step| action(step, fleet.leaving_reason(outdated))));
+        actions.extend(step.map(|step| action(step, fleet.leaving_reason(&pod.set))));
     }
     actions
 }
@@ -143,14 +143,14 @@ fn retire(fleet: &Fleet<'_>, candidates: &[Candidate<'_>], desired: &Desired) ->
     let mut spare = fleet.available().saturating_sub(fleet.min_available());
     let mut actions = Vec::new();
     for candidate in candidates.iter().filter(|candidate| candidate.pod.retired.is_none()) {
-        let Candidate { pod, outdated } = *candidate;
+        let pod = candidate.pod;
         let costs = u32::from(fleet.is_available(pod));
         if budget == 0 || costs > spare {
             continue;
         }
         budget -= 1;
         spare -= costs;
-        actions.push(action(Step::Retire { pod: pod.name.clone() }, fleet.leaving_reason(outdated)));
+        actions.push(action(Step::Retire { pod: pod.name.clone() }, fleet.leaving_reason(&pod.set)));
     }
     actions
 }

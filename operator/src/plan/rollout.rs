@@ -167,13 +167,20 @@ impl<'a> Fleet<'a> {
         old.saturating_sub(self.desired.replicas)
     }
 
-    /// Why a pod goes.
-    pub(super) fn leaving_reason(&self, outdated: bool) -> Reason {
-        if outdated && (self.is_proven() || self.surplus() == 0) {
+    /// Why a pod of a set goes.
+    pub(super) fn leaving_reason(&self, set: &str) -> Reason {
+        let outdated = self.old().iter().any(|old| old.set.name == set);
+        if outdated && (self.is_proven() || self.surplus() == 0 || self.is_superseded(set)) {
             Reason::Rollout
         } else {
             Reason::ScaleDown
         }
+    }
+
+    /// Whether a set is of a revision that was itself still replacing an older one.
+    fn is_superseded(&self, set: &str) -> bool {
+        let first = self.old().iter().find(|old| old.set.replicas > 0);
+        first.is_some_and(|first| first.set.name != set)
     }
 
     /// Pods that each set gives up before they exist.
