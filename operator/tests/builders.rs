@@ -36,9 +36,9 @@ fn operator() -> OperatorConfig {
 /// Every Secret that is named exists and has every key.
 fn found(cluster: &FanoutCluster) -> Dereferenced {
     let keys = ["user", "password", "ca.crt", "tls.crt", "tls.key", "one", "two"];
-    let shape = SecretShape { sizes: keys.map(|key| (key.to_owned(), 1)).into() };
+    let shape = SecretShape { sizes: keys.map(|key| (key.to_owned(), 1)).into(), api_key: None };
     let secrets = referenced_secrets(cluster).into_iter().map(|name| (name, Some(shape.clone())));
-    Dereferenced { secrets: secrets.collect() }
+    Dereferenced { secrets: secrets.collect(), api_key: None }
 }
 
 fn built(cluster: &FanoutCluster) -> Resources {
@@ -233,6 +233,28 @@ fn defaults_of_the_operator_are_not_in_a_revision() {
 }
 
 #[test]
+fn another_api_key_is_another_revision_of_app_containers_alone() {
+    let revision = |spec: &Value, key: Option<&str>| {
+        let named = Dereferenced { api_key: key.map(str::to_owned), ..Dereferenced::default() };
+        let cluster = cluster(spec.clone());
+        build(&cluster, &validate(&cluster, &named).expect("it is good"), &operator()).revision
+    };
+    let app = json!({"podTemplate": {"spec": {"containers": [{"name": "app", "image": "shop/app:1"}]}}});
+    let one = revision(&app, Some("one"));
+    assert!(one.stands_for(&one.canonical));
+    assert!(!one.stands_for(&revision(&app, Some("two")).canonical));
+    assert!(one.stands_for(&revision(&app, None).canonical), "it was made before keys were counted");
+    let bare = revision(&json!({}), Some("one"));
+    assert_eq!(bare.name, revision(&json!({}), Some("two")).name);
+}
+
+#[test]
+fn a_restart_in_the_spec_is_another_revision() {
+    let of = |spec: Value| built(&cluster(spec)).revision.name;
+    assert_ne!(of(json!({})), of(json!({"restartedAt": "2026-01-31T12:00:00Z"})));
+}
+
+#[test]
 fn equal_quantities_and_explicit_defaults_make_no_other_revision() {
     let revision = |cpu: &str, memory: &str, explicit: bool| {
         let mut app =
@@ -402,7 +424,7 @@ fn a_secret_that_is_missing_or_lacks_a_key_is_told_with_its_field_and_the_fix() 
     found.secrets.insert("zwei".to_owned(), Some(SecretShape::default()));
     found.secrets.insert(
         "redis".to_owned(),
-        Some(SecretShape { sizes: [("user".into(), 3), ("password".into(), 0)].into() }),
+        Some(SecretShape { sizes: [("user".into(), 3), ("password".into(), 0)].into(), api_key: None }),
     );
     let problems = validate(&cluster, &found).expect_err("it cannot work");
     let told: Vec<_> =

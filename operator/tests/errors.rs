@@ -427,6 +427,45 @@ async fn a_redis_on_a_lost_machine_is_replaced_and_only_without_a_volume() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn app_containers_are_replaced_when_the_api_key_is_another() {
+    let server = with_cluster();
+    let app = json!({"name": "app", "image": "shop/app:1"});
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"spec": {"podTemplate": {"spec": {"containers": [app]}}}}),
+    );
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 1);
+    nothing_is_written_for_an_hour(&server).await;
+    server.edit(SECRET, &json!({"data": {"theirs": "eA=="}}));
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 1, "a key of somebody else is not in their environment");
+    server.delete(SECRET);
+    seconds(5).await;
+    assert!(server.get(SECRET).is_some());
+    assert_eq!(server.below(SETS).len(), 2);
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_secret_does_not_make_nodes_outdated() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    let updated = || server.get(&format!("{CLUSTERS}/chat")).unwrap()["status"]["updatedReplicas"].take();
+    assert_eq!(updated(), 2);
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"spec": {"auth": {"apiKeysSecretRef": {"name": "keys"}}}}),
+    );
+    seconds(5).await;
+    assert_eq!(condition(&server, "chat", "Degraded")["reason"], "SecretMissing");
+    assert_eq!(updated(), 2);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_waits_for_a_volume_is_told_with_the_words_of_the_kubelet() {
     let server = with_cluster();
     let operator = Operator::start(&server).await;

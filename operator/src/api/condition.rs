@@ -15,6 +15,8 @@ pub enum ConditionType {
     Degraded,
     /// The nodes reach their broker and see their own messages come back.
     RedisReachable,
+    /// Every node runs by the live settings of the spec.
+    SettingsInSync,
     /// `spec.paused` is set: the operator changes nothing.
     Paused,
 }
@@ -58,6 +60,10 @@ pub enum Reason {
     NotReadyInTime,
     /// A node refused its live settings and keeps the old ones.
     SettingsRejected,
+    /// Every node runs by the live settings of the spec.
+    SettingsCurrent,
+    /// A node runs by older live settings: the kubelet takes up to two minutes to hand them over.
+    SettingsPropagating,
     /// A Secret that the cluster names does not exist.
     SecretMissing,
     /// A Secret lacks a key, or the key is empty.
@@ -104,8 +110,15 @@ pub enum Reason {
 
 impl ConditionType {
     /// Every condition, in the order they are shown.
-    pub const ALL: [Self; 6] =
-        [Self::Ready, Self::Available, Self::Progressing, Self::Degraded, Self::RedisReachable, Self::Paused];
+    pub const ALL: [Self; 7] = [
+        Self::Ready,
+        Self::Available,
+        Self::Progressing,
+        Self::Degraded,
+        Self::RedisReachable,
+        Self::SettingsInSync,
+        Self::Paused,
+    ];
 }
 
 impl fmt::Display for ConditionType {

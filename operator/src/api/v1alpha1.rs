@@ -114,6 +114,10 @@ pub struct FanoutClusterSpec {
         merge_strategy = ListMerge::Map(vec!["name".into()])
     )]
     pub namespaces: Vec<Namespace>,
+    /// When the nodes were last to be replaced, as `2026-01-31T12:00:00Z`: any other text than before replaces them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), extend("x-fanout-change" = "roll"))]
+    pub restarted_at: Option<String>,
     /// What carries publications between nodes: exactly one of `managed`, `external` and `memory`.
     #[serde(default)]
     pub redis: Redis,

@@ -11,7 +11,7 @@ mod write;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Serialize;
 use serde_json::Value;
@@ -30,7 +30,7 @@ use crate::{
     events::Events,
     plan::{self, Action, Desired, Observed, Strategy},
     redis::managed,
-    resources::labels,
+    resources::{config_map, labels},
 };
 
 /// Time between a node's leaving its Services and its removal: what kube-proxy needs on a slow day. The drain itself
@@ -49,6 +49,8 @@ pub struct Applied {
     pub revision: Option<String>,
     /// The steps that were taken.
     pub actions: Vec<Action>,
+    /// Hash of the live settings that nodes should run by; `None` where they were not written.
+    pub settings: Option<String>,
     /// Until when nothing is due although nothing changes.
     again: Option<Timestamp>,
 }
@@ -95,7 +97,13 @@ impl Applier {
         if cluster.spec.paused {
             return Ok(applied);
         }
+        applied.settings = Some(config_map::live_hash(&resources.live_config_map));
         let rendered = self.children(cluster, found, resources).await?;
+        if cluster.has_app_containers() && found.named.api_key.is_none() {
+            // The key was made a moment ago. The revision rests on it, and the watch tells of it.
+            applied.again = found.at.checked_add(SignedDuration::from_secs(1)).ok();
+            return Ok(applied);
+        }
         let redis = rendered.redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
         let desired = Desired { redis, ..desired(cluster, name) };
         let observed = self.act(cluster, found, &desired, &rendered, &mut applied.actions).await?;
@@ -283,13 +291,13 @@ fn again(observed: &Observed, desired: &Desired, found: &Found) -> Option<Timest
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     use serde_json::json;
 
     use super::*;
     use crate::{
-        controller::{build, mirror, validate, validate::Dereferenced},
+        controller::{build, mirror, validate},
         redis::RedisTarget,
     };
 
@@ -297,7 +305,8 @@ mod tests {
     fn of_several_revisions_that_stand_for_the_spec_the_exact_one_counts_then_one_with_pods_then_the_newest()
     {
         let cluster = FanoutCluster::new("chat", Default::default());
-        let validated = validate::Validated { redis: RedisTarget::of(&cluster).expect("one is set") };
+        let redis = RedisTarget::of(&cluster).expect("one is set");
+        let validated = validate::Validated { redis, api_key: None };
         let revision = build::build(&cluster, &validated, &build::OperatorConfig::default()).revision;
         let set = |name: &str, replicas: u32, created: &str| {
             let metadata = json!({
@@ -308,16 +317,7 @@ mod tests {
             (mirror::resource_of("ReplicaSet"), Arc::new(serde_json::from_value(set).expect("a ReplicaSet")))
         };
         let chosen = |children: Vec<_>| {
-            let found = Found {
-                named: Dereferenced::default(),
-                children,
-                nodes: Vec::new(),
-                redis: Vec::new(),
-                machines: BTreeMap::new(),
-                mounts: BTreeMap::new(),
-                deadline: Duration::from_secs(120),
-                at: Timestamp::UNIX_EPOCH,
-            };
+            let found = Found { children, ..Found::nothing() };
             revision_name(&found, &revision)
         };
         let [old, running, new] =

@@ -100,9 +100,9 @@ pub struct GeneratedSecret {
 
 /// Every child of `cluster`.
 pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &OperatorConfig) -> Resources {
-    let Validated { redis } = validated;
+    let Validated { redis, api_key } = validated;
     Resources {
-        revision: replica_set::revision(cluster, redis, operator),
+        revision: replica_set::revision(cluster, redis, api_key.as_deref(), operator),
         live_config_map: config_map::live(cluster, redis),
         services: service::services(cluster),
         api_key: secret::api_key(cluster),
@@ -119,7 +119,11 @@ impl RevisionSpec {
     /// Whether a stored revision (annotation of its ReplicaSet, parsed) stands for the same pods. It may have been
     /// written by an operator that counted other fields, so names are not compared.
     pub fn stands_for(&self, stored: &Value) -> bool {
-        replica_set::canonical(stored) == replica_set::canonical(&self.canonical)
+        let [stored, wanted] = [stored, &self.canonical].map(replica_set::canonical);
+        // A revision from before the key was counted may hold any; so may one whose key is not known now.
+        let key = [&stored, &wanted].iter().any(|one| one["apiKey"].is_null())
+            || stored["apiKey"] == wanted["apiKey"];
+        key && ["spec", "restartedAt"].iter().all(|part| stored[*part] == wanted[*part])
     }
 }
 

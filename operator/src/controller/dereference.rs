@@ -18,6 +18,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams},
 };
+use sha2::{Digest, Sha256};
 use tracing::debug;
 
 use super::{
@@ -29,7 +30,11 @@ use crate::{
     api::{FanoutCluster, Reason, v1alpha1::RedisKind},
     plan::{Machine, Observed, ObservedPod, ObservedRedis, ObservedRedisPod, ObservedSet},
     redis::managed,
-    resources::{labels, replica_set::CONTAINER},
+    resources::{
+        labels,
+        replica_set::CONTAINER,
+        secret::{API_KEY, api_key_name},
+    },
     scrape::{Report, Reports},
 };
 
@@ -90,6 +95,10 @@ pub(super) async fn dereference(
     for name in referenced_secrets(cluster) {
         let shape = secrets.shape(mirrors, cluster.namespace(), &name).await?;
         named.secrets.insert(name, shape);
+    }
+    if cluster.has_app_containers() {
+        let key = secrets.shape(mirrors, cluster.namespace(), &api_key_name(cluster)).await?;
+        named.api_key = key.and_then(|key| key.api_key);
     }
     let children = own_sets(cluster, mirrors.children_of(cluster));
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
@@ -282,6 +291,21 @@ impl Node {
 // === impl Found ===
 
 impl Found {
+    /// A cluster of which nothing exists.
+    #[cfg(test)]
+    pub(super) fn nothing() -> Self {
+        Self {
+            named: Dereferenced::default(),
+            children: Vec::new(),
+            nodes: Vec::new(),
+            redis: Vec::new(),
+            machines: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            deadline: Duration::from_secs(120),
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
     /// A child by kind and name.
     pub(super) fn child(&self, kind: &str, name: &str) -> Option<&DynamicObject> {
         self.of_kind(kind).find(|child| child.metadata.name.as_deref() == Some(name))
@@ -420,5 +444,11 @@ impl SecretShapes {
 
 fn shape_of(secret: &Secret) -> SecretShape {
     let sizes = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.len()));
-    SecretShape { sizes: sizes.collect() }
+    let api_key = secret.data.as_ref().and_then(|data| data.get(API_KEY));
+    SecretShape { sizes: sizes.collect(), api_key: api_key.map(|key| digest(&key.0)) }
+}
+
+/// First 16 hexadecimal digits of the SHA-256. It tells nothing of a random value.
+fn digest(value: &[u8]) -> String {
+    Sha256::digest(value).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

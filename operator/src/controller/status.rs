@@ -28,7 +28,7 @@ use super::{
     validate::Problem,
 };
 use crate::{
-    api::{FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
+    api::{ConditionType, FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
     events::{Events, Severity},
     lease::Claim,
     metrics::Metrics,
@@ -66,13 +66,24 @@ struct Written {
 /// The status of a cluster, from what was found and what was done.
 pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> FanoutClusterStatus {
     let before = cluster.status.clone().unwrap_or_default();
-    let counts = Counts::of(found, applied.revision.as_deref());
+    // A spec that was refused asks for no revision: the nodes are what they were.
+    let update = applied.revision.clone().unwrap_or_else(|| before.update_revision.clone());
+    let counts = Counts::of(found, Some(&update));
     let nodes = nodes::list(found);
     let complete = counts.is_complete(cluster);
-    let update = applied.revision.clone().unwrap_or_else(|| before.update_revision.clone());
-    let verdicts = conditions::judge(cluster, found, &conditions::problems(cluster, found, applied), &counts);
+    let problems = conditions::problems(cluster, found, applied);
+    let verdicts = conditions::judge(cluster, found, &problems, &counts, applied.settings.as_deref());
+    // Whoever waits for a generation waits for its settings too. Until nodes have taken them over, what is told of being
+    // ready is told of the generation before.
+    let shown = conditions::generation_in_force(cluster, &before, &verdicts);
+    let mut conditions =
+        conditions::merge(&before.conditions, verdicts, cluster.metadata.generation, found.at);
+    let ready = ConditionType::Ready.to_string();
+    for condition in conditions.iter_mut().filter(|condition| condition.type_ == ready) {
+        condition.observed_generation = shown;
+    }
     FanoutClusterStatus {
-        observed_generation: cluster.metadata.generation,
+        observed_generation: shown,
         replicas: counts.serving,
         ready_replicas: counts.ready,
         updated_replicas: counts.updated,
@@ -83,7 +94,8 @@ pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Fan
         connections: nodes.iter().filter_map(|node| node.connections).sum(),
         endpoint: service::endpoint(cluster),
         nodes: nodes.into_iter().take(MAX_NODES).collect::<Vec<NodeStatus>>(),
-        conditions: conditions::merge(&before.conditions, verdicts, cluster.metadata.generation, found.at),
+        settings_hash: applied.settings.clone().or(before.settings_hash),
+        conditions,
     }
 }
 

@@ -18,6 +18,8 @@ use crate::{
 pub struct Dereferenced {
     /// Each Secret of [`referenced_secrets`] by name; `None` where it does not exist.
     pub secrets: BTreeMap<String, Option<SecretShape>>,
+    /// Digest of the generated API key; `None` where there is none yet, or no container that would hold it.
+    pub api_key: Option<String>,
 }
 
 /// A Secret without its values: size in bytes of each key's value.
@@ -25,6 +27,8 @@ pub struct Dereferenced {
 pub struct SecretShape {
     /// Key → bytes.
     pub sizes: BTreeMap<String, usize>,
+    /// Digest of the value that a generated API key has; `None` where there is no such value.
+    pub api_key: Option<String>,
 }
 
 /// Something that a person must mend.
@@ -45,6 +49,8 @@ pub struct Problem {
 pub struct Validated {
     /// How nodes reach their broker.
     pub redis: RedisTarget,
+    /// Digest of the API key that app containers are started with.
+    pub api_key: Option<String>,
 }
 
 /// What the spec wants of a Secret.
@@ -79,7 +85,7 @@ pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validat
         ));
     }
     match redis {
-        Some(redis) if problems.is_empty() => Ok(Validated { redis }),
+        Some(redis) if problems.is_empty() => Ok(Validated { redis, api_key: found.api_key.clone() }),
         Some(_) | None => Err(problems),
     }
 }
@@ -142,7 +148,7 @@ impl Wanted {
 
     fn problems(&self, namespace: &str, found: &Dereferenced) -> Vec<Problem> {
         let Self { field, name, keys } = self;
-        let Some(Some(SecretShape { sizes })) = found.secrets.get(name) else {
+        let Some(Some(SecretShape { sizes, api_key: _ })) = found.secrets.get(name) else {
             return vec![self.problem(
                 Reason::SecretMissing,
                 None,

@@ -40,8 +40,16 @@ struct Mount {
 }
 
 /// The revision that the spec asks for.
-pub fn revision(cluster: &FanoutCluster, redis: &RedisTarget, operator: &OperatorConfig) -> RevisionSpec {
-    let canonical = canonical_of(cluster);
+///
+/// `api_key`: digest of the generated key. App containers have it in their environment, which is read once, so another key
+/// makes another revision of those that have some.
+pub fn revision(
+    cluster: &FanoutCluster,
+    redis: &RedisTarget,
+    api_key: Option<&str>,
+    operator: &OperatorConfig,
+) -> RevisionSpec {
+    let canonical = canonical_of(cluster, api_key);
     let name = short_hash(&canonical);
     RevisionSpec {
         replica_set: replica_set(cluster, redis, operator, &name, &canonical),
@@ -53,12 +61,20 @@ pub fn revision(cluster: &FanoutCluster, redis: &RedisTarget, operator: &Operato
 
 /// Brings what an older operator stored to today's classes of change, so that it can be compared.
 pub fn canonical(stored: &Value) -> Value {
-    json!({"spec": change::roll_part_of(&stored["spec"]), "restartedAt": stored["restartedAt"]})
+    json!({
+        "spec": change::roll_part_of(&stored["spec"]),
+        "restartedAt": stored["restartedAt"],
+        "apiKey": stored["apiKey"],
+    })
 }
 
-fn canonical_of(cluster: &FanoutCluster) -> Value {
+fn canonical_of(cluster: &FanoutCluster, api_key: Option<&str>) -> Value {
     let restarted_at = cluster.annotations().get(RESTARTED_AT);
-    json!({"spec": change::roll_part(&cluster.spec), "restartedAt": restarted_at})
+    let mut canonical = json!({"spec": change::roll_part(&cluster.spec), "restartedAt": restarted_at});
+    if let Some(digest) = api_key.filter(|_| cluster.has_app_containers()) {
+        canonical["apiKey"] = digest.into();
+    }
+    canonical
 }
 
 /// Ten hexadecimal digits: short enough for a pod's name, and 40 bits are plenty for the revisions of one cluster.
@@ -178,6 +194,7 @@ fn pod_defaults(cluster: &FanoutCluster, revision: &str, pod: &mut Map<String, V
 
 fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> Value {
     let Ports { client, api, admin, control } = cluster.spec.hub.ports;
+    let grace = cluster.spec.drain.termination_grace_period_seconds;
     let port = |name: &str, port: u16| json!({"name": name, "containerPort": port, "protocol": "TCP"});
     let probe = |path: &str, period: u32, failures: u32| {
         json!({
@@ -202,6 +219,8 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
         "env": [
             {"name": "FANOUT_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "FANOUT_NODES_SERVICE", "value": service::nodes_host(cluster)},
+            // The kubelet keeps to the pod, the drain follows the live document: the sidecar takes the shorter.
+            {"name": "FANOUT_TERMINATION_GRACE_SECONDS", "value": grace.to_string()},
         ],
         "ports": [port("client", client), port("api", api), port("admin", admin), port("control", control)],
         "startupProbe": probe("/live", 1, 60),

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FanoutClusterStatus {
-    /// Generation of the spec that this status speaks of.
+    /// Generation of the spec that this status speaks of; the one before, until nodes that are ready run the settings of
+    /// the new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Nodes that count as replicas: those that `selector` selects.
@@ -39,12 +40,15 @@ pub struct FanoutClusterStatus {
     /// Where clients inside the cluster connect.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub endpoint: String,
+    /// Hash of the live settings that every node should run by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings_hash: Option<String>,
     /// The nodes, the first hundred by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub nodes: Vec<NodeStatus>,
-    /// Ready, Available, Progressing, Degraded, RedisReachable and Paused.
+    /// Ready, Available, Progressing, Degraded, RedisReachable, SettingsInSync and Paused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -298,12 +298,12 @@ fn text(time: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::{controller::validate::Dereferenced, scrape::Report};
+    use crate::scrape::Report;
 
     /// A pod that was retired, one that was not, and the ReplicaSet `chat-a`.
     fn found() -> Found {
@@ -317,17 +317,12 @@ mod tests {
         let boot = json!({"metadata": {"name": "chat-a", "uid": "u"}, "immutable": true, "data": {"boot.yaml": "x"}});
         let boot = serde_json::from_value(boot).expect("a ConfigMap");
         Found {
-            named: Dereferenced::default(),
             children: vec![
                 (mirror::resource_of("ConfigMap"), Arc::new(boot)),
                 (mirror::resource_of("ReplicaSet"), Arc::new(set(&json!({})))),
             ],
             nodes: vec![pod("old", json!({RETIRED_AT: "2026-01-01T00:00:00Z"})), pod("new", json!({}))],
-            redis: Vec::new(),
-            machines: BTreeMap::new(),
-            mounts: BTreeMap::new(),
-            deadline: std::time::Duration::from_secs(120),
-            at: Timestamp::UNIX_EPOCH,
+            ..Found::nothing()
         }
     }
 

@@ -12,7 +12,7 @@ use kube::{ResourceExt, api::DynamicObject, core::ObjectMeta};
 use super::{Counts, nodes};
 use crate::{
     api::{
-        ConditionType, FanoutCluster, Reason,
+        ConditionType, FanoutCluster, FanoutClusterStatus, Reason,
         v1alpha1::{RedisKind, UpdateStrategyType},
     },
     controller::{
@@ -46,6 +46,7 @@ pub(super) fn judge(
     found: &Found,
     problems: &[Problem],
     counts: &Counts,
+    settings: Option<&str>,
 ) -> Vec<Verdict> {
     let stuck = found.nodes.iter().any(|node| found.problem_of(&node.pod).is_some());
     let judge = |type_: ConditionType| match type_ {
@@ -54,6 +55,7 @@ pub(super) fn judge(
         ConditionType::Progressing => progressing(cluster, counts, stuck),
         ConditionType::Degraded => degraded(problems),
         ConditionType::RedisReachable => redis(cluster, found),
+        ConditionType::SettingsInSync => in_sync(found, settings),
         ConditionType::Paused => paused(cluster),
     };
     ConditionType::ALL.into_iter().map(judge).collect()
@@ -202,6 +204,50 @@ fn progressing(cluster: &FanoutCluster, counts: &Counts, stuck: bool) -> Verdict
         ("False", Reason::UpToDate, format!("{wanted} of {wanted} nodes are as the spec asks"))
     };
     Verdict { type_: ConditionType::Progressing, status, reason, message }
+}
+
+/// Whether nodes run by the settings of this hash. Only what a node says of itself counts.
+fn in_sync(found: &Found, wanted: Option<&str>) -> Verdict {
+    let verdict =
+        |status, reason, message| Verdict { type_: ConditionType::SettingsInSync, status, reason, message };
+    let Some(wanted) = wanted else {
+        return verdict("Unknown", Reason::NotObserved, "the settings were not written".to_owned());
+    };
+    let nodes: Vec<_> =
+        nodes::existing(found).filter(|node| node.pod.metadata.deletion_timestamp.is_none()).collect();
+    let runs = |node: &&&Node| node.report.as_ref().filter(|report| report.answered)?.settings_hash.clone();
+    let asked: Vec<_> = nodes.iter().filter_map(|node| Some((node.pod.name_any(), runs(&node)?))).collect();
+    let behind: Vec<_> =
+        asked.iter().filter(|(_, hash)| hash != wanted).map(|(name, _)| name.as_str()).collect();
+    if !behind.is_empty() {
+        let names = behind.iter().take(MAX_PROBLEMS).copied().collect::<Vec<_>>().join(", ");
+        let message =
+            format!("{} of {} run by older settings ({names})", behind.len(), some_nodes(nodes.len()));
+        return verdict("False", Reason::SettingsPropagating, message);
+    }
+    if asked.len() < nodes.len() || asked.is_empty() {
+        let message =
+            format!("{} of {} said which settings they run by", asked.len(), some_nodes(nodes.len()));
+        return verdict("Unknown", Reason::NotObserved, message);
+    }
+    verdict("True", Reason::SettingsCurrent, format!("{} run by settings {wanted}", some_nodes(nodes.len())))
+}
+
+fn some_nodes(count: usize) -> String {
+    if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") }
+}
+
+/// The generation that readiness is told of: the one before, while nodes are ready and some run by its settings.
+pub(super) fn generation_in_force(
+    cluster: &FanoutCluster,
+    before: &FanoutClusterStatus,
+    verdicts: &[Verdict],
+) -> Option<i64> {
+    let is =
+        |type_, status| verdicts.iter().any(|verdict| verdict.type_ == type_ && verdict.status == status);
+    let behind = is(ConditionType::Ready, "True") && is(ConditionType::SettingsInSync, "False");
+    let earlier = find(&before.conditions, ConditionType::Ready).and_then(|ready| ready.observed_generation);
+    if behind { earlier.or(before.observed_generation) } else { cluster.metadata.generation }
 }
 
 fn degraded(problems: &[Problem]) -> Verdict {
@@ -367,6 +413,45 @@ mod tests {
         assert_eq!((same[0].last_transition_time.0, same[0].message.as_str()), (at(10), "b"));
         let flipped = merge(&same, verdict("False", "b"), Some(2), at(30));
         assert_eq!(flipped[0].last_transition_time.0, at(30));
+    }
+
+    #[test]
+    fn settings_are_in_sync_by_the_word_of_every_node_and_readiness_is_told_of_the_generation_before() {
+        let found = |hashes: &[Option<&str>]| {
+            let nodes = hashes.iter().enumerate().map(|(at, hash)| {
+                let pod = serde_json::json!({"metadata": {"name": format!("n{at}")}, "status": {"phase": "Running"}});
+                let report = hash.map(|hash| Report {
+                    answered: true,
+                    settings_hash: Some(hash.to_owned()),
+                    ..Report::default()
+                });
+                Node { pod: std::sync::Arc::new(serde_json::from_value(pod).expect("a pod")), report }
+            });
+            Found { nodes: nodes.collect(), ..Found::nothing() }
+        };
+        let judged = |hashes: &[Option<&str>]| in_sync(&found(hashes), Some("new")).status;
+        assert_eq!(judged(&[Some("new"), Some("new")]), "True");
+        assert_eq!(judged(&[Some("new"), Some("old")]), "False");
+        assert_eq!(judged(&[Some("old"), None]), "False");
+        assert_eq!(judged(&[Some("new"), None]), "Unknown");
+        assert_eq!(judged(&[]), "Unknown");
+        assert_eq!(in_sync(&found(&[Some("new")]), None).status, "Unknown", "nothing was written");
+
+        let mut cluster = FanoutCluster::new("chat", Default::default());
+        cluster.metadata.generation = Some(2);
+        let before = FanoutClusterStatus {
+            observed_generation: Some(1),
+            conditions: merge(&[], verdict("True", "ready"), Some(1), at(1)),
+            ..FanoutClusterStatus::default()
+        };
+        let shown = |ready, hashes: &[Option<&str>]| {
+            let verdicts = [verdict(ready, ""), vec![in_sync(&found(hashes), Some("new"))]].concat();
+            generation_in_force(&cluster, &before, &verdicts)
+        };
+        assert_eq!(shown("True", &[Some("old")]), Some(1));
+        assert_eq!(shown("True", &[Some("new")]), Some(2));
+        assert_eq!(shown("True", &[None]), Some(2), "nobody can be asked");
+        assert_eq!(shown("False", &[Some("old")]), Some(2));
     }
 
     #[test]
