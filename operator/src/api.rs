@@ -17,5 +17,6 @@ pub use v1alpha1::{FanoutCluster, FanoutClusterSpec, FanoutClusterStatus};
 /// Group of the API, and prefix of every label and annotation of this project.
 pub const GROUP: &str = "fanout.dev";
 
-/// Annotation of a FanoutCluster whose new value makes a new revision of the same pods (`kubectl fanout restart`).
+/// Annotation of a FanoutCluster whose new value makes a new revision of the same pods. `spec.restartedAt` does the
+/// same and moves `metadata.generation`, so that its rollout can be waited for.
 pub const RESTARTED_AT: &str = "fanout.dev/restarted-at";

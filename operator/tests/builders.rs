@@ -203,8 +203,9 @@ fn what_running_nodes_take_over_makes_no_revision() {
 #[test]
 fn what_needs_new_pods_makes_a_revision() {
     let before = everything();
-    let changes: [fn(&mut FanoutClusterSpec); 7] = [
+    let changes: [fn(&mut FanoutClusterSpec); 8] = [
         |spec| spec.version = "0.4.0".to_owned(),
+        |spec| spec.restarted_at = Some("2026-01-01T00:00:00Z".to_owned()),
         |spec| spec.image.tag = Some("x".to_owned()),
         |spec| spec.hub.ports.client = 9999,
         |spec| spec.drain.termination_grace_period_seconds += 1,

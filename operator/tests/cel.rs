@@ -196,6 +196,16 @@ fn accepts_a_cluster_that_sets_everything() {
 }
 
 #[test]
+fn accepts_a_time_of_a_restart_and_nothing_else() {
+    for time in ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5Z", "2026-01-01T00:00:00+01:00"] {
+        assert_eq!(accepts(&cluster(json!({"restartedAt": time}))).spec.restarted_at.as_deref(), Some(time));
+    }
+    for other in ["now", "2026-01-01", "1767225600", ""] {
+        rejects(&cluster(json!({"restartedAt": other})), "restartedAt");
+    }
+}
+
+#[test]
 fn accepts_a_name_of_forty_characters() {
     accepts(&named(&"a".repeat(40), json!({})));
 }

@@ -28,6 +28,10 @@ pub use workload::{Drain, PodTemplate, UpdateStrategy, UpdateStrategyType};
 /// Version of the sidecar that a FanoutCluster without `spec.version` gets: that of this operator.
 pub const DEFAULT_VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// A time with its offset, as `date --utc +%FT%TZ` prints it.
+const RFC_3339: &str =
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$";
+
 /// What a FanoutCluster should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -114,10 +118,6 @@ pub struct FanoutClusterSpec {
         merge_strategy = ListMerge::Map(vec!["name".into()])
     )]
     pub namespaces: Vec<Namespace>,
-    /// When the nodes were last to be replaced, as `2026-01-31T12:00:00Z`: any other text than before replaces them all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), extend("x-fanout-change" = "roll"))]
-    pub restarted_at: Option<String>,
     /// What carries publications between nodes: exactly one of `managed`, `external` and `memory`.
     #[serde(default)]
     pub redis: Redis,
@@ -125,6 +125,11 @@ pub struct FanoutClusterSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub pod_template: Option<PodTemplate>,
+    /// A time (RFC 3339) whose new value replaces every node by one of the same settings, at the pace of
+    /// `updateStrategy` and `drain`. It need not be the present time: only that it differs counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = RFC_3339), extend("x-fanout-change" = "roll"))]
+    pub restarted_at: Option<String>,
     /// How nodes are replaced when a change needs new pods.
     #[serde(default)]
     pub update_strategy: UpdateStrategy,
