@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use fanout_operator::{
-    api::{FanoutCluster, FanoutClusterSpec},
+    api::{FanoutCluster, FanoutClusterSpec, OPERATOR_CLASS},
     resources::secret,
 };
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
@@ -44,6 +44,9 @@ pub(crate) struct HelmTestArgs {
     /// What carries messages between its nodes: `managed` is two nodes and a Redis, `memory` one node alone.
     #[arg(long, value_enum, default_value_t = Broker::Managed)]
     redis: Broker,
+    /// Class of the operator under test.
+    #[arg(long, env = "FANOUT_OPERATOR_CLASS", default_value = "")]
+    operator_class: String,
     /// Seconds until the FanoutCluster must be ready.
     #[arg(long, default_value_t = 180)]
     timeout_seconds: u64,
@@ -64,7 +67,7 @@ struct Trial {
 }
 
 pub(crate) async fn run(args: HelmTestArgs) -> anyhow::Result<()> {
-    let HelmTestArgs { namespace, name, redis, timeout_seconds } = args;
+    let HelmTestArgs { namespace, name, redis, operator_class, timeout_seconds } = args;
     let kube = Kube::try_default().await.context("failed to find a Kubernetes cluster")?;
     let namespace = namespace.unwrap_or_else(|| kube.default_namespace().to_owned());
     let trial = Trial {
@@ -74,7 +77,7 @@ pub(crate) async fn run(args: HelmTestArgs) -> anyhow::Result<()> {
         namespace,
     };
     let timeout = Duration::from_secs(timeout_seconds);
-    let created = trial.create(redis, timeout).await?;
+    let created = trial.create(manifest(&trial.name, redis, &operator_class), timeout).await?;
     let done = trial.prove(&created, timeout).await;
     let removed = trial.clusters.delete(&trial.name, &DeleteParams::foreground()).await;
     done?;
@@ -84,7 +87,7 @@ pub(crate) async fn run(args: HelmTestArgs) -> anyhow::Result<()> {
 }
 
 /// A small FanoutCluster with one channel open to everyone.
-fn manifest(name: &str, redis: Broker) -> FanoutCluster {
+fn manifest(name: &str, redis: Broker, operator_class: &str) -> FanoutCluster {
     let (replicas, redis) = match redis {
         Broker::Managed => (2, json!({"managed": {}})),
         Broker::Memory => (1, json!({"memory": {}})),
@@ -97,6 +100,9 @@ fn manifest(name: &str, redis: Broker) -> FanoutCluster {
     let spec: FanoutClusterSpec = serde_json::from_value(spec).expect("the test's own spec is valid");
     let mut cluster = FanoutCluster::new(name, spec);
     cluster.labels_mut().insert(MADE_BY_TEST.to_owned(), "true".to_owned());
+    if !operator_class.is_empty() {
+        cluster.labels_mut().insert(OPERATOR_CLASS.to_owned(), operator_class.to_owned());
+    }
     cluster
 }
 
@@ -104,7 +110,7 @@ fn manifest(name: &str, redis: Broker) -> FanoutCluster {
 
 impl Trial {
     /// Makes the FanoutCluster, once one that an earlier test has left is gone.
-    async fn create(&self, redis: Broker, timeout: Duration) -> anyhow::Result<FanoutCluster> {
+    async fn create(&self, manifest: FanoutCluster, timeout: Duration) -> anyhow::Result<FanoutCluster> {
         if let Some(left) = self.read().await? {
             ensure!(
                 left.labels().contains_key(MADE_BY_TEST),
@@ -113,7 +119,7 @@ impl Trial {
             println!("removing FanoutCluster {self}, which an earlier test left");
             self.remove(timeout).await?;
         }
-        let created = self.clusters.create(&PostParams::default(), &manifest(&self.name, redis)).await;
+        let created = self.clusters.create(&PostParams::default(), &manifest).await;
         let created = created.with_context(|| format!("failed to create FanoutCluster {self}"))?;
         println!("created FanoutCluster {self}");
         Ok(created)
@@ -235,7 +241,7 @@ async fn publish(api: &str, key: &str, data: &Value) -> anyhow::Result<()> {
 
 fn told(conditions: &[Condition]) -> String {
     if conditions.is_empty() {
-        return "  it has no conditions yet: does the operator run, and does it watch this namespace?"
+        return "  it has no conditions yet: does the operator run, does it watch this namespace, and is it of this class?"
             .to_owned();
     }
     let lines = conditions.iter().map(|condition| {
@@ -260,7 +266,7 @@ mod tests {
     #[test]
     fn the_test_cluster_is_one_that_an_api_server_accepts() {
         for redis in [Broker::Managed, Broker::Memory] {
-            let refused: Vec<_> = kube::core::cel::validate_cel(&manifest("demo", redis))
+            let refused: Vec<_> = kube::core::cel::validate_cel(&manifest("demo", redis, ""))
                 .err()
                 .map(|errors| errors.into_vec())
                 .unwrap_or_default()
@@ -350,17 +356,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_killed_test_has_left_is_removed_before_the_next() {
-        let server = ApiServer::holding(&manifest("demo", Broker::Managed));
-        server.trial().create(Broker::Memory, PATIENCE).await.unwrap();
+        let server = ApiServer::holding(&manifest("demo", Broker::Managed, ""));
+        server.trial().create(manifest("demo", Broker::Memory, ""), PATIENCE).await.unwrap();
         assert_eq!(server.writes(), ["delete", "create"]);
     }
 
     #[tokio::test]
     async fn a_cluster_of_somebody_else_is_left_alone() {
-        let mut cluster = manifest("demo", Broker::Managed);
+        let mut cluster = manifest("demo", Broker::Managed, "");
         cluster.metadata.labels = None;
         let server = ApiServer::holding(&cluster);
-        let error = server.trial().create(Broker::Memory, PATIENCE).await.unwrap_err().to_string();
+        let error = server
+            .trial()
+            .create(manifest("demo", Broker::Memory, ""), PATIENCE)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("FanoutCluster test/demo is there already"), "{error}");
         assert!(server.writes().is_empty());
     }

@@ -12,14 +12,14 @@ pub mod status;
 pub mod validate;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt, stream};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     Client, Resource,
     core::DeserializeGuard,
@@ -37,8 +37,11 @@ use self::{
 };
 use crate::{
     events::Events,
-    health::Readiness,
-    lease::Claim,
+    health::{Obstacle, Readiness},
+    lease::{
+        Claim,
+        territory::{self, Refused, Territory},
+    },
     metrics::{Metrics, Outcome},
     scrape::{self, Reports, Scraper},
 };
@@ -74,7 +77,7 @@ pub struct Shared {
     pub events: Events,
     /// What is counted.
     pub metrics: Metrics,
-    /// Whether the watches are in step.
+    /// What keeps the operator from its work.
     pub readiness: Readiness,
 }
 
@@ -82,6 +85,7 @@ struct Context {
     config: OperatorConfig,
     metrics: Metrics,
     mirrors: Mirrors,
+    territory: Territory,
     reports: Reports,
     secrets: SecretShapes,
     applier: Applier,
@@ -101,6 +105,9 @@ pub enum Error {
     /// The FanoutCluster was changed or deleted after the plan was made.
     #[error("the FanoutCluster changed while its plan was made")]
     Superseded,
+    /// It is not known whether another operator holds the namespace.
+    #[error(transparent)]
+    Refused(Box<Refused>),
     /// A child of that name was not made for this cluster.
     #[error(
         "{kind} {name} belongs to somebody else: rename or delete it, or give the FanoutCluster another name"
@@ -147,45 +154,57 @@ struct Failures(Mutex<HashMap<Option<String>, u32>>);
 /// Dropping it aborts what is under way.
 pub async fn run(shared: Shared, namespaces: &[String], stop: CancellationToken) {
     let scopes = Scope::all_of(namespaces);
+    for scope in &scopes {
+        shared
+            .readiness
+            .block(Obstacle::Watches(scope.to_string()), format!("{scope}: not all is known yet"));
+    }
     let watched: Vec<_> = scopes.iter().map(|scope| watch(&shared, scope, &stop)).collect();
     futures::future::join_all(watched).await;
 }
 
 async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
-    let (mirrors, changes) = Mirrors::start(&shared.client, scope, &shared.metrics);
+    let (mirrors, changes) = Mirrors::start(&shared.client, scope, &shared.metrics, &shared.readiness);
     let context = Arc::new(Context::new(shared, mirrors.clone()));
-    let news = reports(Scraper::new(shared.metrics.clone(), context.reports.clone()), mirrors.clone());
+    let news = reports(Scraper::new(shared.metrics.clone(), context.reports.clone()), context.clone());
     let triggers = stream::select(changes, news).map(Ok::<_, Infallible>);
     let queue = triggers.take_until(stop.clone().cancelled_owned());
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
-    let reconciles = applier(spawn, error_policy, context, mirrors.clusters(), queue, config);
+    let reconciles = applier(spawn, error_policy, context.clone(), mirrors.clusters(), queue, config);
     let in_step = async {
         mirrors.fill().await;
         // The nodes are asked once before anything is decided or told, but not waited for without end.
         _ = tokio::time::timeout(FIRST_ROUND, mirrors.reach(Stage::InStep)).await;
         mirrors.asked();
-        info!(?scope, "the watches are in step");
-        shared.readiness.set();
+        info!(%scope, "the watches are in step");
+        shared.readiness.clear(&Obstacle::Watches(scope.to_string()));
         std::future::pending().await
     };
     tokio::select! {
         () = in_step => {}
+        () = context.territory.keep(|| context.namespaces()) => {}
         () = reconciles.for_each(log) => {}
     }
 }
 
 /// Asks the nodes; yields the clusters of those that said something new.
-fn reports(scraper: Scraper, mirrors: Mirrors) -> impl futures::Stream<Item = Trigger> + Send {
-    let rounds = stream::unfold((scraper, mirrors), async |(mut scraper, mirrors): (Scraper, Mirrors)| {
-        mirrors.reach(Stage::Filled).await;
-        if mirrors.stage() == Stage::InStep {
-            tokio::time::sleep(scrape::TICK).await;
-        }
-        let news = scraper.round(mirrors.nodes()).await;
-        mirrors.asked();
-        let triggers: Vec<_> = news.iter().filter_map(|pod| mirror::labelled_cluster(pod.as_ref())).collect();
-        Some((stream::iter(triggers), (scraper, mirrors)))
-    });
+fn reports(scraper: Scraper, context: Arc<Context>) -> impl futures::Stream<Item = Trigger> + Send {
+    let rounds =
+        stream::unfold((scraper, context), async |(mut scraper, context): (Scraper, Arc<Context>)| {
+            let mirrors = &context.mirrors;
+            mirrors.reach(Stage::Filled).await;
+            if mirrors.stage() == Stage::InStep {
+                tokio::time::sleep(scrape::TICK).await;
+            }
+            let mut nodes = mirrors.nodes();
+            // Those of other operators do not let this one in, and would each be waited for.
+            nodes.retain(|pod| context.is_managed(pod));
+            let news = scraper.round(nodes).await;
+            mirrors.asked();
+            let triggers: Vec<_> =
+                news.iter().filter_map(|pod| mirror::labelled_cluster(pod.as_ref())).collect();
+            Some((stream::iter(triggers), (scraper, context)))
+        });
     rounds.flatten().boxed()
 }
 
@@ -213,10 +232,20 @@ async fn measured(cluster: Arc<Guarded>, context: Arc<Context>) -> Result<Action
 }
 
 async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error> {
-    let Context { config, metrics: _, mirrors, reports, secrets, applier, reporter, failures: _ } = context;
+    let Context { config, metrics, mirrors, territory, reports, secrets, applier, reporter, failures: _ } =
+        context;
+    if !config.manages(cluster.meta()) {
+        return Ok(Action::await_change());
+    }
+    match territory.enter(cluster.meta().namespace.as_deref().unwrap_or_default()).await {
+        Ok(()) => {}
+        Err(Refused::Held { .. }) => return Ok(Action::requeue(territory::LOOK_EVERY)),
+        Err(refused) => return Err(Error::Refused(Box::new(refused))),
+    }
     let cluster = match cluster {
         DeserializeGuard(Ok(cluster)) => cluster,
         DeserializeGuard(Err(invalid)) => {
+            metrics.malformed_objects.inc();
             reporter.malformed(invalid).await?;
             return Err(Error::Malformed(invalid.error.clone()));
         }
@@ -284,7 +313,7 @@ fn class_of(status: u16) -> ErrorClass {
 }
 
 /// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
@@ -306,8 +335,27 @@ impl Context {
             applier: Applier::new(shared, mirrors.clone()),
             reporter: Reporter::new(shared),
             failures: Failures::default(),
+            territory: Territory::new(
+                shared.client.clone(),
+                &shared.config.installation,
+                shared.config.class.as_deref(),
+                shared.claim.clone(),
+                shared.readiness.clone(),
+            ),
             mirrors,
         }
+    }
+
+    /// Namespaces that have FanoutClusters of this operator.
+    fn namespaces(&self) -> BTreeSet<String> {
+        let ours = self.mirrors.clusters().state_filter(|cluster| self.config.manages(cluster.meta()));
+        ours.iter().filter_map(|cluster| cluster.meta().namespace.clone()).collect()
+    }
+
+    /// Whether a pod belongs to a FanoutCluster that this operator manages.
+    fn is_managed(&self, pod: &Pod) -> bool {
+        let cluster = mirror::labelled_cluster(pod).and_then(|cluster| self.mirrors.clusters().get(&cluster));
+        cluster.is_some_and(|cluster| self.config.manages(cluster.meta()))
     }
 }
 
@@ -334,6 +382,15 @@ impl Error {
             Self::Malformed(_) | Self::NotLeading => ErrorClass::Terminal,
             Self::NotOurs { .. } => ErrorClass::Waiting,
             Self::Superseded => ErrorClass::Conflict,
+            Self::Refused(refused) => match refused.as_ref() {
+                Refused::NotLeading => ErrorClass::Terminal,
+                Refused::Held { .. } => ErrorClass::Waiting,
+                Refused::Unknown { source, .. } => match source.as_ref() {
+                    kube::Error::Api(status) if status.is_conflict() => ErrorClass::Conflict,
+                    _ => ErrorClass::Transient,
+                },
+                Refused::Late { .. } => ErrorClass::Transient,
+            },
             Self::Api { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) => class_of(status.code),
                 _ => ErrorClass::Transient,

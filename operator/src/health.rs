@@ -1,11 +1,9 @@
 //! The operator's HTTP port: `/live`, `/ready` and `/metrics`. Started by `main`; it reads and changes nothing.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use axum::{
@@ -25,9 +23,20 @@ pub struct HealthArgs {
     pub http: SocketAddr,
 }
 
-/// Whether the operator does its work: it leads and its watches are in step, or it stands by. Clones share it.
+/// Whether the operator does its work: nothing stands in its way, or it stands by. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<Mutex<BTreeMap<Obstacle, String>>>);
+
+/// What keeps the operator from its work. Each is set and cleared by the part that knows of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// The FanoutClusters of a scope (a namespace, or all of them) cannot be listed.
+    Clusters(String),
+    /// The watches of a scope are not in step yet.
+    Watches(String),
+    /// Another operator holds a namespace.
+    Namespace(String),
+}
 
 #[derive(Clone, Debug)]
 struct Parts {
@@ -38,18 +47,25 @@ struct Parts {
 // === impl Readiness ===
 
 impl Readiness {
-    /// The operator stands by or does its work.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
+    /// Something stands in the way, in words that say how it is removed. Tells whether that is new.
+    pub fn block(&self, obstacle: Obstacle, words: impl Into<String>) -> bool {
+        let words = words.into();
+        self.lock().insert(obstacle, words.clone()).is_none_or(|before| before != words)
     }
 
-    /// Its watches are not in step yet.
-    pub fn clear(&self) {
-        self.0.store(false, Ordering::Release);
+    /// It stands in the way no longer. Tells whether it did.
+    pub fn clear(&self, obstacle: &Obstacle) -> bool {
+        self.lock().remove(obstacle).is_some()
     }
 
-    fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    /// Everything that stands in the way; empty for an operator that is ready.
+    pub fn obstacles(&self) -> Vec<String> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Obstacle, String>> {
+        // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,15 +93,42 @@ fn router(metrics: Metrics, readiness: Readiness) -> Router {
         .with_state(Parts { metrics, readiness })
 }
 
-async fn ready(State(parts): State<Parts>) -> impl IntoResponse {
-    if parts.readiness.get() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the watches are not in step yet\n")
+async fn ready(State(parts): State<Parts>) -> (StatusCode, String) {
+    let obstacles = parts.readiness.obstacles();
+    if obstacles.is_empty() {
+        return (StatusCode::OK, "ready\n".to_owned());
     }
+    // The kubelet shows the first bytes of the answer in the pod's Event.
+    (StatusCode::SERVICE_UNAVAILABLE, obstacles.join("\n") + "\n")
 }
 
 async fn page(State(parts): State<Parts>) -> impl IntoResponse {
     let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, text)], parts.metrics.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_operator_is_ready_once_nothing_stands_in_its_way_and_says_what_does() {
+        let readiness = Readiness::default();
+        let asked = async || {
+            let parts = Parts { metrics: Metrics::new(), readiness: readiness.clone() };
+            ready(State(parts)).await
+        };
+        assert_eq!(asked().await, (StatusCode::OK, "ready\n".to_owned()), "standing by is being ready");
+
+        let [one, two] = ["one", "two"].map(|scope| Obstacle::Watches(scope.to_owned()));
+        assert!(readiness.block(one.clone(), "one is not in step yet"));
+        assert!(!readiness.block(one.clone(), "one is not in step yet"), "nothing new");
+        readiness.block(two.clone(), "two is not in step yet");
+        readiness.clear(&one);
+        let expected = (StatusCode::SERVICE_UNAVAILABLE, "two is not in step yet\n".to_owned());
+        assert_eq!(asked().await, expected, "one scope does not answer for another");
+
+        readiness.clear(&two);
+        assert_eq!(asked().await.0, StatusCode::OK);
+    }
 }

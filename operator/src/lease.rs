@@ -1,4 +1,4 @@
-//! Who may write: one process of several, by a Lease of the API server.
+//! Who may write: one process of several, by a Lease of the API server; and where, see [`territory`].
 //!
 //! [`Lease::acquire`] waits until this process leads, [`Lease::keep`] renews until that is over, [`Lease::release`]
 //! hands over. Every write to the Lease is a `replace` with the resourceVersion that was read, so two processes
@@ -8,6 +8,8 @@
 //! The holder stops by itself when it could not renew for [`Timing::renew_deadline`], which is shorter than the
 //! time after which others take over. It does not try to lead again: the process ends, and with it every write
 //! that was under way.
+
+pub mod territory;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -44,22 +44,20 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     let client = api_client::connect().await.context("no way to the API server is configured")?;
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
-    // Standing by is being ready; the leader is not until its watches are in step.
-    readiness.set();
-
     let ended = CancellationToken::new();
-    let port = tokio::spawn(health::serve(args.health, metrics.clone(), readiness.clone(), ended.clone()));
+    // Standing by is being ready; the leader is not until its watches are in step.
+    let port =
+        tokio::spawn(health::serve(args.health.clone(), metrics.clone(), readiness.clone(), ended.clone()));
     let mut lease = Lease::new(client.clone(), &args.lease, Timing::default());
     let work = async {
         tokio::select! {
             () = lease.acquire() => {}
             () = stop.cancelled() => return Ok(()),
         }
-        readiness.clear();
         metrics.leading.set(1);
         let shared = Shared {
             events: Events::new(client.clone(), lease.identity()),
-            config: args.defaults.config(&args.lease.lease_namespace),
+            config: args.config(),
             claim: lease.claim(),
             client,
             metrics,

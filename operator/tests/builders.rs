@@ -224,6 +224,21 @@ fn what_needs_new_pods_makes_a_revision() {
 }
 
 #[test]
+fn where_the_platform_chooses_the_users_no_pod_names_one() {
+    for cluster in [everything(), cluster(json!({}))] {
+        let validated = validate(&cluster, &found(&cluster)).expect("the cluster is good");
+        let chosen = OperatorConfig { fixed_uids: false, ..operator() };
+        let text = text(build(&cluster, &validated, &chosen));
+        for field in ["runAsUser", "runAsGroup"] {
+            assert!(!text.contains(field), "{text}");
+        }
+        assert!(text.contains("runAsNonRoot: true"));
+        let here = build(&cluster, &validated, &operator()).revision;
+        assert_eq!(here.name, build(&cluster, &validated, &chosen).revision.name, "it makes no revision");
+    }
+}
+
+#[test]
 fn defaults_of_the_operator_are_not_in_a_revision() {
     let cluster = cluster(json!({}));
     let validated = validate(&cluster, &Dereferenced::default()).expect("the cluster is good");

@@ -38,6 +38,7 @@ struct Operator {
     work: JoinHandle<()>,
     keep: JoinHandle<()>,
     metrics: Metrics,
+    readiness: Readiness,
 }
 
 impl Operator {
@@ -46,23 +47,28 @@ impl Operator {
     }
 
     async fn with(server: &ApiServer, config: OperatorConfig) -> Self {
-        let mut lease = lease(server, "one");
+        Self::of(server, "operator", config).await
+    }
+
+    /// One process of the installation `name`, with a Lease of its own.
+    async fn of(server: &ApiServer, name: &str, config: OperatorConfig) -> Self {
+        let mut lease = lease_of(server, name, "one");
         lease.acquire().await;
         let claim = lease.claim();
         let keep = tokio::spawn(async move { drop(lease.keep().await) });
-        let metrics = Metrics::new();
+        let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let shared = Shared {
             events: Events::new(server.client(), "one"),
             client: server.client(),
-            config,
+            config: OperatorConfig { installation: format!("test/{name}"), ..config },
             claim,
             metrics: metrics.clone(),
-            readiness: Readiness::default(),
+            readiness: readiness.clone(),
         };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let work = tokio::spawn(async move { controller::run(shared, &["test".to_owned()], stopped).await });
-        Self { stop, work, keep, metrics }
+        Self { stop, work, keep, metrics, readiness }
     }
 
     async fn stop(self) {
@@ -79,8 +85,12 @@ impl Operator {
 }
 
 fn lease(server: &ApiServer, identity: &str) -> Lease {
+    lease_of(server, "operator", identity)
+}
+
+fn lease_of(server: &ApiServer, name: &str, identity: &str) -> Lease {
     let args = LeaseArgs {
-        lease_name: "operator".to_owned(),
+        lease_name: name.to_owned(),
         lease_namespace: "test".to_owned(),
         identity: Some(identity.to_owned()),
     };
@@ -191,6 +201,166 @@ async fn an_operator_that_starts_anew_writes_nothing() {
     seconds(60).await;
     assert_eq!(server.take_writes(), [""; 0]);
     second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_takes_the_clusters_of_its_class_and_no_others() {
+    let server = with_cluster();
+    let mut blue = cluster("blue");
+    blue["metadata"]["labels"] = json!({"fanout.dev/operator-class": "blue"});
+    server.put(&format!("{CLUSTERS}/blue"), blue);
+    let mut empty = cluster("empty");
+    empty["metadata"]["labels"] = json!({"fanout.dev/operator-class": ""});
+    server.put(&format!("{CLUSTERS}/empty"), empty);
+    let mut unreadable = cluster("unreadable");
+    unreadable["metadata"]["labels"] = json!({"fanout.dev/operator-class": "blue"});
+    unreadable["spec"]["replicas"] = json!("three");
+    server.put(&format!("{CLUSTERS}/unreadable"), unreadable);
+    let service = |name: &str| server.get(&format!("/api/v1/namespaces/test/services/{name}"));
+
+    let plain = Operator::start(&server).await;
+    seconds(60).await;
+    assert!(service("chat").is_some() && service("empty").is_some());
+    assert_eq!(service("blue"), None);
+    assert_eq!(server.get(&format!("{CLUSTERS}/blue")).unwrap()["status"], Value::Null);
+    assert_eq!(server.get(&format!("{CLUSTERS}/unreadable")).unwrap()["status"], Value::Null);
+
+    server.take_writes();
+    let classed = Operator::of(&server, "second", OperatorConfig { class: Some("blue".to_owned()), ..OperatorConfig::default() }).await;
+    seconds(60).await;
+    assert!(service("blue").is_some());
+    assert_eq!(condition(&server, "unreadable", "Degraded")["reason"], "InvalidSpec");
+    assert_ne!(classed.metric("fanout_operator_malformed_objects_total"), "0");
+    assert_eq!(plain.metric("fanout_operator_malformed_objects_total"), "0");
+    let writes = server.take_writes();
+    assert!(writes.iter().all(|write| !write.contains("/chat") && !write.contains("/empty")), "{writes:#?}");
+    nothing_is_written_for_an_hour(&server).await;
+    assert_eq!((plain.readiness.obstacles(), classed.readiness.obstacles()), (vec![], vec![]));
+
+    // Another class hands a cluster over.
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"metadata": {"labels": {"fanout.dev/operator-class": "blue"}}}),
+    );
+    seconds(5).await;
+    plain.stop().await;
+    server.delete(SERVICE);
+    seconds(1).await;
+    assert!(service("chat").is_some());
+    classed.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_operator_of_the_same_class_leaves_the_clusters_alone_until_the_first_is_gone() {
+    let server = with_cluster();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    let second = Operator::of(&server, "second", OperatorConfig::default()).await;
+    seconds(5).await;
+    server.take_writes();
+    server.delete(SERVICE);
+    seconds(1).await;
+    assert_eq!(server.take_writes().iter().filter(|write| write.contains("/services/")).count(), 1);
+    nothing_is_written_for_an_hour(&server).await;
+    assert_eq!(second.metric("fanout_operator_writes_total"), "", "not by the second either");
+    let told = second.readiness.obstacles().join("");
+    assert!(told.contains("namespace test are held by the operator test/operator:"), "{told}");
+    assert!(told.contains("watchNamespaces") && told.contains("operatorClass"), "{told}");
+    assert_eq!(first.readiness.obstacles(), [""; 0]);
+
+    // A restart of the first is no chance for the second.
+    first.stop().await;
+    seconds(20).await;
+    let first = Operator::start(&server).await;
+    seconds(120).await;
+    assert_eq!(first.readiness.obstacles(), [""; 0]);
+    assert_ne!(second.readiness.obstacles(), [""; 0]);
+
+    first.stop().await;
+    server.delete(SERVICE);
+    seconds(50).await;
+    assert_eq!(server.get(SERVICE), None, "the lease of the first has not run out yet");
+    seconds(30).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(second.readiness.obstacles(), [""; 0]);
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_that_waits_for_a_namespace_is_ready_once_there_is_nothing_to_wait_for() {
+    let server = with_cluster();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    let second = Operator::of(&server, "second", OperatorConfig::default()).await;
+    seconds(30).await;
+    assert_ne!(second.readiness.obstacles(), [""; 0]);
+    server.delete(&format!("{CLUSTERS}/chat"));
+    seconds(10).await;
+    assert_eq!(second.readiness.obstacles(), [""; 0]);
+    // The first has let go of the namespace, so that whoever comes first has it.
+    second.stop().await;
+    first.stop().await;
+    let third = Operator::of(&server, "third", OperatorConfig::default()).await;
+    server.put(&format!("{CLUSTERS}/chat"), cluster("chat"));
+    seconds(5).await;
+    assert!(server.take_writes().iter().any(|write| write.contains("/replicasets/chat-")));
+    assert_eq!(third.readiness.obstacles(), [""; 0]);
+    third.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_whose_rights_are_from_before_the_leases_of_namespaces_manages_on() {
+    let server = with_cluster();
+    server.fail(Method::GET, "/leases/fanoutclusters.fanout.dev", 403, 1_000);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    assert!(server.get(SERVICE).is_some());
+    seconds(600).await;
+    server.delete(SERVICE);
+    seconds(1).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_that_cannot_renew_a_namespace_stops_before_another_takes_it() {
+    let server = with_cluster();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    let second = Operator::of(&server, "second", OperatorConfig::default()).await;
+    seconds(5).await;
+    server.fail(Method::PUT, "/leases/fanoutclusters.fanout.dev", 500, 12);
+    seconds(36).await;
+    server.take_writes();
+    server.delete(SERVICE);
+    seconds(1).await;
+    assert_eq!(
+        server.take_writes(),
+        [""; 0],
+        "its time to renew is over, and that of the other has not come"
+    );
+    seconds(60).await;
+    assert!(server.get(SERVICE).is_some(), "one of them has it");
+    let ready = [&first, &second].map(|operator| operator.readiness.obstacles().is_empty());
+    assert_eq!(ready.iter().filter(|ready| **ready).count(), 1, "{ready:?}");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_without_its_crd_is_not_ready_and_names_it() {
+    let server = with_cluster();
+    server.fail(Method::GET, "/fanoutclusters", 404, 5);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let told = operator.readiness.obstacles().join("");
+    assert!(told.contains("CustomResourceDefinition fanoutclusters.fanout.dev is not installed"), "{told}");
+    assert!(server.take_writes().is_empty());
+    seconds(120).await;
+    assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    assert!(server.get(SERVICE).is_some());
+    operator.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,13 +11,13 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kube::ResourceExt;
+use kube::{ResourceExt, core::ObjectMeta};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::validate::Validated;
 use crate::{
-    api::FanoutCluster,
+    api::{FanoutCluster, OPERATOR_CLASS},
     redis::managed,
     resources::{config_map, network_policy, pdb, replica_set, secret, service, service_account},
 };
@@ -33,6 +33,12 @@ pub struct OperatorConfig {
     pub redis_image: String,
     /// Namespace the operator runs in; its pods may read the nodes' admin port.
     pub namespace: String,
+    /// The FanoutClusters that it manages: those of this class, or those without one.
+    pub class: Option<String>,
+    /// Whether pods name the user they run as; not where the platform chooses one and refuses others.
+    pub fixed_uids: bool,
+    /// Name of the installation, of which one process leads: namespace and name of its Lease.
+    pub installation: String,
 }
 
 /// Every child of a FanoutCluster. Destructure it without `..`, so that a new child cannot be forgotten.
@@ -113,6 +119,17 @@ pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &Operator
     }
 }
 
+// === impl OperatorConfig ===
+
+impl OperatorConfig {
+    /// Whether a FanoutCluster with this metadata is this operator's.
+    pub fn manages(&self, metadata: &ObjectMeta) -> bool {
+        let labels = metadata.labels.as_ref();
+        let class = labels.and_then(|labels| labels.get(OPERATOR_CLASS)).filter(|class| !class.is_empty());
+        class == self.class.as_ref()
+    }
+}
+
 // === impl RevisionSpec ===
 
 impl RevisionSpec {
@@ -190,6 +207,9 @@ impl Default for OperatorConfig {
             sidecar_repository: "ghcr.io/fanout-dev/fanout-sidecar".to_owned(),
             redis_image: "docker.io/library/redis:7.2-alpine".to_owned(),
             namespace: "fanout-system".to_owned(),
+            class: None,
+            fixed_uids: true,
+            installation: "fanout-system/fanout-operator".to_owned(),
         }
     }
 }

@@ -3,7 +3,10 @@
 //! Called by `controller` (which polls the stream of changes) and read by dereference. Nothing here writes. Only
 //! labelled children are kept, without their managed fields; of Secrets only the metadata.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    fmt::{self, Debug},
+    sync::Arc,
+};
 
 use futures::{
     Stream, StreamExt,
@@ -31,7 +34,12 @@ use kube::{
 use tokio::sync::watch;
 
 use super::validate::referenced_secrets;
-use crate::{api::FanoutCluster, metrics::Metrics, resources::labels};
+use crate::{
+    api::FanoutCluster,
+    health::{Obstacle, Readiness},
+    metrics::Metrics,
+    resources::labels,
+};
 
 /// A FanoutCluster as the API server has it: read, or not readable.
 pub(crate) type Guarded = DeserializeGuard<FanoutCluster>;
@@ -98,6 +106,15 @@ impl Scope {
     }
 }
 
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all namespaces"),
+            Self::Namespace(namespace) => write!(f, "namespace {namespace}"),
+        }
+    }
+}
+
 // === impl Mirrors ===
 
 impl Mirrors {
@@ -106,9 +123,11 @@ impl Mirrors {
         client: &Client,
         scope: &Scope,
         metrics: &Metrics,
+        readiness: &Readiness,
     ) -> (Self, impl Stream<Item = Trigger> + Send + use<>) {
         let mut changes: Vec<BoxStream<'static, Trigger>> = Vec::new();
-        let (clusters, touched) = reflect(watcher(scope.api(client.clone()), config()), (), metrics);
+        let watch = watched(watcher(scope.api(client.clone()), config()), scope, readiness);
+        let (clusters, touched) = reflect(watch, (), metrics);
         changes.push(touched.map(|cluster: Guarded| ObjectRef::from_obj(&cluster)).boxed());
 
         let children = child_kinds().map(|resource| {
@@ -252,6 +271,45 @@ where
         }
     });
     (store, touched)
+}
+
+/// The watch of the FanoutClusters themselves, which says in readiness whether there can be any: every other watch
+/// works without their CRD.
+fn watched<W>(watch: W, scope: &Scope, readiness: &Readiness) -> impl Stream<Item = W::Item> + Send + use<W>
+where
+    W: Stream<Item = watcher::Result<watcher::Event<Guarded>>> + Send + 'static,
+{
+    let (obstacle, readiness) = (Obstacle::Clusters(scope.to_string()), readiness.clone());
+    readiness.block(obstacle.clone(), format!("{scope}: the FanoutClusters are not listed yet"));
+    watch.inspect(move |event| match event {
+        // The first is told before the API server was asked.
+        Ok(watcher::Event::Init) => {}
+        Ok(_) => drop(readiness.clear(&obstacle)),
+        Err(error) => {
+            if let Some(words) = unlisted(error) {
+                readiness.block(obstacle.clone(), words);
+            }
+        }
+    })
+}
+
+/// Why FanoutClusters cannot be listed, where that does not pass by itself.
+fn unlisted(error: &watcher::Error) -> Option<String> {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status,
+        _ => return None,
+    };
+    match status.code {
+        404 => Some(format!(
+            "the CustomResourceDefinition {}.{} is not installed: set crds.enabled in the chart, or run `kubectl apply -f crds/`",
+            FanoutCluster::plural(&()),
+            FanoutCluster::group(&())
+        )),
+        401 | 403 => Some(format!("the FanoutClusters may not be listed: {}", status.message)),
+        _ => None,
+    }
 }
 
 fn belongs_to(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {

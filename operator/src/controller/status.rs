@@ -285,7 +285,7 @@ fn problem_of(error: &Error) -> Option<Problem> {
             }
             _ => return None,
         },
-        Error::Malformed(_) | Error::NotLeading | Error::Superseded => return None,
+        Error::Malformed(_) | Error::NotLeading | Error::Superseded | Error::Refused(_) => return None,
     };
     Some(Problem { reason, object, key: None, message: super::chain(error) })
 }

@@ -195,15 +195,16 @@ fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &Oper
 
 fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> PodSpec {
     let pull_secrets = &cluster.spec.image.pull_secrets;
+    let user = operator.fixed_uids.then_some(REDIS_USER);
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         image_pull_secrets: (!pull_secrets.is_empty()).then(|| pull_secrets.clone()),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
-            run_as_user: Some(REDIS_USER),
-            run_as_group: Some(REDIS_USER),
-            fs_group: Some(REDIS_USER),
+            run_as_user: user,
+            run_as_group: user,
+            fs_group: user,
             seccomp_profile: Some(runtime_default()),
             ..PodSecurityContext::default()
         }),

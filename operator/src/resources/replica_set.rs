@@ -204,6 +204,17 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
             "timeoutSeconds": 5,
         })
     };
+    let mut security = json!({
+        "runAsNonRoot": true,
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    if operator.fixed_uids {
+        security["runAsUser"] = NON_ROOT.into();
+        security["runAsGroup"] = NON_ROOT.into();
+    }
     json!({
         "name": CONTAINER,
         "image": image(cluster, operator),
@@ -230,15 +241,7 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
             "fanout-sidecar", "drain", format!("--admin=127.0.0.1:{admin}"),
         ]}}},
         "resources": cluster.spec.resources,
-        "securityContext": {
-            "runAsNonRoot": true,
-            "runAsUser": NON_ROOT,
-            "runAsGroup": NON_ROOT,
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security,
         "volumeMounts": mounts.iter().map(Mount::of_hub).collect::<Vec<_>>(),
     })
 }

@@ -352,6 +352,7 @@ fn success(object: &Value) -> Response<Frames> {
 
 fn failure(code: u16) -> Response<Frames> {
     let reason = match code {
+        403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
         _ => "InternalError",

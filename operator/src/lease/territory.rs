@@ -1,0 +1,241 @@
+//! Which namespaces this operator may touch: a Lease in each that has FanoutClusters of its class.
+//!
+//! Two installations whose watched namespaces overlap would undo each other's writes for ever. So each asks for the
+//! namespace first. The Lease names the installation, not the process: which process of an installation writes is
+//! decided by its own Lease, and a successor goes on at once. It is not released at the end of a process, or every
+//! restart of one installation would hand its namespaces to another that waits for them.
+//!
+//! [`Territory::enter`] is asked before each reconcile; [`Territory::keep`] renews, looks after namespaces that others
+//! hold, and lets go of those without FanoutClusters. Where the operator has no right to Leases it goes on without:
+//! what it managed before it knew of them it manages after.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use kube::Client;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::{Claim, Lease, LeaseArgs, Timing, Verdict};
+use crate::{
+    api::GROUP,
+    health::{Obstacle, Readiness},
+};
+
+/// Time between two looks at each namespace.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Times of the Lease of a namespace. A write every 15 s is cheap for hundreds of namespaces. A reconcile that began
+/// while the Lease was ours has the 20 s between giving up and others' taking over to end.
+const TIMING: Timing = Timing {
+    duration: Duration::from_secs(60),
+    renew_deadline: Duration::from_secs(40),
+    retry: Duration::from_secs(15),
+};
+
+/// An answer that takes longer counts as none.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Namespaces asked for at one time.
+const AT_ONCE: usize = 16;
+
+/// The namespaces of one watched scope. Clones share them.
+#[derive(Clone)]
+pub struct Territory {
+    client: Client,
+    name: String,
+    installation: String,
+    leading: Claim,
+    readiness: Readiness,
+    plots: Arc<Mutex<HashMap<String, Plot>>>,
+}
+
+/// One namespace. Its claim is read without waiting for a request that is under way.
+#[derive(Clone)]
+struct Plot {
+    claim: Claim,
+    lease: Arc<tokio::sync::Mutex<Lease>>,
+}
+
+/// Why a namespace may not be touched.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Another installation holds it.
+    #[error(
+        "the FanoutClusters of namespace {namespace} are held by the operator {holder}: remove one of the two, give \
+         each its own namespaces (watchNamespaces), or a class (operatorClass)"
+    )]
+    Held {
+        /// The namespace.
+        namespace: String,
+        /// The other installation, as `<namespace>/<lease>`.
+        holder: String,
+    },
+    /// The API server did not answer, or somebody was faster.
+    #[error("failed to acquire the lease of namespace {namespace}")]
+    Unknown {
+        /// The namespace.
+        namespace: String,
+        /// What the API server said.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The API server took too long.
+    #[error("the API server did not answer a request for the lease of namespace {namespace} in time")]
+    Late {
+        /// The namespace.
+        namespace: String,
+    },
+    /// This process does not lead its installation.
+    #[error("this process does not lead")]
+    NotLeading,
+}
+
+// === impl Territory ===
+
+impl Territory {
+    /// No namespace is held yet. `leading` tells whether this process may write, `class` which FanoutClusters are its own.
+    pub fn new(
+        client: Client,
+        installation: &str,
+        class: Option<&str>,
+        leading: Claim,
+        readiness: Readiness,
+    ) -> Self {
+        let all = format!("fanoutclusters.{GROUP}");
+        Self {
+            client,
+            name: class.map_or_else(|| all.clone(), |class| format!("{class}.{all}")),
+            installation: installation.to_owned(),
+            leading,
+            readiness,
+            plots: Arc::default(),
+        }
+    }
+
+    /// Asks for a namespace before it is touched.
+    ///
+    /// # Errors
+    /// Another installation holds it, or the API server does not say.
+    pub async fn enter(&self, namespace: &str) -> Result<(), Refused> {
+        let plot = self.plot(namespace);
+        if plot.claim.holds() {
+            return Ok(());
+        }
+        let mut lease = plot.lease.lock().await;
+        // Another reconcile may have asked meanwhile.
+        if plot.claim.holds() { Ok(()) } else { self.ask(namespace, &mut lease).await }
+    }
+
+    /// Whether a namespace is held now.
+    pub fn holds(&self, namespace: &str) -> bool {
+        self.lock().get(namespace).is_some_and(|plot| plot.claim.holds())
+    }
+
+    /// Renews without end. `wanted` names the namespaces that have FanoutClusters.
+    pub async fn keep(&self, wanted: impl Fn() -> BTreeSet<String>) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            let wanted = wanted();
+            let left: Vec<_> = self.lock().extract_if(|namespace, _| !wanted.contains(namespace)).collect();
+            for (namespace, plot) in left {
+                self.leave(&namespace, plot).await;
+            }
+            stream::iter(wanted)
+                .for_each_concurrent(AT_ONCE, async |namespace| self.renew(&namespace).await)
+                .await;
+        }
+    }
+
+    async fn renew(&self, namespace: &str) {
+        let plot = self.plot(namespace);
+        // As long as less than this is left, a renewal is due.
+        let left = TIMING.renew_deadline.saturating_sub(TIMING.retry);
+        if plot.claim.until().is_some_and(|until| until > Instant::now() + left) {
+            return;
+        }
+        let mut lease = plot.lease.lock().await;
+        match self.ask(namespace, &mut lease).await {
+            // Told when it began.
+            Ok(()) | Err(Refused::Held { .. } | Refused::NotLeading) => {}
+            Err(error) => warn!(error = %crate::controller::chain(&error), "failed to renew a lease"),
+        }
+    }
+
+    /// One request for a namespace, and what follows from the answer.
+    async fn ask(&self, namespace: &str, lease: &mut Lease) -> Result<(), Refused> {
+        if !self.leading.holds() {
+            return Err(Refused::NotLeading);
+        }
+        let namespace = namespace.to_owned();
+        let sent = Instant::now();
+        let renewal = async {
+            match lease.verdict() {
+                Verdict::Ours => lease.renew().await,
+                Verdict::Free | Verdict::Held { .. } => lease.try_acquire().await,
+            }
+        };
+        let answer = timeout(PATIENCE, renewal).await;
+        match answer {
+            Ok(Ok(None)) => self.won(&namespace, lease, sent),
+            Ok(Ok(Some(holder))) => return Err(self.lost(namespace, lease, holder)),
+            Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => {
+                if lease.claim.until().is_none() {
+                    warn!(namespace, error = %status, "two operators in this namespace would not notice each other");
+                }
+                self.won(&namespace, lease, sent);
+            }
+            Ok(Err(error)) => return Err(Refused::Unknown { namespace, source: Box::new(error) }),
+            Err(_) => return Err(Refused::Late { namespace }),
+        }
+        Ok(())
+    }
+
+    fn won(&self, namespace: &str, lease: &Lease, sent: Instant) {
+        lease.claim.set(Some(sent + TIMING.renew_deadline));
+        if self.readiness.clear(&Obstacle::Namespace(namespace.to_owned())) {
+            info!(namespace, "the other operator is gone, its FanoutClusters are taken over");
+        }
+    }
+
+    fn lost(&self, namespace: String, lease: &Lease, holder: String) -> Refused {
+        lease.claim.set(None);
+        let obstacle = Obstacle::Namespace(namespace.clone());
+        let refused = Refused::Held { namespace, holder };
+        if self.readiness.block(obstacle, refused.to_string()) {
+            warn!("{refused}");
+        }
+        refused
+    }
+
+    /// A namespace without FanoutClusters is everybody's.
+    async fn leave(&self, namespace: &str, plot: Plot) {
+        self.readiness.clear(&Obstacle::Namespace(namespace.to_owned()));
+        if let (true, Some(lease)) = (self.leading.holds(), Arc::into_inner(plot.lease)) {
+            lease.into_inner().release().await;
+        }
+    }
+
+    fn plot(&self, namespace: &str) -> Plot {
+        let mut plots = self.lock();
+        let plot = plots.entry(namespace.to_owned()).or_insert_with(|| {
+            let args = LeaseArgs {
+                lease_name: self.name.clone(),
+                lease_namespace: namespace.to_owned(),
+                identity: Some(self.installation.clone()),
+            };
+            let lease = Lease::new(self.client.clone(), &args, TIMING);
+            Plot { claim: lease.claim(), lease: Arc::new(tokio::sync::Mutex::new(lease)) }
+        });
+        plot.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Plot>> {
+        // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.plots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
