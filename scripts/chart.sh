@@ -11,3 +11,23 @@ for values in "$chart"/ci/*.yaml; do
 done
 helm template fanout "$chart" --namespace fanout-system >/dev/null
 if helm template fanout "$chart" --set noSuchValue=1 >/dev/null 2>&1; then die "values.schema.json lets an unknown value pass"; fi
+# rendered WHAT TEXT|'!'TEXT ARGS...: the chart with these arguments has, or has not, a text.
+rendered() {
+  local what=$1 text=$2
+  shift 2
+  local page
+  page=$(helm template fanout "$chart" --namespace fanout-system --set crds.enabled=false "$@")
+  case $text in
+    !*) if grep -qF -- "${text#!}" <<<"$page"; then die "$what: \`${text#!}\` is in the chart with $*"; fi ;;
+    *) grep -qF -- "$text" <<<"$page" || die "$what: \`$text\` is not in the chart with $*" ;;
+  esac
+}
+rendered "the platform may choose the user" '!runAsUser: '
+rendered "OpenShift is recognised" 'name: FANOUT_FIXED_UIDS, value: "false"' --api-versions security.openshift.io/v1
+rendered "nothing else is" '!FANOUT_FIXED_UIDS'
+rendered "users may be fixed by hand" '!FANOUT_FIXED_UIDS' --api-versions security.openshift.io/v1 --set fixedUids=true
+rendered "replicas keep apart" podAntiAffinity --set replicas=2
+rendered "one has nobody to keep apart from" '!podAntiAffinity'
+rendered "a class of its own" 'name: FANOUT_OPERATOR_CLASS, value: "blue"' --set operatorClass=blue
+rendered "the Lease of its class" 'resourceNames: [blue.fanoutclusters.fanout.dev]' --set operatorClass=blue
+rendered "the Lease of those without" 'resourceNames: [fanoutclusters.fanout.dev]'

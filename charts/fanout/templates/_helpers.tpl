@@ -51,6 +51,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if ne (toString $at) "false" -}}true{{- end -}}
 {{- end -}}
 
+{{/* false where pods must not name the user they run as, else empty. */}}
+{{- define "fanout.fixedUids" -}}
+{{- $said := toString .Values.fixedUids -}}
+{{- if or (eq $said "true") (eq $said "false") -}}
+{{- if eq $said "false" }}false{{ end -}}
+{{- else if .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+false
+{{- end -}}
+{{- end -}}
+
+{{/* A map with another merged over it, of (list own given); null in the other takes a key away. */}}
+{{- define "fanout.merged" -}}
+{{- $own := first . -}}
+{{- range $key, $value := last . | default dict -}}
+{{- if kindIs "invalid" $value -}}{{- $own = unset $own $key -}}{{- else -}}{{- $own = set $own $key $value -}}{{- end -}}
+{{- end -}}
+{{- toYaml $own -}}
+{{- end -}}
+
 {{/* What the operator may do where FanoutClusters are; e2e runs it with exactly this. */}}
 {{- define "fanout.rules" -}}
 - apiGroups: [fanout.dev]
@@ -92,4 +111,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [events]
   verbs: [list]
+# By this Lease another operator sees that the FanoutClusters of a namespace are taken.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ with .Values.operatorClass }}{{ . }}.{{ end }}fanoutclusters.fanout.dev]
+  verbs: [get, update]
 {{- end -}}
