@@ -78,7 +78,10 @@ fn everything() -> FanoutCluster {
             },
         },
         "drain": {"timeoutSeconds": 50, "terminationGracePeriodSeconds": 60},
-        "service": {"type": "LoadBalancer", "port": 443, "annotations": {"lb": "x"}},
+        "service": {"type": "LoadBalancer", "port": 443, "annotations": {"lb": "x"}, "externalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "loadBalancerClass": "example.com/lb",
+            "sessionAffinity": "ClientIP"},
+        "childMetadata": {"labels": {"cost": "x", "app.kubernetes.io/name": "mine"}, "annotations": {"owner": "y"}},
         "disruption": {"podDisruptionBudget": {"maxUnavailable": "20%"}},
         "networkPolicy": {"apiFrom": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}],
             "metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}], "egress": [{}]},
@@ -155,6 +158,40 @@ fn a_single_node_without_redis_has_no_budget_and_stored_redis_has_a_claim() {
     let set = json!(redis.stateful_set);
     let command = set["spec"]["template"]["spec"]["containers"][0]["command"].to_string();
     assert!(command.contains(r#""--appendonly","yes","--appendfsync","everysec""#), "{command}");
+}
+
+#[test]
+fn what_is_asked_of_every_child_is_on_every_child_and_on_the_pod_of_redis() {
+    let spec = json!({
+        "redis": {"managed": {"storage": {"size": "1Gi"}, "nodeSelector": {"disk": "fast"},
+            "tolerations": [{"key": "redis"}], "priorityClassName": "high",
+            "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}},
+        "childMetadata": {"labels": {"cost": "x"}, "annotations": {"owner": "y"}},
+    });
+    let built = built(&cluster(spec));
+    let set = json!(built.managed_redis.as_ref().expect("it is managed").stateful_set);
+    let pod = &set["spec"]["template"];
+    assert_eq!(
+        (&pod["metadata"]["labels"]["cost"], &pod["metadata"]["annotations"]["owner"]),
+        (&json!("x"), &json!("y"))
+    );
+    assert_eq!(pod["spec"]["nodeSelector"]["disk"], "fast");
+    assert_eq!(
+        (&pod["spec"]["priorityClassName"], &pod["spec"]["tolerations"][0]["key"]),
+        (&json!("high"), &json!("redis"))
+    );
+    assert!(pod["spec"]["affinity"]["nodeAffinity"].is_object());
+    let nodes = &built.revision.replica_set["spec"]["template"]["metadata"];
+    assert_eq!(nodes["labels"]["cost"], Value::Null, "they have podTemplate.metadata, which rolls");
+    for document in text(built).split("---\n") {
+        let child: Value = serde_yaml::from_str(document).expect("a child is YAML");
+        let metadata = &child["metadata"];
+        assert_eq!(
+            (&metadata["labels"]["cost"], &metadata["annotations"]["owner"]),
+            (&json!("x"), &json!("y")),
+            "{child}"
+        );
+    }
 }
 
 #[test]

@@ -18,8 +18,9 @@ fn walk<'a>(value: &'a Value, path: &str, see: &mut impl FnMut(&str, &'a Value))
 
 #[test]
 fn the_crd_is_small_enough_for_kubectl_apply() {
-    let bytes = crd::yaml().len();
-    assert!(bytes < 200_000, "the CRD has {bytes} bytes of YAML; kubectl apply fails above 262,144");
+    // `kubectl apply` keeps the object as JSON in an annotation. The rest is for what is still to come.
+    let bytes = crd::crd().to_string().len();
+    assert!(bytes < 200_000, "the CRD has {bytes} bytes of JSON; kubectl apply fails above 262,144");
 }
 
 #[test]

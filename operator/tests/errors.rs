@@ -972,6 +972,45 @@ async fn a_missing_secret_touches_nothing_and_heals_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_works_and_should_be_otherwise_is_advised_once_and_stands_in_nobodys_way() {
+    let server = ApiServer::default();
+    let mut old = cluster("chat");
+    old["spec"]["redis"] = json!({"memory": {}, "channelPrefix": "pfx:team"});
+    old["spec"]["namespaces"] = json!([{"name": "default", "slowConsumer": {"maxLagBytes": 1024}}]);
+    server.put(&format!("{CLUSTERS}/chat"), old);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    assert!(server.get(SERVICE).is_some());
+    let boot = server.below("/api/v1/namespaces/test/configmaps").into_iter();
+    let boot: String = boot.map(|map| map["data"].to_string()).collect();
+    assert!(boot.contains("memory"), "{boot}");
+    let advisory = condition(&server, "chat", "Advisory");
+    assert_eq!(
+        (&advisory["status"], &advisory["reason"]),
+        (&json!("True"), &json!("AmbiguousChannelPrefix"))
+    );
+    let message = advisory["message"].as_str().unwrap();
+    assert!(message.contains("a FanoutCluster with the prefix `pfx`"), "{message}");
+    assert!(message.contains("spec.namespaces[0].slowConsumer.maxLagBytes: is 1024"), "{message}");
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    assert_eq!(told(&server, "AmbiguousChannelPrefix").len(), 1);
+    assert_eq!(told(&server, "ContradictingBounds").len(), 1);
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+
+    let again = Operator::start(&server).await;
+    seconds(5).await;
+    nothing_is_written_for_an_hour(&server).await;
+    assert_eq!(told(&server, "AmbiguousChannelPrefix").len(), 1, "the operator before this one told it");
+    let better =
+        json!({"metadata": {"generation": 2}, "spec": {"redis": {"channelPrefix": "pfx"}, "namespaces": []}});
+    server.edit(&format!("{CLUSTERS}/chat"), &better);
+    seconds(5).await;
+    assert_eq!(condition(&server, "chat", "Advisory")["status"], "False");
+    again.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_paused_cluster_is_reported_and_not_touched() {
     let server = ApiServer::default();
     let mut paused = cluster("chat");

@@ -102,7 +102,8 @@ pub struct RedisBroker {
     /// Logical database, as for `SELECT`. Pub/Sub does not know databases; commands do.
     #[serde(default)]
     pub database: u16,
-    /// Put before each channel name in Redis, with a colon between: `<prefix>:<channel>`.
+    /// Put before each channel name in Redis, with a colon between: `<prefix>:<channel>`. One that holds a colon itself
+    /// is the channels of another cluster, and is warned of.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\s{}\x00-\x1f\x7f]+$"))]
     pub channel_prefix: String,
     /// File that holds the ACL user name; absent means Redis' `default` user.
@@ -166,6 +167,25 @@ impl Document for BootSettings {
     }
 }
 
+// === impl BootSettings ===
+
+impl BootSettings {
+    /// What is allowed, for clusters run by it, and should not be.
+    pub fn warnings(&self) -> Vec<Mistake> {
+        let prefix = self.broker.redis.as_ref().map(|redis| &redis.channel_prefix);
+        let ambiguous = prefix.filter(|prefix| prefix.contains(':')).map(|prefix| {
+            let (outer, _) = prefix.split_once(':').unwrap_or((prefix, ""));
+            Mistake::new(
+                "broker.redis.channelPrefix",
+                format!(
+                    "`{prefix}` holds a colon: a cluster with the prefix `{outer}` on the same Redis reaches all of these channels"
+                ),
+            )
+        });
+        ambiguous.into_iter().collect()
+    }
+}
+
 // === impl BrokerSettings ===
 
 impl BrokerSettings {
@@ -194,4 +214,21 @@ impl Default for Listen {
 
 fn default_cluster() -> String {
     "fanout".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_with_a_colon_is_taken_and_warned_of() {
+        let told = |prefix: &str| {
+            let text = format!("broker: {{redis: {{address: 'r:1', channelPrefix: '{prefix}'}}}}");
+            let boot: BootSettings = crate::parse(&text).expect("clusters run by it");
+            boot.warnings().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(told("pfx.team"), [""; 0]);
+        let warned = told("pfx:team:a");
+        assert!(warned.len() == 1 && warned[0].contains("a cluster with the prefix `pfx`"), "{warned:?}");
+    }
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod bounds;
 mod format;
 mod live;
 mod namespace;

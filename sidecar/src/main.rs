@@ -121,7 +121,12 @@ fn leave(app: &App, leaving: &mut bool) {
 fn check(args: &Check) -> Result<()> {
     let mut mistakes = Vec::new();
     if let Some(boot) = &args.config {
-        mistakes.extend(load_boot(boot).err().into_iter().flat_map(|error| error.0));
+        match load_boot(boot) {
+            Ok(loaded) => {
+                loaded.warnings().iter().for_each(|it| eprintln!("{}: warning: {it}", boot.display()))
+            }
+            Err(error) => mistakes.extend(error.0),
+        }
     }
     if let Some(live) = &args.live {
         match LiveFile::new(live).load() {

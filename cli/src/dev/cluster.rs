@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::PathBuf, time::Duration};
 
 use anyhow::Context;
-use fanout_operator::api::FanoutCluster;
+use fanout_operator::{api::FanoutCluster, controller::validate};
 use sidecar_config::BootSettings;
 use tokio::sync::watch;
 
@@ -89,9 +89,17 @@ impl Cluster {
         if cluster.manifest.spec.redis.external.is_some() {
             cluster.say("a redis-server of this command stands in for redis.external");
         }
+        cluster.advise();
         cluster.write_live()?;
         cluster.scale()?;
         Ok(cluster)
+    }
+
+    /// What a FanoutCluster would have in its condition `Advisory`.
+    fn advise(&self) {
+        for advice in validate::advice(&self.manifest) {
+            self.say(&format!("advice: {}", advice.message));
+        }
     }
 
     pub(crate) fn board(&self) -> &Board {
@@ -168,6 +176,9 @@ impl Cluster {
         }
         if self.manifest.spec.replicas != old.spec.replicas {
             self.say(&format!("replicas: {} → {}", old.spec.replicas, self.manifest.spec.replicas));
+        }
+        if validate::advice(old) != validate::advice(&self.manifest) {
+            self.advise();
         }
         self.roll().await
     }
@@ -492,6 +503,22 @@ mod tests {
         stage.left().await;
         stage.cluster.tidy();
         assert!(stage.cluster.board.watch().borrow().is_empty() && stage.cluster.leaving.is_empty());
+    }
+
+    #[tokio::test]
+    async fn bounds_that_contradict_each_other_are_told_when_they_come_and_not_again() {
+        let mut stage = Stage::set().await;
+        let tight = "replicas: 1, namespaces: [{name: a, slowConsumer: {maxLagBytes: 1024}}]";
+        for spec in [tight.to_owned(), format!("{tight}, logLevel: debug")] {
+            stage.cluster.change(manifest(&spec)).await.unwrap();
+        }
+        let lines = stage.printer.kept();
+        let advice: Vec<_> = lines.iter().filter(|line| line.contains("advice: ")).collect();
+        assert!(
+            advice.len() == 1 && advice[0].contains("spec.namespaces[0].slowConsumer.maxLagBytes"),
+            "{advice:?}"
+        );
+        stage.end().await;
     }
 
     #[tokio::test]

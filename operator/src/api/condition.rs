@@ -19,6 +19,8 @@ pub enum ConditionType {
     SettingsInSync,
     /// `spec.paused` is set: the operator changes nothing.
     Paused,
+    /// The cluster works as it is asked to, and something in its spec should be asked for otherwise.
+    Advisory,
 }
 
 /// Why a condition has its status, or why an Event was sent.
@@ -70,6 +72,10 @@ pub enum Reason {
     SecretKeyMissing,
     /// The API server accepted the object, but it cannot work.
     InvalidSpec,
+    /// `redis.channelPrefix` holds a colon: its channels are those of another cluster, too.
+    AmbiguousChannelPrefix,
+    /// Two bounds leave each other no room.
+    ContradictingBounds,
     /// A child could not be written.
     ApplyFailed,
     /// A child of that name belongs to somebody else.
@@ -110,7 +116,7 @@ pub enum Reason {
 
 impl ConditionType {
     /// Every condition, in the order they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ready,
         Self::Available,
         Self::Progressing,
@@ -118,6 +124,7 @@ impl ConditionType {
         Self::RedisReachable,
         Self::SettingsInSync,
         Self::Paused,
+        Self::Advisory,
     ];
 }
 

@@ -7,10 +7,12 @@ use super::FanoutCluster;
 
 /// Parts of the spec whose types are Kubernetes' own. They keep their types and lose their descriptions, which
 /// would make the CRD seven times as large and too large for `kubectl apply`.
-const KUBERNETES_TYPES: [&str; 6] = [
+const KUBERNETES_TYPES: [&str; 8] = [
     "/podTemplate",
     "/resources",
+    "/redis/properties/managed/properties/affinity",
     "/redis/properties/managed/properties/resources",
+    "/redis/properties/managed/properties/tolerations/items",
     "/networkPolicy/properties/apiFrom/items",
     "/networkPolicy/properties/metricsFrom/items",
     "/networkPolicy/properties/egress/items",

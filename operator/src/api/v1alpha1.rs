@@ -22,8 +22,11 @@ pub use redis::{
     RedisTlsSpec, Storage,
 };
 pub use status::{FanoutClusterStatus, NodeState, NodeStatus};
-pub use traffic::{Disruption, NetworkPolicySpec, PodDisruptionBudgetSpec, ServiceSpec, ServiceType};
-pub use workload::{Drain, PodTemplate, UpdateStrategy, UpdateStrategyType};
+pub use traffic::{
+    Disruption, NetworkPolicySpec, PodDisruptionBudgetSpec, ServiceSpec, ServiceType, SessionAffinity,
+    TrafficPolicy,
+};
+pub use workload::{ChildMetadata, Drain, PodTemplate, UpdateStrategy, UpdateStrategyType};
 
 /// Version of the sidecar that a FanoutCluster without `spec.version` gets: that of this operator.
 pub const DEFAULT_VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -67,6 +70,10 @@ const RFC_3339: &str =
         .message("metadata.name names Services and pods too: use at most 40 of a-z, 0-9 and '-', beginning with a letter and not ending with '-'")
 )]
 #[x_kube(
+    // At spec, for it looks at replicas. In modes with several servers addresses are seeds, free to change.
+    validation = Rule::new("!has(self.redis.external) || !has(oldSelf.redis.external) || self.redis.external.mode != 'Standalone' || oldSelf.redis.external.mode != 'Standalone' || self.redis.external.addresses == oldSelf.redis.external.addresses || oldSelf.replicas == 0")
+        .message("nodes at the old address and at the new one would not hear each other while they are replaced: move the name to the new server in DNS, or set replicas to 0 first and back afterwards, or make a second FanoutCluster at the new address and move clients to it")
+        .field_path(".redis.external.addresses"),
     validation = Rule::new("!has(self.redis.memory) || self.replicas <= 1")
         .message("redis.memory joins no nodes: set replicas to 1 (or 0), or choose redis.managed or redis.external")
         .field_path(".replicas"),
@@ -149,6 +156,9 @@ pub struct FanoutClusterSpec {
     /// The Service that clients connect to.
     #[serde(default)]
     pub service: ServiceSpec,
+    /// Labels and annotations of every object that the operator makes, as policies demand them.
+    #[serde(default, skip_serializing_if = "ChildMetadata::is_empty")]
+    pub child_metadata: ChildMetadata,
     /// What may evict nodes.
     #[serde(default)]
     pub disruption: Disruption,

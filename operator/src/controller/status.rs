@@ -25,7 +25,7 @@ use super::{
     Error, Shared,
     apply::Applied,
     dereference::{Found, is_ready},
-    validate::Problem,
+    validate::{self, Problem},
 };
 use crate::{
     api::{ConditionType, FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
@@ -166,7 +166,9 @@ impl Reporter {
         found: &Found,
         applied: &Applied,
     ) -> Result<Option<Duration>, Error> {
-        self.tell_problems(cluster, &conditions::problems(cluster, found, applied)).await;
+        let mut told = conditions::problems(cluster, found, applied);
+        told.extend(validate::advice(cluster));
+        self.tell_problems(cluster, &told).await;
         let status = compute(cluster, found, applied);
         let uid = cluster.metadata.uid.clone().unwrap_or_default();
         let written = self.lock().get(&uid).cloned();

@@ -10,6 +10,7 @@ use crate::{
         FanoutCluster, Reason,
         v1alpha1::{CaRef, ClientTls, CredentialsRef, LocalObjectName, RedisTlsSpec},
     },
+    controller::build::{NodePlace, render_node},
     redis::RedisTarget,
 };
 
@@ -88,6 +89,26 @@ pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validat
         Some(redis) if problems.is_empty() => Ok(Validated { redis, api_key: found.api_key.clone() }),
         Some(_) | None => Err(problems),
     }
+}
+
+/// What works, and should be asked for otherwise. It never stands in the way: each was allowed once, or may be meant.
+pub fn advice(cluster: &FanoutCluster) -> Vec<Problem> {
+    let place = NodePlace::in_pod(cluster, RedisTarget::Memory);
+    let contradictions = render_node(cluster, &place).1.contradictions().into_iter().map(|mistake| Problem {
+        reason: Reason::ContradictingBounds,
+        ..Problem::of_spec(&mistake.path, format!("spec.{mistake}"))
+    });
+    prefix(cluster).into_iter().chain(contradictions).collect()
+}
+
+fn prefix(cluster: &FanoutCluster) -> Option<Problem> {
+    let prefix = cluster.spec.redis.channel_prefix.as_ref()?;
+    let (outer, _) = prefix.split_once(':')?;
+    let message = format!(
+        "spec.redis.channelPrefix `{prefix}` holds a colon, so that a FanoutCluster with the prefix `{outer}` on the same Redis reaches all of its channels: make a second FanoutCluster with a prefix without one, and move clients to it"
+    );
+    let reason = Reason::AmbiguousChannelPrefix;
+    Some(Problem { reason, ..Problem::of_spec("redis.channelPrefix", message) })
 }
 
 fn wanted(cluster: &FanoutCluster) -> Vec<Wanted> {

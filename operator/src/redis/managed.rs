@@ -26,7 +26,7 @@ use super::RedisServer;
 use crate::{
     api::{
         FanoutCluster, canonical,
-        v1alpha1::{CredentialsRef, ManagedRedis, Storage},
+        v1alpha1::{ChildMetadata, CredentialsRef, ManagedRedis, Storage},
     },
     controller::build::{GeneratedSecret, ManagedRedisResources, OperatorConfig},
     resources::labels::{self, Component, metadata, ownerless},
@@ -171,7 +171,9 @@ fn claim(cluster: &FanoutCluster, storage: &Storage) -> PersistentVolumeClaim {
 }
 
 fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> StatefulSet {
-    let mut pod_labels = labels::standard(cluster, Component::Redis);
+    let ChildMetadata { labels: given, annotations } = &cluster.spec.child_metadata;
+    let mut pod_labels = given.clone();
+    pod_labels.extend(labels::standard(cluster, Component::Redis));
     pod_labels.extend(labels::redis(cluster));
     StatefulSet {
         metadata: metadata(cluster, Component::Redis, name(cluster)),
@@ -184,7 +186,11 @@ fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &Oper
             pod_management_policy: Some("Parallel".to_owned()),
             selector: labels::selector(labels::redis(cluster)),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
+                metadata: Some(ObjectMeta {
+                    labels: Some(pod_labels),
+                    annotations: (!annotations.is_empty()).then(|| annotations.clone()),
+                    ..ObjectMeta::default()
+                }),
                 spec: Some(pod(cluster, managed, operator)),
             },
             ..StatefulSetSpec::default()
@@ -196,6 +202,15 @@ fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &Oper
 fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> PodSpec {
     let pull_secrets = &cluster.spec.image.pull_secrets;
     let user = operator.fixed_uids.then_some(REDIS_USER);
+    let ManagedRedis {
+        image: _,
+        storage: _,
+        resources: _,
+        node_selector,
+        tolerations,
+        affinity,
+        priority_class_name,
+    } = managed;
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -208,6 +223,10 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
             seccomp_profile: Some(runtime_default()),
             ..PodSecurityContext::default()
         }),
+        node_selector: (!node_selector.is_empty()).then(|| node_selector.clone()),
+        tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
+        affinity: affinity.clone(),
+        priority_class_name: priority_class_name.clone(),
         containers: vec![container(cluster, managed, operator)],
         volumes: Some(vec![conf_volume(cluster), data_volume(cluster, managed)]),
         ..PodSpec::default()
@@ -215,7 +234,7 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
 }
 
 fn container(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> Container {
-    let ManagedRedis { image, storage, resources, replace_after_seconds: _ } = managed;
+    let ManagedRedis { image, storage, resources, .. } = managed;
     Container {
         name: "redis".to_owned(),
         image: Some(image.clone().unwrap_or_else(|| operator.redis_image.clone())),

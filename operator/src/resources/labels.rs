@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::Resource;
 
-use crate::api::FanoutCluster;
+use crate::api::{FanoutCluster, v1alpha1::ChildMetadata};
 
 /// What the names of our labels and annotations begin with.
 pub const PREFIX: &str = "fanout.dev/";
@@ -52,12 +52,15 @@ pub fn metadata(cluster: &FanoutCluster, component: Component, name: String) -> 
 
 /// Metadata of a child that outlives its FanoutCluster.
 pub fn ownerless(cluster: &FanoutCluster, component: Component, name: String) -> ObjectMeta {
-    let mut labels = standard(cluster, component);
+    let ChildMetadata { labels: given, annotations } = &cluster.spec.child_metadata;
+    let mut labels = given.clone();
+    labels.extend(standard(cluster, component));
     labels.insert(CLUSTER.to_owned(), cluster.name().to_owned());
     ObjectMeta {
         name: Some(name),
         namespace: Some(cluster.namespace().to_owned()),
         labels: Some(labels),
+        annotations: (!annotations.is_empty()).then(|| annotations.clone()),
         ..ObjectMeta::default()
     }
 }

@@ -91,7 +91,7 @@ fn replica_set(
 ) -> Value {
     let mut metadata = metadata(cluster, Component::Node, format!("{}-{revision}", cluster.name()));
     metadata.labels.get_or_insert_default().insert(labels::REVISION.to_owned(), revision.to_owned());
-    metadata.annotations = Some(labels::map([
+    metadata.annotations.get_or_insert_default().extend(labels::map([
         (labels::REVISION_SPEC, &canonical.to_string()),
         (labels::RENDERED_BY, env!("CARGO_PKG_VERSION")),
     ]));

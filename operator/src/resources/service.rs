@@ -6,7 +6,10 @@ use k8s_openapi::{
 };
 
 use super::labels::{self, Component, metadata};
-use crate::api::{FanoutCluster, v1alpha1};
+use crate::api::{
+    FanoutCluster,
+    v1alpha1::{self, SessionAffinity, TrafficPolicy},
+};
 
 /// `<name>`, `<name>-api` and `<name>-nodes`.
 pub fn services(cluster: &FanoutCluster) -> [Service; 3] {
@@ -24,14 +27,33 @@ pub fn endpoint(cluster: &FanoutCluster) -> String {
 }
 
 fn client(cluster: &FanoutCluster) -> Service {
-    let v1alpha1::ServiceSpec { type_, port, annotations } = &cluster.spec.service;
+    let v1alpha1::ServiceSpec {
+        type_,
+        port,
+        annotations,
+        external_traffic_policy,
+        load_balancer_source_ranges,
+        load_balancer_class,
+        session_affinity,
+    } = &cluster.spec.service;
     let mut metadata = metadata(cluster, Component::Node, cluster.name().to_owned());
-    metadata.annotations = (!annotations.is_empty()).then(|| annotations.clone());
+    if !annotations.is_empty() {
+        metadata.annotations.get_or_insert_default().extend(annotations.clone());
+    }
+    // Left out where they are Kubernetes' defaults: a Service from before these fields is not written again.
+    let affinity = (*session_affinity != SessionAffinity::None).then(|| session_affinity.as_str().to_owned());
+    let policy = *external_traffic_policy;
+    let policy = (policy != TrafficPolicy::Cluster).then(|| policy.as_str().to_owned());
+    let ranges = load_balancer_source_ranges;
     let app_protocol = if cluster.spec.hub.tls.is_some() { "kubernetes.io/wss" } else { "kubernetes.io/ws" };
     Service {
         metadata,
         spec: Some(ServiceSpec {
             type_: Some(type_.as_str().to_owned()),
+            external_traffic_policy: policy,
+            load_balancer_source_ranges: (!ranges.is_empty()).then(|| ranges.clone()),
+            load_balancer_class: load_balancer_class.clone(),
+            session_affinity: affinity,
             selector: Some(labels::serving_nodes(cluster)),
             ports: Some(vec![ServicePort {
                 // Tells gateways and meshes that connections are upgraded.

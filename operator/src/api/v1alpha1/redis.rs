@@ -1,6 +1,11 @@
 //! What carries publications between nodes.
 
-use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Affinity, ResourceRequirements, Toleration},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,13 +26,17 @@ use super::{LocalObjectName, all_defaults, workload};
         .field_path(".channelPrefix")
 )]
 pub struct Redis {
-    /// Stands before each channel name in Redis, with a colon between; absent: `<namespace>.<name>`.
+    /// Stands before each channel name in Redis, with a colon between; absent: `<namespace>.<name>`. It holds no colon
+    /// itself: `a:b` would be namespace `b` of the cluster whose prefix is `a`. One from before this rule stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 128),
-        regex(pattern = r"^[^\s{}\x00-\x1f\x7f]+$"),
+        regex(pattern = r"^[^\s:{}\x00-\x1f\x7f]+$"),
         extend("x-fanout-change" = "roll")
     )]
+    // A value that does not change is not judged again: the API server ratchets both.
+    #[x_kube(validation = Rule::new("!self.contains(':')")
+        .message("a colon in channelPrefix makes its channels those of another cluster, whose prefix is the part before it: write a dot instead"))]
     pub channel_prefix: Option<String>,
     /// What an outage of Redis does to readiness. Clients stay connected in both.
     #[serde(default)]
@@ -83,6 +92,20 @@ pub struct ManagedRedis {
     #[serde(default = "default_replace_after")]
     #[schemars(range(min = 5, max = 86_400))]
     pub replace_after_seconds: u32,
+    /// Labels of the Kubernetes nodes that its pod may run on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that its pod tolerates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// Where its pod is drawn to, and what it keeps away from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// Priority class of its pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
 }
 
 /// A volume for the managed Redis.

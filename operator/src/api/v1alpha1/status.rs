@@ -48,7 +48,7 @@ pub struct FanoutClusterStatus {
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub nodes: Vec<NodeStatus>,
-    /// Ready, Available, Progressing, Degraded, RedisReachable, SettingsInSync and Paused.
+    /// Ready, Available, Progressing, Degraded, RedisReachable, SettingsInSync, Paused and Advisory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

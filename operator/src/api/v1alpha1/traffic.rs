@@ -13,8 +13,22 @@ use serde::{Deserialize, Serialize};
 use super::all_defaults;
 
 /// The Service that clients connect to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type != 'ClusterIP' || self.externalTrafficPolicy == 'Cluster'")
+        .message("externalTrafficPolicy Local is for the types NodePort and LoadBalancer: set service.type, or leave it out")
+        .field_path(".externalTrafficPolicy"),
+    validation = Rule::new("self.type == 'LoadBalancer' || !has(self.loadBalancerClass)")
+        .message("loadBalancerClass is for the type LoadBalancer: set service.type, or leave it out")
+        .field_path(".loadBalancerClass"),
+    validation = Rule::new("self.type == 'LoadBalancer' || !has(self.loadBalancerSourceRanges)")
+        .message("loadBalancerSourceRanges is for the type LoadBalancer: set service.type, or leave it out")
+        .field_path(".loadBalancerSourceRanges"),
+    validation = Rule::new("self.type != 'LoadBalancer' || oldSelf.type != 'LoadBalancer' || (has(self.loadBalancerClass) == has(oldSelf.loadBalancerClass) && (!has(self.loadBalancerClass) || self.loadBalancerClass == oldSelf.loadBalancerClass))")
+        .message("a load balancer keeps its class: set service.type to ClusterIP first, and back with the new class")
+        .field_path(".loadBalancerClass")
+)]
 pub struct ServiceSpec {
     /// Type of the Service.
     #[serde(default, rename = "type")]
@@ -28,6 +42,47 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub annotations: BTreeMap<String, String>,
+    /// `Local` sends what comes from outside only to nodes on the same machine and keeps the client's address, which
+    /// limits and logs then use; `Cluster` to all.
+    #[serde(default)]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Networks (CIDR) from which the load balancer lets clients in; absent: from all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 49)), extend("x-fanout-change" = "operator"))]
+    #[x_kube(validation = Rule::new("self.all(n, isCIDR(n))")
+        .message("a source range is a network such as '10.0.0.0/8' or 'fd00::/8': for one address write /32 or /128"))]
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Which controller makes the load balancer; absent: the platform's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"),
+        extend("x-fanout-change" = "operator")
+    )]
+    pub load_balancer_class: Option<String>,
+    /// Whether a client's connections go to one node. Any node serves any client, so that it is seldom of use.
+    #[serde(default)]
+    #[schemars(extend("x-fanout-change" = "operator"))]
+    pub session_affinity: SessionAffinity,
+}
+
+/// Where what comes from outside goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "the names are Kubernetes'")]
+pub enum TrafficPolicy {
+    #[default]
+    Cluster,
+    Local,
+}
+
+/// Whether a client's connections go to one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "the names are Kubernetes'")]
+pub enum SessionAffinity {
+    #[default]
+    None,
+    ClientIP,
 }
 
 /// Type of a Service.
@@ -110,6 +165,26 @@ impl ServiceType {
             Self::ClusterIP => "ClusterIP",
             Self::NodePort => "NodePort",
             Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+impl TrafficPolicy {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
+        }
+    }
+}
+
+impl SessionAffinity {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::ClientIP => "ClientIP",
         }
     }
 }

@@ -18,6 +18,25 @@ use super::all_defaults;
 #[serde(transparent)]
 pub struct PodTemplate(Map<String, Value>);
 
+/// Labels and annotations of every object that the operator makes, the pod of a managed Redis included, which a change
+/// restarts. A ReplicaSet gets those of the moment it is made. The nodes' pods have `podTemplate.metadata` instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChildMetadata {
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "x-fanout-change" = "operator"))]
+    #[x_kube(validation = Rule::new("self.all(k, k.size() <= 317 && !k.startsWith('fanout.dev/') && !k.startsWith('app.kubernetes.io/') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$'))")
+        .message("a label under fanout.dev/ or app.kubernetes.io/ is set by the operator: use a prefix of your own; a value has at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'"))]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "x-fanout-change" = "operator"))]
+    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('fanout.dev/'))")
+        .message("annotations under fanout.dev/ are the operator's: use a prefix of your own"))]
+    pub annotations: BTreeMap<String, String>,
+}
+
 /// How nodes are replaced when a change needs new pods.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -124,6 +143,15 @@ pub(super) fn resources<const N: usize>(
         claims: None,
         limits: Some(quantities(limits)),
         requests: Some(quantities(requests)),
+    }
+}
+
+// === impl ChildMetadata ===
+
+impl ChildMetadata {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 

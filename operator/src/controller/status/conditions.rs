@@ -18,7 +18,7 @@ use crate::{
     controller::{
         apply::Applied,
         dereference::{Found, Node, is_ready, machine_name, phase},
-        validate::Problem,
+        validate::{self, Problem},
     },
     redis::managed,
     scrape::Report,
@@ -57,6 +57,7 @@ pub(super) fn judge(
         ConditionType::RedisReachable => redis(cluster, found),
         ConditionType::SettingsInSync => in_sync(found, settings),
         ConditionType::Paused => paused(cluster),
+        ConditionType::Advisory => advisory(&validate::advice(cluster)),
     };
     ConditionType::ALL.into_iter().map(judge).collect()
 }
@@ -251,9 +252,17 @@ pub(super) fn generation_in_force(
 }
 
 fn degraded(problems: &[Problem]) -> Verdict {
-    let type_ = ConditionType::Degraded;
+    listed(ConditionType::Degraded, problems, "nothing stands in the way")
+}
+
+fn advisory(advice: &[Problem]) -> Verdict {
+    listed(ConditionType::Advisory, advice, "there is no advice")
+}
+
+/// True with the first problems in its message, or false.
+fn listed(type_: ConditionType, problems: &[Problem], none: &str) -> Verdict {
     let Some(first) = problems.first() else {
-        let message = "nothing stands in the way".to_owned();
+        let message = none.to_owned();
         return Verdict { type_, status: "False", reason: Reason::AsExpected, message };
     };
     let mut told: Vec<_> =

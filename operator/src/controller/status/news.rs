@@ -23,9 +23,10 @@ impl Told {
     pub(super) fn before(cluster: &FanoutCluster, problems: &[Problem]) -> Self {
         let conditions =
             cluster.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let degraded = conditions::find(conditions, ConditionType::Degraded);
-        let message = degraded.filter(|degraded| degraded.status == "True").map(|degraded| &degraded.message);
-        let named = |problem: &&Problem| message.is_some_and(|message| message.contains(&problem.message));
+        let found = [ConditionType::Degraded, ConditionType::Advisory]
+            .map(|type_| conditions::find(conditions, type_).filter(|condition| condition.status == "True"));
+        let messages = || found.iter().flatten().map(|condition| &condition.message);
+        let named = |problem: &&Problem| messages().any(|message| message.contains(&problem.message));
         Self(problems.iter().filter(named).map(identity).collect())
     }
 
