@@ -1,6 +1,6 @@
 //! The command line. Each subcommand's own arguments live in its file.
 
-use crate::{dev::DevArgs, helm_test::HelmTestArgs};
+use crate::{dev::DevArgs, helm_test::HelmTestArgs, restart::RestartArgs};
 
 /// Run, inspect and drive FanoutClusters.
 #[derive(Debug, clap::Parser)]
@@ -16,4 +16,6 @@ pub(crate) enum Subcommand {
     Dev(DevArgs),
     /// Prove that an installed operator works: make a small FanoutCluster, send a message through it, remove it.
     HelmTest(HelmTestArgs),
+    /// Replace every node of a FanoutCluster by one of the same settings, its clients drained first.
+    Restart(RestartArgs),
 }

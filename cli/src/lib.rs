@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod dev;
 mod helm_test;
+mod restart;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ pub fn main() -> ExitCode {
             match command {
                 Subcommand::Dev(args) => dev::run(args).await,
                 Subcommand::HelmTest(args) => helm_test::run(args).await,
+                Subcommand::Restart(args) => restart::run(args).await,
             }
         })
     });
