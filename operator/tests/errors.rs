@@ -226,7 +226,12 @@ async fn an_operator_takes_the_clusters_of_its_class_and_no_others() {
     assert_eq!(server.get(&format!("{CLUSTERS}/unreadable")).unwrap()["status"], Value::Null);
 
     server.take_writes();
-    let classed = Operator::of(&server, "second", OperatorConfig { class: Some("blue".to_owned()), ..OperatorConfig::default() }).await;
+    let classed = Operator::of(
+        &server,
+        "second",
+        OperatorConfig { class: Some("blue".to_owned()), ..OperatorConfig::default() },
+    )
+    .await;
     seconds(60).await;
     assert!(service("blue").is_some());
     assert_eq!(condition(&server, "unreadable", "Degraded")["reason"], "InvalidSpec");

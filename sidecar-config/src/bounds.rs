@@ -2,38 +2,77 @@
 //! check`, by the FanoutCluster's condition `Advisory` and by `kubectl fanout dev`, and never refused: a rule over
 //! several fields would refuse every later change of a cluster that runs with them.
 
-use crate::{LiveSettings, Mistake};
+use crate::{HubSettings, Limits, LiveSettings, Mistake, Namespace};
 
 impl LiveSettings {
-    /// Each pair of bounds of which one leaves the other no room, by the path of the one to change.
-    pub fn contradictions(&self) -> Vec<Mistake> {
-        let (hub, limits) = (&self.hub, &self.hub.limits);
-        let mut found = Vec::new();
-        if hub.pong_timeout_seconds >= hub.ping_interval_seconds {
-            let text = format!(
-                "is {}, not below hub.pingIntervalSeconds ({}): a ping must be answered before the next one",
-                hub.pong_timeout_seconds, hub.ping_interval_seconds
-            );
-            found.push(Mistake::new("hub.pongTimeoutSeconds", text));
-        }
-        if limits.frame_bytes > hub.max_message_bytes {
-            let text = format!(
-                "is {}, above hub.maxMessageBytes ({}), which bounds each frame already: set it to 0 or lower",
-                limits.frame_bytes, hub.max_message_bytes
-            );
-            found.push(Mistake::new("hub.limits.frameBytes", text));
-        }
-        for (at, namespace) in self.namespaces.iter().enumerate() {
-            let lag = namespace.slow_consumer.max_lag_bytes;
-            if lag < hub.max_message_bytes {
-                let text = format!(
-                    "is {lag}, below hub.maxMessageBytes ({}): one message may be more than a client may lag; raise it, or lower hub.maxMessageBytes",
-                    hub.max_message_bytes
-                );
-                found.push(Mistake::new(format!("namespaces[{at}].slowConsumer.maxLagBytes"), text));
+    /// Returns each setting that another one makes impossible or useless, by the path of the one to change.
+    pub(crate) fn contradictions(&self) -> Vec<Mistake> {
+        let HubSettings { max_message_bytes, ping_interval_seconds, pong_timeout_seconds, limits, .. } =
+            &self.hub;
+        let Limits { frame_bytes, header_bytes, query_bytes, messages_per_second, .. } = limits;
+        let mut told = Vec::new();
+        let mut tell = |is_so: bool, path: String, text: String| {
+            if is_so {
+                told.push(Mistake::new(path, text));
             }
+        };
+        // In framed mode a message is its payload in base64 at worst, and what stands around it.
+        let most_bytes = u64::from(*max_message_bytes) * 2 + 16_384;
+        tell(
+            u64::from(*frame_bytes) > most_bytes,
+            "hub.limits.frameBytes".to_owned(),
+            format!("{frame_bytes} is never reached: hub.maxMessageBytes is {max_message_bytes}"),
+        );
+        tell(
+            query_bytes >= header_bytes,
+            "hub.limits.queryBytes".to_owned(),
+            format!(
+                "{query_bytes} is never reached: hub.limits.headerBytes, {header_bytes}, counts the request's line too"
+            ),
+        );
+        tell(
+            pong_timeout_seconds > ping_interval_seconds,
+            "hub.pongTimeoutSeconds".to_owned(),
+            format!(
+                "{pong_timeout_seconds} s is longer than hub.pingIntervalSeconds, {ping_interval_seconds} s: pings are sent less often than that says"
+            ),
+        );
+        tell(
+            self.hub.compression.enabled && self.hub.compression.min_bytes > *max_message_bytes,
+            "hub.compression.minBytes".to_owned(),
+            format!(
+                "{} compresses nothing: hub.maxMessageBytes is {max_message_bytes}",
+                self.hub.compression.min_bytes
+            ),
+        );
+        for (at, Namespace { slow_consumer, rate_limit, .. }) in self.namespaces.iter().enumerate() {
+            let max_lag = slow_consumer.max_lag_bytes;
+            tell(
+                max_lag < *max_message_bytes,
+                format!("namespaces[{at}].slowConsumer.maxLagBytes"),
+                format!(
+                    "{max_lag} is less than one message may have (hub.maxMessageBytes, {max_message_bytes}): behind a large message nothing may wait"
+                ),
+            );
+            tell(
+                rate_limit.publishes_per_second > *messages_per_second,
+                format!("namespaces[{at}].rateLimit.publishesPerSecond"),
+                format!(
+                    "{} is never reached: hub.limits.messagesPerSecond closes a connection beyond {messages_per_second}",
+                    rate_limit.publishes_per_second
+                ),
+            );
+            tell(
+                rate_limit.burst > messages_per_second.saturating_mul(2),
+                format!("namespaces[{at}].rateLimit.burst"),
+                format!(
+                    "{} is never reached: hub.limits.messagesPerSecond closes a connection beyond {} at once",
+                    rate_limit.burst,
+                    messages_per_second.saturating_mul(2)
+                ),
+            );
         }
-        found
+        told
     }
 }
 
@@ -53,8 +92,8 @@ mod tests {
             told(&format!("{{namespaces: {namespaces}}}")),
             ["namespaces[1].slowConsumer.maxLagBytes"]
         );
-        assert_eq!(told("{hub: {pingIntervalSeconds: 10}}"), ["hub.pongTimeoutSeconds"]);
-        assert_eq!(told("{hub: {limits: {frameBytes: 65537}}}"), ["hub.limits.frameBytes"]);
+        assert_eq!(told("{hub: {pingIntervalSeconds: 9}}"), ["hub.pongTimeoutSeconds"]);
+        assert_eq!(told("{hub: {limits: {frameBytes: 200000}}}"), ["hub.limits.frameBytes"]);
     }
 
     #[test]

@@ -220,7 +220,7 @@ fn every_field_declares_its_class_of_change() {
 fn settings_that_contradict_each_other_are_told_by_their_places_and_the_defaults_do_not() {
     let told = |text: &str| -> Vec<String> {
         let settings: LiveSettings = parse(text).unwrap();
-        settings.contradictions().into_iter().map(|mistake| mistake.path).collect()
+        settings.warnings().into_iter().map(|mistake| mistake.path).collect()
     };
     assert!(told("namespaces: [{name: default}, {name: chat}]").is_empty());
     for (text, path) in [

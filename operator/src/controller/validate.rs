@@ -94,7 +94,7 @@ pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validat
 /// What works, and should be asked for otherwise. It never stands in the way: each was allowed once, or may be meant.
 pub fn advice(cluster: &FanoutCluster) -> Vec<Problem> {
     let place = NodePlace::in_pod(cluster, RedisTarget::Memory);
-    let contradictions = render_node(cluster, &place).1.contradictions().into_iter().map(|mistake| Problem {
+    let contradictions = render_node(cluster, &place).1.warnings().into_iter().map(|mistake| Problem {
         reason: Reason::ContradictingBounds,
         ..Problem::of_spec(&mistake.path, format!("spec.{mistake}"))
     });
