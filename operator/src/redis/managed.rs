@@ -206,6 +206,7 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
         image: _,
         storage: _,
         resources: _,
+        replace_after_seconds: _,
         node_selector,
         tolerations,
         affinity,
