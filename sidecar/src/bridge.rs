@@ -265,6 +265,10 @@ impl Pump {
         }
         if publication.channel.namespace() != INTERNAL_NAMESPACE {
             self.deliver.publication(publication);
+        } else if publication.origin.is_some() {
+            // What nodes say for themselves has no origin. This went through a node for a client or a backend of another
+            // cluster, whose prefix makes it a former name of this one.
+            tracing::debug!(channel = %publication.channel, "skipped what no node said for itself");
         } else if let Some(link) = self.canaries.get(&publication.channel) {
             let _ = self.notes.send((*link, Note::Returned(publication.payload.bytes().clone())));
         } else {

@@ -1,3 +1,5 @@
+use std::sync::Mutex;
+
 use bytes::Bytes;
 use tokio::time::timeout;
 
@@ -88,16 +90,34 @@ impl Fixture {
     }
 }
 
+impl Fixture {
+    /// Answers what is asked of the shards, which are whose disconnects, of what age.
+    fn record_disconnects(&self) -> Arc<Mutex<Vec<(String, Duration)>>> {
+        let asked = Arc::<Mutex<Vec<_>>>::default();
+        for inbox in self.inboxes.clone() {
+            let asked = Arc::clone(&asked);
+            tokio::spawn(async move {
+                loop {
+                    for mail in inbox.take() {
+                        let Mail::Disconnect { user, age, count, .. } = mail else { panic!("{mail:?}") };
+                        asked.lock().unwrap().push((user.unwrap().to_string(), age));
+                        count.send(1).unwrap();
+                    }
+                    sleep(Duration::from_millis(1)).await;
+                }
+            });
+        }
+        asked
+    }
+}
+
 fn play(mail: Mail, subscribers: &[(&str, u32)], closes: usize) {
     match mail {
         Mail::Channels { reply } => {
             let answer = subscribers.iter().map(|(name, count)| (channel(name), *count)).collect();
             reply.send(answer).unwrap();
         }
-        Mail::Disconnect { count, age, .. } => {
-            // Younger connections stay; here each is a second younger than the one before.
-            count.send(closes.saturating_sub(age.as_secs() as usize)).unwrap();
-        }
+        Mail::Disconnect { count, .. } => count.send(closes).unwrap(),
         other => panic!("unexpected {other:?}"),
     }
 }
@@ -641,7 +661,8 @@ async fn a_process_that_was_stopped_forgets_no_node_that_spoke_meanwhile() {
 async fn a_disconnect_that_a_node_did_not_hear_says_so_and_is_done_when_it_is_back_for_what_was_open_then() {
     let bus = Bus::default();
     let nodes = [node(&bus, "a"), node(&bus, "b")];
-    nodes.iter().for_each(|node| node.play_shards(&[], 10));
+    nodes[0].play_shards(&[], 10);
+    let asked = nodes[1].record_disconnects();
     settle().await;
     let here = &nodes[0].bridge.peers;
     let deaf = vec![peers::nodes_channel(Names::Present), peers::node_channel(Names::Present, nodes[1].id)];
@@ -656,11 +677,21 @@ async fn a_disconnect_that_a_node_did_not_hear_says_so_and_is_done_when_it_is_ba
 
     nodes[0].broker.subscribe(vec![peers::nodes_channel(Names::Present)]).await;
     nodes[1].broker.subscribe(deaf).await;
-    sleep(Duration::from_secs(4)).await;
-    settle().await;
-    assert_eq!(nodes[0].metrics.unfinished_disconnects.get(), 0);
-    let told = here.disconnect(Who::User("bob".into()), CloseReason::Disconnected).await;
-    assert!(told.complete);
+    let back = Instant::now();
+    while nodes[0].metrics.unfinished_disconnects.get() > 0 {
+        sleep(Duration::from_millis(100)).await;
+        assert!(back.elapsed() < Duration::from_secs(5), "it announces itself, is asked and answers");
+    }
+    let asked = std::mem::take(&mut *asked.lock().unwrap());
+    let ages = |user: &str| -> Vec<u64> {
+        asked.iter().filter(|(name, _)| name == user).map(|(_, age)| age.as_secs()).collect()
+    };
+    // The first one waited 2 s for answers, then 12 s passed until the second one.
+    let ([ann, same_ann], [bob, same_bob]) = (&ages("ann")[..], &ages("bob")[..]) else {
+        panic!("{asked:?}")
+    };
+    assert!(ann == same_ann && (14..19).contains(ann) && bob == same_bob && *bob < 5, "{asked:?}");
+    assert!(here.disconnect(Who::User("bob".into()), CloseReason::Disconnected).await.complete);
 }
 
 #[tokio::test(start_paused = true)]
@@ -697,6 +728,27 @@ async fn nonsense_on_the_nodes_channel_is_skipped() {
     f.publish(Publication::bare(peers::nodes_channel(Names::Present), binary)).await;
     settle().await;
     assert_eq!(f.bridge.peers.nodes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_or_a_backend_publishes_is_never_taken_for_what_a_node_says() {
+    let bus = Bus::default();
+    let (f, mut old) = (node(&bus, "a"), Old::join(&bus).await);
+    settle().await;
+    let origin = stamped("a", 0, 1).origin;
+    for names in [Names::Present, Names::Former] {
+        for words in [
+            r#"{"type":"node","from":10,"name":"x","version":"1","startedAtMs":5,"connections":1,"users":0,"channels":3}"#,
+            r#"{"type":"ask","from":10,"request":7,"question":{"ask":"disconnect","user":"ann","connection":null,"reason":"disconnected"}}"#,
+        ] {
+            let said = Publication { origin, ..text(&peers::nodes_channel(names), words) };
+            old.broker.publish(said).await.unwrap();
+        }
+    }
+    settle().await;
+    assert_eq!(f.bridge.peers.others(), 0);
+    assert!(f.mail(0).is_empty() && f.mail(1).is_empty(), "no shard is asked");
+    assert!(old.heard("reply").is_empty());
 }
 
 #[tokio::test(start_paused = true)]
