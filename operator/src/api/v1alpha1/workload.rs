@@ -24,18 +24,30 @@ pub struct PodTemplate(Map<String, Value>);
 #[serde(rename_all = "camelCase")]
 pub struct ChildMetadata {
     /// Labels.
+    // The form of a value is the schema's: as a rule it would cost more than the API server allows.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64, "x-fanout-change" = "operator"))]
-    #[x_kube(validation = Rule::new("self.all(k, k.size() <= 317 && !k.startsWith('fanout.dev/') && !k.startsWith('app.kubernetes.io/') && self[k].matches('^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$'))")
-        .message("a label under fanout.dev/ or app.kubernetes.io/ is set by the operator: use a prefix of your own; a value has at most 63 of A-Z, a-z, 0-9, '-', '_' and '.'"))]
+    #[schemars(extend(
+        "maxProperties" = 32,
+        "additionalProperties" = {"type": "string", "maxLength": 63, "pattern": LABEL_VALUE},
+        "x-fanout-change" = "operator"
+    ))]
+    #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('fanout.dev/') && !k.startsWith('app.kubernetes.io/'))")
+        .message("labels under fanout.dev/ and app.kubernetes.io/ are set by the operator: use a prefix of your own"))]
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64, "x-fanout-change" = "operator"))]
+    #[schemars(extend(
+        "maxProperties" = 32,
+        "additionalProperties" = {"type": "string", "maxLength": 16_384},
+        "x-fanout-change" = "operator"
+    ))]
     #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('fanout.dev/'))")
         .message("annotations under fanout.dev/ are the operator's: use a prefix of your own"))]
     pub annotations: BTreeMap<String, String>,
 }
+
+/// What a label may hold.
+const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 
 /// How nodes are replaced when a change needs new pods.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
