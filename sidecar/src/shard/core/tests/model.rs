@@ -18,6 +18,7 @@ enum Op {
     Publish { channel: usize, bytes: usize },
     Read { client: usize },
     Turn,
+    Pass,
     Connect { client: usize, framed: bool, channel: usize },
     Leave { client: usize },
     Subscribe { client: usize, channel: usize },
@@ -57,6 +58,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (channel(), 0_usize..9_000).prop_map(|(channel, bytes)| Op::Publish { channel, bytes }),
         4 => client().prop_map(|client| Op::Read { client }),
         4 => Just(Op::Turn),
+        1 => Just(Op::Pass),
         2 => (client(), any::<bool>(), channel())
             .prop_map(|(client, framed, channel)| Op::Connect { client, framed, channel }),
         1 => client().prop_map(|client| Op::Leave { client }),
@@ -78,6 +80,8 @@ impl Model {
                 }
             }
             Op::Turn => bench.turn(),
+            // A grace is over after some of these.
+            Op::Pass => bench.pass(400),
             Op::Read { client } => {
                 if let Some(reader) = &mut self.readers[client] {
                     let mut context = Context::from_waker(Waker::noop());
@@ -223,6 +227,7 @@ impl Reader {
             match first {
                 0x81 => got.extend(self.read(payload)),
                 0x88 => got.push(Got::Close),
+                0x89 => {}
                 other => panic!("a frame of {other:x}"),
             }
         }
@@ -259,8 +264,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn everybody_gets_what_the_policy_promises_whole_once_and_in_order(ops in vec(op(), 1..150)) {
+    fn everybody_gets_what_the_policy_promises_whole_once_and_in_order(
+        ops in vec(op(), 1..150),
+        has_grace: bool,
+    ) {
         let (mut bench, mut model) = (Bench::new(), Model::default());
+        bench.core.grace_ms = if has_grace { GRACE_MS } else { 0 };
         for op in &ops {
             model.apply(&mut bench, op);
         }
