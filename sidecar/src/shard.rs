@@ -68,9 +68,9 @@ pub struct Config {
     pub node: NodeId,
     /// Connections that the open-files limit allows.
     pub max_connections: u32,
-    /// Payload bytes of publications that may wait for one shard.
+    /// Bytes of publications that may wait for one shard.
     pub mailbox_bytes: usize,
-    /// Payload bytes of clients' publications that may wait for one shard's broker.
+    /// Bytes of clients' publications that may wait for one shard's broker.
     pub work_bytes: usize,
     /// Memory that one shard has for publications that someone has still to receive, for unfinished messages of clients
     /// and for replies to them.
@@ -109,7 +109,7 @@ pub struct ShardState {
     pub log_bytes: u64,
     /// Mail that waits for it.
     pub mail: usize,
-    /// Payload bytes of the publications in it.
+    /// Bytes of the publications in it.
     pub mail_bytes: usize,
 }
 

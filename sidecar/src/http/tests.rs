@@ -480,6 +480,41 @@ async fn a_client_that_stops_reading_for_a_while_gets_everything_in_order_and_de
     node.settle(|node| node.shards.totals().log_bytes == 0).await;
 }
 
+/// What a client that reads at full speed gets of a burst, and of one message that is larger than it may lag behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_burst_nor_a_large_message_is_a_slowness_of_whoever_reads() {
+    let node = Node::with("namespaces: [{name: default, subscribe: allowed}, {name: oldest, subscribe: allowed, slowConsumer: {policy: dropOldest, maxLagBytes: 65536}}]").await;
+    for channel in ["room", "oldest:room"] {
+        let (mut bare, mut framed) = (node.bare(channel).await, node.framed(&format!("/ws/{channel}")).await);
+        assert!(object(&mut framed).await["subscribed"].is_object());
+        let burst = |mailbox: &Mailbox| {
+            let publication = |number: usize| {
+                let payload = Payload::Text(format!("\"{number} {}\"", "x".repeat(1_000)).into());
+                Arc::new(Publication::bare(channel.parse().unwrap(), payload).into())
+            };
+            mailbox.publications((0..3_000).map(publication).collect()).unwrap();
+        };
+        node.shards.mailboxes().iter().for_each(burst);
+        let large = format!("\"{}\"", "x".repeat(3_000_000));
+        for number in 0..3_000 {
+            let start = format!("\"{number} x");
+            assert!(text(&mut bare).await.starts_with(&start), "{channel}: {number}");
+            let message = object(&mut framed).await;
+            assert!(message["pub"]["data"].as_str().unwrap().starts_with(&start[1..]), "{channel}: {number}");
+        }
+        node.publish(channel, &large);
+        assert_eq!(text(&mut bare).await, large, "{channel}");
+        assert_eq!(object(&mut framed).await["pub"]["data"].as_str().map(str::len), Some(3_000_000));
+        node.publish(channel, "later");
+        assert_eq!(
+            (text(&mut bare).await, &object(&mut framed).await["pub"]["data"]),
+            ("later".to_owned(), &json!("later"))
+        );
+    }
+    let totals = node.shards.totals();
+    assert_eq!((totals.slow_disconnected, totals.slow_dropped), (0, 0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_away_without_a_word_leaves_nothing_behind() {
     let node = Node::start().await;

@@ -7,6 +7,9 @@ use super::{
     sync::{Mutex, PoisonError},
 };
 
+/// What a publication takes beside its payload: of those with a few bytes, nearly all.
+const BESIDE: usize = size_of::<Delivery>() + size_of::<Mail>();
+
 /// Sends mail to one shard. Cheap to clone; never blocks.
 #[derive(Clone)]
 pub struct Mailbox(Arc<Shared>);
@@ -28,7 +31,7 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     mail: VecDeque<Mail>,
-    /// Payload bytes of the publications in `mail`.
+    /// Of the publications in `mail`.
     bytes: usize,
 }
 
@@ -49,15 +52,14 @@ impl Mailbox {
     /// # Errors
     /// [`Full`]: none of them was taken.
     pub fn publications(&self, batch: Vec<Arc<Delivery>>) -> Result<(), Full> {
-        // A constant a message keeps a flood of empty payloads bounded too.
-        let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + 128).sum();
+        let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + BESIDE).sum();
         match self.0.push(Mail::Publications { batch, sent: Instant::now() }, bytes) {
             Err(Mail::Publications { batch, .. }) => Err(Full(batch)),
             _ => Ok(()),
         }
     }
 
-    /// Mail that waits, and the payload bytes of the publications in it.
+    /// Mail that waits, and the bytes of the publications in it.
     pub fn waiting(&self) -> (usize, usize) {
         let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         (queue.mail.len(), queue.bytes)
@@ -138,7 +140,7 @@ mod tests {
             let count = move || {
                 counter.fetch_add(1, Ordering::Relaxed);
             };
-            let (mailbox, inbox) = Mailbox::new(1_000, count);
+            let (mailbox, inbox) = Mailbox::new(10_000, count);
             mailbox.publications(vec![publication(1), publication(1)]).unwrap();
             mailbox.publications(vec![publication(1)]).unwrap();
             mailbox.send(Mail::Stop);

@@ -341,9 +341,10 @@ impl Core {
         id: Option<String>,
         idempotency_key: Option<String>,
     ) {
-        // A constant a message bounds empty payloads too; one that is larger than all that may wait waits alone.
-        let key_bytes = idempotency_key.as_deref().map_or(0, str::len);
-        let bytes = (payload.bytes().len() + key_bytes + 128).min(self.max_work_bytes);
+        // What it takes beside its payload is nearly all of a small one; one that is larger than all that may wait waits
+        // alone.
+        let beside = size_of::<Work>() + idempotency_key.as_deref().map_or(0, str::len) + 128;
+        let bytes = (payload.bytes().len() + beside).min(self.max_work_bytes);
         let held = Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32);
         let (Ok(room), Ok(held)) = (self.work.try_reserve(), held) else {
             self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());

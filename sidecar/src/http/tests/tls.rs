@@ -235,7 +235,9 @@ async fn connections_that_say_nothing_make_room_whatever_they_were_to_speak() {
     let mut http = http2(&node, &certificate).await;
     let url = format!("https://localhost:{}/sse/room", node.address.port());
     let events = http.send_request(http::Request::get(url).body(Empty::new()).unwrap()).await.unwrap();
+    node.settle(|node| node.shards.totals().open() == 4 && node.port.0.gate.waiting() == 3).await;
     drop(events);
+    node.settle(|node| node.port.0.gate.waiting() == 4).await;
     let mut more = Vec::new();
     for _ in 0..4 {
         more.push(TcpStream::connect(node.address).await.unwrap());
