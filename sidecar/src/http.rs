@@ -43,13 +43,12 @@ use http::{HeaderValue, StatusCode, header};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use self::gate::{Gate, Place};
-
 use crate::{
     auth::{Auth, TlsIdentity},
     shard::Door,
 };
 
+pub(crate) use gate::{Gate, Place};
 pub use head::checked;
 pub use metrics::Metrics;
 pub(crate) use wire::{Asked, Wire};

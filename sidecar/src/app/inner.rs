@@ -1,19 +1,19 @@
 //! The two inner ports, for backends, probes and scrapers: HTTP/1.1, with bounds on what a caller holds that never
 //! finishes what it began.
 
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, serve::Listener};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use crate::http::{Asked, Wire};
+use crate::{
+    http::{Asked, Gate, Place, Wire},
+    shard::network_of,
+};
 
 /// Bytes of a request that wait to be understood, its head included.
 const BUFFER: usize = 64 * 1_024;
@@ -21,8 +21,8 @@ const BUFFER: usize = 64 * 1_024;
 /// What callers of a port may hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Connections at a time; further ones wait in the system's queue.
-    pub(super) connections: usize,
+    /// Connections at a time; further ones wait in the system's queue, and those that ask for nothing make room.
+    pub(super) connections: u32,
     /// For the head of a request, the pause since the one before included.
     pub(super) patience: Duration,
     /// Whether a caller that has sent its end still gets its answer. Where an answer may take long, nobody would see that
@@ -42,21 +42,19 @@ pub(super) async fn serve(
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "failed to serve a port"),
     };
-    let (places, tasks) = (Arc::new(Semaphore::new(connections)), TaskTracker::new());
+    let (gate, tasks) = (Gate::default(), TaskTracker::new());
     loop {
         let next = async {
-            let place = Arc::clone(&places).acquire_owned().await.expect("never closed");
-            (place, Listener::accept(&mut listener).await)
+            let (socket, peer) = Listener::accept(&mut listener).await;
+            let place = gate.wait(|| connections, Some(network_of(peer.ip())), || {}).await;
+            (socket, peer, place)
         };
-        let (place, (socket, peer)) = tokio::select! {
+        let (socket, peer, place) = tokio::select! {
             next = next => next,
             () = shutdown.cancelled() => break,
         };
-        let conversation = converse(socket, peer, router.clone(), bounds, shutdown.clone());
-        tasks.spawn(async {
-            conversation.await;
-            drop(place);
-        });
+        let conversation = converse(socket, peer, place.clone(), router.clone(), bounds, shutdown.clone());
+        tasks.spawn(async move { place.hold(conversation).await });
     }
     drop(listener);
     tasks.close();
@@ -66,6 +64,7 @@ pub(super) async fn serve(
 async fn converse(
     socket: TcpStream,
     peer: SocketAddr,
+    place: Place,
     router: Router,
     bounds: Bounds,
     shutdown: CancellationToken,
@@ -78,7 +77,12 @@ async fn converse(
             asked.count();
         }
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request.map(Body::new))
+        let (answering, answer) = (place.answering(), router.clone().oneshot(request.map(Body::new)));
+        async move {
+            let answer = answer.await;
+            drop(answering);
+            answer
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

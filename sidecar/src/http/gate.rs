@@ -3,11 +3,14 @@
 //!
 //! When all places are taken the next client waits to be let in, and nobody is refused for whom something is done.
 //! Whoever says nothing makes room for it: of an address that has more than a share of the places the oldest, else the
-//! oldest of all. Where clients come by a trusted proxy, theirs is the address that counts, once it is known.
+//! oldest of all. Where clients come by a trusted proxy, theirs is the address that counts, once it is known. The ports
+//! for backends and probes have such gates too.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    future::{Future, poll_fn},
     net::IpAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -34,7 +37,7 @@ const SHARE: u32 = 8;
 
 /// Counts connections on their way. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gate(Arc<Shared>);
+pub(crate) struct Gate(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -46,11 +49,11 @@ struct Shared {
 
 /// A connection's place among those on their way, until it is let go or dropped. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Place(Arc<Seat>);
+pub(crate) struct Place(Arc<Seat>);
 
 /// A request that is being answered.
 #[derive(Debug)]
-pub(super) struct Answering(Place);
+pub(crate) struct Answering(Place);
 
 #[derive(Debug)]
 struct Seat {
@@ -106,7 +109,7 @@ impl Gate {
     }
 
     /// A place, once fewer than `most` are taken; `wait` is told if that is not at once.
-    pub(super) async fn wait(
+    pub(crate) async fn wait(
         &self,
         most: impl Fn() -> u32,
         address: Option<IpAddr>,
@@ -239,8 +242,25 @@ impl Place {
         self.0.gate.table().put(self.0.number, next);
     }
 
+    /// Serves a connection in its place; `None` where it said nothing and had to make room.
+    pub(crate) async fn hold<T>(&self, served: impl Future<Output = T>) -> Option<T> {
+        let mut served = pin!(served);
+        let mut looked = false;
+        poll_fn(|context| {
+            // First, for a request may have come that nobody has seen yet.
+            if let Poll::Ready(served) = served.as_mut().poll(context) {
+                return Poll::Ready(Some(served));
+            }
+            if !std::mem::replace(&mut looked, true) {
+                self.looked();
+            }
+            self.poll_told(context).map(|()| None)
+        })
+        .await
+    }
+
     /// A request has come; until the answer is made this place is nobody else's.
-    pub(super) fn answering(&self) -> Answering {
+    pub(crate) fn answering(&self) -> Answering {
         self.keep();
         Answering(self.clone())
     }

@@ -210,19 +210,8 @@ impl Cut {
 impl Conversation {
     async fn hold(self, socket: TcpStream) {
         let (metrics, peer, place) = (self.port.metrics().clone(), self.peer, self.place.clone());
-        let mut served = pin!(linger::until_over(self.serve(socket)));
-        let mut looked = false;
-        let served = poll_fn(|context| {
-            // First, for a request may have come that nobody has seen yet.
-            if let Poll::Ready(served) = served.as_mut().poll(context) {
-                return Poll::Ready(served.unwrap_or(Err(Cut::Stuck)));
-            }
-            if !std::mem::replace(&mut looked, true) {
-                place.looked();
-            }
-            place.poll_told(context).map(|()| Err(Cut::Idle))
-        });
-        if let Err(cut) = served.await {
+        let served = place.hold(linger::until_over(self.serve(socket))).await;
+        if let Err(cut) = served.map_or(Err(Cut::Idle), |served| served.unwrap_or(Err(Cut::Stuck))) {
             if let Some(reason) = cut.reason() {
                 metrics.refused(reason);
             }

@@ -176,3 +176,23 @@ fn an_address_whose_connections_say_nothing_keeps_nobody_of_another_one_out() {
     assert!(sidecar.metric("fanout_client_refused_total{reason=\"handshakes\"}") >= 904);
     drop(silent);
 }
+
+#[test]
+fn calls_that_ask_for_nothing_keep_no_call_of_another_address_out() {
+    let sidecar = Sidecar::start("{}");
+    // They would stay for 75 seconds.
+    let silent: Vec<_> = (0..600).map(|_| sidecar.connect_api(1)).collect();
+    for _ in 0..20 {
+        let mut call = sidecar.connect_api(2);
+        call.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        let began = Instant::now();
+        call.read_to_string(&mut answer).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && began.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    drop(silent);
+}

@@ -50,6 +50,7 @@ pub(crate) struct Sidecar {
     child: Child,
     client: SocketAddr,
     admin: SocketAddr,
+    api: SocketAddr,
     _directory: TempDir,
 }
 
@@ -93,8 +94,8 @@ impl Sidecar {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (client, admin) = addresses(&mut child);
-        Self { child, client, admin, _directory: directory }
+        let [client, admin, api] = addresses(&mut child);
+        Self { child, client, admin, api, _directory: directory }
     }
 
     /// Bytes that the process holds of its own, as MiB.
@@ -142,9 +143,18 @@ impl Sidecar {
 
     /// From this address of the machine itself.
     pub(crate) fn connect_from(&self, last: u8) -> TcpStream {
+        Self::connect_from_to(last, self.client)
+    }
+
+    /// To the port for backends.
+    pub(crate) fn connect_api(&self, last: u8) -> TcpStream {
+        Self::connect_from_to(last, self.api)
+    }
+
+    fn connect_from_to(last: u8, address: SocketAddr) -> TcpStream {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into()).unwrap();
-        socket.connect(&self.client.into()).unwrap();
+        socket.connect(&address.into()).unwrap();
         socket.set_read_timeout(Some(SOON)).unwrap();
         socket.into()
     }
@@ -215,14 +225,15 @@ impl Drop for Sidecar {
 }
 
 /// Reads where it listens, and goes on reading so that it never waits for us.
-fn addresses(child: &mut Child) -> (SocketAddr, SocketAddr) {
+fn addresses(child: &mut Child) -> [SocketAddr; 3] {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (mut seen, mut found) = (Vec::new(), None);
     for line in lines.by_ref() {
         let line = line.unwrap();
         let value: Value = serde_json::from_str(&line).unwrap_or_default();
         if value["message"] == "node listens" {
-            found = Some(["client", "admin"].map(|port| value[port].as_str().unwrap().parse().unwrap()));
+            found =
+                Some(["client", "admin", "api"].map(|port| value[port].as_str().unwrap().parse().unwrap()));
             break;
         }
         seen.push(line);
@@ -230,8 +241,7 @@ fn addresses(child: &mut Child) -> (SocketAddr, SocketAddr) {
     thread::spawn(move || {
         lines.map_while(Result::ok).filter(|line| line.contains("panic")).for_each(|line| eprintln!("{line}"))
     });
-    let [client, admin] = found.unwrap_or_else(|| panic!("it did not start: {seen:?}"));
-    (client, admin)
+    found.unwrap_or_else(|| panic!("it did not start: {seen:?}"))
 }
 
 /// As many descriptors as the system gives; the sidecars that come later have them too.
