@@ -56,8 +56,9 @@ fn client_port(settings: LiveSettings, auth: Auth, work: &mpsc::Sender<Work>) ->
         shards: 1,
         node: NodeId(1),
         max_connections: 1_000,
-        mailbox_bytes: Config::MAILBOX_BYTES,
-        log_bytes: Config::MOST_LOG_BYTES,
+        mailbox_bytes: Config::MOST_WAITING_BYTES,
+        work_bytes: Config::MOST_WAITING_BYTES,
+        log_bytes: Config::MOST_BYTES,
         time_deliveries: true,
     };
     let shards = Shards::spawn(config, Arc::new(rules), work).expect("a thread");

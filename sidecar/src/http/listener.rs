@@ -75,7 +75,9 @@ pub(super) async fn serve(
         let after = give_up_after(&port.door().rules());
         if std::mem::replace(&mut given_up_after, after) != after {
             // Of those who come from now on.
-            set_patience(&listener, after)?;
+            if let Err(error) = set_patience(&listener, after) {
+                tracing::warn!(%error, "peers that are gone without a word are found out later");
+            }
         }
         let next = tokio::select! {
             () = &mut stop => break,
@@ -423,7 +425,8 @@ fn set_patience<'a>(socket: impl Into<SockRef<'a>>, after: Duration) -> io::Resu
     let socket = socket.into();
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(after))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after / 2).with_interval(after / 8))
+    let interval = (after / 8).max(Duration::from_secs(1));
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after / 2).with_interval(interval))
 }
 
 /// Accepted sockets have the options of their listener.
@@ -454,7 +457,7 @@ mod tests {
         assert_eq!(after("{}"), 40, "ping and pong");
         assert_eq!(after("{limits: {writeTimeoutSeconds: 100}}"), 105);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        for seconds in [40, 105] {
+        for seconds in [7, 40, 105] {
             set_patience(&listener, Duration::from_secs(seconds)).unwrap();
             let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (accepted, _) = listener.accept().unwrap();

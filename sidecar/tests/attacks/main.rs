@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod churn;
+mod dead;
 mod frames;
 mod handshake;
 mod memory;

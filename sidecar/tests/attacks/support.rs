@@ -65,20 +65,25 @@ pub(crate) struct Client<S = TcpStream> {
 impl Sidecar {
     /// Starts one whose live document has this `hub` section.
     pub(crate) fn start(hub: &str) -> Self {
-        Self::start_with("shards: 1", hub)
+        Self::start_with("shards: 1", "127.0.0.1", hub)
+    }
+
+    /// The same on all addresses of this machine.
+    pub(crate) fn start_everywhere(hub: &str) -> Self {
+        Self::start_with("shards: 1", "0.0.0.0", hub)
     }
 
     /// The same with so many MiB of memory, as in a container with that limit.
     pub(crate) fn start_within(mib: u64, hub: &str) -> Self {
-        Self::start_with(&format!("shards: 1, memoryBytes: {}", mib * MIB), hub)
+        Self::start_with(&format!("shards: 1, memoryBytes: {}", mib * MIB), "127.0.0.1", hub)
     }
 
-    fn start_with(runtime: &str, hub: &str) -> Self {
+    fn start_with(runtime: &str, client: &str, hub: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let any = "'127.0.0.1:0'";
         let boot = format!(
-            "broker: {{memory: {{}}}}\nlisten: {{client: {any}, api: {any}, admin: {any}}}\nruntime: {{{runtime}}}\n"
+            "broker: {{memory: {{}}}}\nlisten: {{client: '{client}:0', api: {any}, admin: {any}}}\nruntime: {{{runtime}}}\n"
         );
         fs::write(at("boot.yaml"), boot).unwrap();
         let mut live: Value = serde_yaml::from_str(&format!("hub: {hub}{NAMESPACES}")).unwrap();
