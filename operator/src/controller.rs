@@ -12,8 +12,10 @@ pub mod status;
 pub mod validate;
 
 use std::{
+    any::Any,
     collections::{BTreeSet, HashMap},
     convert::Infallible,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,10 +23,11 @@ use std::{
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
-    Client, Resource,
-    core::DeserializeGuard,
+    Client, Resource, ResourceExt,
+    core::{DeserializeGuard, response::Status},
     runtime::controller::{Action, Config, Error as Reconcile, applier},
 };
+use serde_json::Value;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, warn};
 
@@ -34,8 +37,10 @@ use self::{
     dereference::SecretShapes,
     mirror::{Guarded, Mirrors, Scope, Stage, Trigger},
     status::Reporter,
+    validate::Problem,
 };
 use crate::{
+    api::{FanoutCluster, Reason},
     events::Events,
     health::{Obstacle, Readiness},
     lease::{
@@ -94,7 +99,7 @@ struct Context {
 }
 
 /// Why a reconcile failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The object is not a FanoutCluster that this operator can read.
     #[error("the FanoutCluster cannot be read: {0}")]
@@ -109,17 +114,29 @@ pub enum Error {
     #[error(transparent)]
     Refused(Box<Refused>),
     /// A child of that name was not made for this cluster.
-    #[error(
-        "{kind} {name} belongs to somebody else: rename or delete it, or give the FanoutCluster another name"
-    )]
+    #[error("{}", not_ours(kind, name, owner.as_deref()))]
     NotOurs {
         /// Kind of the child.
         kind: String,
         /// Its name.
         name: String,
+        /// Kind and name of its owner, where it has one.
+        owner: Option<String>,
+    },
+    /// A child is being deleted, and something holds it.
+    #[error(
+        "{kind} {name} is being deleted and waits for its finalizers ({finalizers}): let their controller finish or remove them; it is made again then"
+    )]
+    Leaving {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What holds it.
+        finalizers: String,
     },
     /// The API server refused or did not answer.
-    #[error("failed to {verb} {kind} {name}")]
+    #[error("{}", refused(verb, kind, name, fields, source))]
     Api {
         /// What was tried.
         verb: &'static str,
@@ -127,14 +144,18 @@ pub enum Error {
         kind: String,
         /// Its name.
         name: String,
-        /// What the API server said.
-        #[source]
-        source: Box<kube::Error>,
+        /// The fields of the FanoutCluster that it is about, as far as that is known.
+        fields: Vec<String>,
+        /// What the API server said; part of the text already.
+        source: Arc<kube::Error>,
     },
+    /// The reconcile panicked.
+    #[error("the operator failed on this FanoutCluster ({0}): its log says where; please report it")]
+    Panicked(String),
 }
 
-/// What to do about an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What to do about an error, what is due soonest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ErrorClass {
     /// Nothing, until the object changes.
     Terminal,
@@ -146,9 +167,9 @@ pub enum ErrorClass {
     Conflict,
 }
 
-/// Failures in a row of each cluster, by its uid.
+/// Failures in a row of each cluster, by its name; those of an earlier one of that name do not count.
 #[derive(Debug, Default)]
-struct Failures(Mutex<HashMap<Option<String>, u32>>);
+struct Failures(Mutex<HashMap<Trigger, (Option<String>, u32)>>);
 
 /// Reconciles every cluster of `namespaces` (none: of all) until `stop`; what is under way then is finished.
 /// Dropping it aborts what is under way.
@@ -183,7 +204,7 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
     tokio::select! {
         () = in_step => {}
         () = context.territory.keep(|| context.namespaces()) => {}
-        () = reconciles.for_each(log) => {}
+        () = reconciles.for_each(async |result| log(&context, result)) => {}
     }
 }
 
@@ -214,35 +235,60 @@ fn spawn(
     context: Arc<Context>,
 ) -> impl Future<Output = Result<Action, Error>> + Unpin + Send {
     let task = AbortOnDropHandle::new(tokio::spawn(measured(cluster, context)));
-    task.map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))).boxed()
+    task.map(|ended| ended.unwrap_or_else(|panic| Err(Error::panicked(&*panic.into_panic())))).boxed()
 }
 
 async fn measured(cluster: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
     let begun = Instant::now();
-    let result = reconcile(&cluster, &context).await;
+    let result = caught(reconcile(&cluster, &context)).await;
     let outcome = match &result {
-        Ok(_) => Outcome::Success,
+        Ok(Done { failed: None, .. }) => Outcome::Success,
+        Ok(Done { failed: Some(class), .. }) => (*class).into(),
+        Err(Error::Panicked(_)) => Outcome::Panic,
         Err(error) => error.class().into(),
     };
     context.metrics.reconciled(outcome, begun.elapsed());
-    if result.is_ok() {
-        context.failures.forget(&cluster.meta().uid);
+    if outcome == Outcome::Success {
+        context.failures.forget(&Trigger::from_obj(&*cluster));
     }
-    result
+    if let Err(error @ Error::Panicked(_)) = &result {
+        // Telling it may fail in the same way.
+        caught(context.reporter.broken(&cluster, error)).await?;
+    }
+    result.map(|done| done.again.map_or_else(Action::await_change, Action::requeue))
 }
 
-async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error> {
+/// A panic in what one cluster needs is that cluster's error.
+async fn caught<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let ended = AssertUnwindSafe(work).catch_unwind().await;
+    ended.unwrap_or_else(|panic| Err(Error::panicked(&*panic)))
+}
+
+/// How a reconcile ended that went through.
+struct Done {
+    /// Time until the next one; `None` where only a change asks for it.
+    again: Option<Duration>,
+    /// What failed in it nevertheless; the soonest to try again.
+    failed: Option<ErrorClass>,
+}
+
+impl Done {
+    /// Nothing to do until the cluster changes.
+    const IDLE: Self = Self { again: None, failed: None };
+}
+
+async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> {
     let Context { config, metrics, mirrors, territory, reports, secrets, applier, reporter, failures: _ } =
         context;
-    if !config.manages(cluster.meta()) {
-        return Ok(Action::await_change());
+    if !config.manages(guarded.meta()) {
+        return Ok(Done::IDLE);
     }
-    match territory.enter(cluster.meta().namespace.as_deref().unwrap_or_default()).await {
+    match territory.enter(guarded.meta().namespace.as_deref().unwrap_or_default()).await {
         Ok(()) => {}
-        Err(Refused::Held { .. }) => return Ok(Action::requeue(territory::LOOK_EVERY)),
+        Err(Refused::Held { .. }) => return Ok(Done { again: Some(territory::LOOK_EVERY), failed: None }),
         Err(refused) => return Err(Error::Refused(Box::new(refused))),
     }
-    let cluster = match cluster {
+    let cluster = match guarded {
         DeserializeGuard(Ok(cluster)) => cluster,
         DeserializeGuard(Err(invalid)) => {
             metrics.malformed_objects.inc();
@@ -250,9 +296,9 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
             return Err(Error::Malformed(invalid.error.clone()));
         }
     };
-    if cluster.metadata.deletion_timestamp.is_some() {
+    if is_collected(cluster) {
         // The garbage collector removes the children.
-        return Ok(Action::await_change());
+        return Ok(Done { again: RESYNC, failed: None });
     }
     mirrors.reach(Stage::InStep).await;
 
@@ -267,32 +313,44 @@ async fn reconcile(cluster: &Guarded, context: &Context) -> Result<Action, Error
     let applied = match verdict {
         Ok(applied) => applied,
         // Its namespace takes nothing new, and takes the cluster with it: there is nothing to do or to tell.
-        Err(error) if error.is_namespace_terminating() => return Ok(Action::await_change()),
-        Err(error) => {
-            reporter.failed(cluster, &found, &error).await?;
-            return Err(error);
-        }
+        Err(error) if error.is_namespace_terminating() => return Ok(Done::IDLE),
+        Err(error) => return Err(error),
     };
     let again = reporter.report(cluster, &found, &applied).await?;
-    let looks = [applied.look_again(Timestamp::now()), found.next_look(), again, Some(jittered(RESYNC))];
-    Ok(Action::requeue(looks.into_iter().flatten().min().unwrap_or(RESYNC)))
+    let failures = applied.failures().iter();
+    let tries = failures.map(|(class, again)| again.unwrap_or_else(|| context.wait(*class, guarded)));
+    let looks =
+        [applied.look_again(Timestamp::now()), found.next_look(), again, Some(jittered(RESYNC))];
+    Ok(Done {
+        again: looks.into_iter().flatten().chain(tries).min(),
+        failed: applied.failures().iter().map(|(class, _)| *class).max(),
+    })
+}
+
+/// Whether Kubernetes is removing a cluster and its children. One that a finalizer of somebody else holds still serves.
+fn is_collected(cluster: &FanoutCluster) -> bool {
+    const COLLECTOR: [&str; 2] = ["foregroundDeletion", "orphan"];
+    let finalizers = cluster.finalizers();
+    cluster.metadata.deletion_timestamp.is_some()
+        && (finalizers.is_empty() || finalizers.iter().any(|finalizer| COLLECTOR.contains(&finalizer.as_str())))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "kube hands them over so")]
 fn error_policy(cluster: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let cluster = cluster.meta().uid.clone();
     match error.class() {
         ErrorClass::Terminal => Action::await_change(),
-        ErrorClass::Waiting => Action::requeue(jittered(WAITING)),
-        ErrorClass::Conflict => Action::requeue(Duration::from_millis(50)),
-        ErrorClass::Transient => Action::requeue(context.failures.next_try(cluster)),
+        class => Action::requeue(context.wait(class, &cluster)),
     }
 }
 
-async fn log(result: Result<(Trigger, Action), Reconcile<Error, Infallible>>) {
+fn log(context: &Context, result: Result<(Trigger, Action), Reconcile<Error, Infallible>>) {
     match result {
         Ok((cluster, _)) => debug!(%cluster, "reconciled"),
-        Err(Reconcile::ObjectNotFound(cluster)) => debug!(%cluster, "gone"),
+        Err(Reconcile::ObjectNotFound(cluster)) => {
+            debug!(%cluster, "gone");
+            let gone = Trigger::new(&cluster.name);
+            context.forget(&cluster.namespace.iter().fold(gone, |gone, namespace| gone.within(namespace)));
+        }
         Err(Reconcile::ReconcilerFailed(error, cluster)) if error.class() == ErrorClass::Conflict => {
             debug!(%cluster, error = %chain(&error), "somebody was faster");
         }
@@ -306,16 +364,49 @@ async fn log(result: Result<(Trigger, Action), Reconcile<Error, Infallible>>) {
 fn class_of(status: u16) -> ErrorClass {
     match status {
         409 => ErrorClass::Conflict,
-        // Refused for what it is: only a change of it, or of a policy or quota, helps.
-        400 | 403 | 422 => ErrorClass::Waiting,
+        // Only a change of a policy, a quota or our rights helps.
+        403 => ErrorClass::Waiting,
         _ => ErrorClass::Transient,
     }
 }
 
-/// An error and its causes, in one line.
+/// What the API server or the way to it says, once and in words.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("{} ({})", status.reason, status.code),
+        error => chain(error),
+    }
+}
+
+fn refused(verb: &str, kind: &str, name: &str, fields: &[String], source: &kube::Error) -> String {
+    let fields = match fields {
+        [] => String::new(),
+        fields => format!("{}: ", fields.join(", ")),
+    };
+    match source {
+        kube::Error::Api(_) => format!("{fields}the API server refuses to {verb} {kind} {name}: {}", said(source)),
+        _ => format!("{fields}failed to {verb} {kind} {name}: {}", said(source)),
+    }
+}
+
+fn not_ours(kind: &str, name: &str, owner: Option<&str>) -> String {
+    match owner {
+        Some(owner) => format!(
+            "{kind} {name} belongs to {owner}: rename or delete it there, or give this FanoutCluster another name"
+        ),
+        None => format!(
+            "{kind} {name} is there and has no owner: delete it, or hand it over by its annotation fanout.dev/adopt, whose value is the name of this FanoutCluster"
+        ),
+    }
+}
+
+/// An error and its causes, in one line; a cause that the text has already is not repeated.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+    causes.map(ToString::to_string).fold(error.to_string(), |line, cause| {
+        if line.contains(&cause) { line } else { format!("{line}: {cause}") }
+    })
 }
 
 /// Up to a tenth more or less, so that clusters do not keep step.
@@ -357,6 +448,23 @@ impl Context {
         let cluster = mirror::labelled_cluster(pod).and_then(|cluster| self.mirrors.clusters().get(&cluster));
         cluster.is_some_and(|cluster| self.config.manages(cluster.meta()))
     }
+
+    /// Time until something that failed is tried again.
+    fn wait(&self, class: ErrorClass, cluster: &Guarded) -> Duration {
+        match class {
+            ErrorClass::Terminal => RESYNC,
+            ErrorClass::Waiting => jittered(WAITING),
+            ErrorClass::Conflict => Duration::from_millis(50),
+            ErrorClass::Transient => self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref()),
+        }
+    }
+
+    /// Sheds what is remembered of a cluster that is gone.
+    fn forget(&self, cluster: &Trigger) {
+        self.failures.forget(cluster);
+        self.applier.forget(cluster);
+        self.reporter.forget(cluster);
+    }
 }
 
 // === impl Error ===
@@ -365,14 +473,68 @@ impl Error {
     /// Turns what the API server said into an error that names what was tried.
     fn api(verb: &'static str, kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Self + use<> {
         let (kind, name) = (kind.to_owned(), name.to_owned());
-        move |source| Self::Api { verb, kind, name, source: Box::new(source) }
+        move |source| Self::Api { verb, kind, name, fields: Vec::new(), source: Arc::new(source) }
+    }
+
+    /// The same of a child as it was to be.
+    fn refused(verb: &'static str, child: &Value) -> impl FnOnce(kube::Error) -> Self {
+        move |source| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let fields = match &source {
+                kube::Error::Api(status) if !status.is_conflict() => apply::fields_behind(child, status),
+                _ => Vec::new(),
+            };
+            let (kind, name) = (text(&child["kind"]), text(&child["metadata"]["name"]));
+            Self::Api { verb, kind, name, fields, source: Arc::new(source) }
+        }
+    }
+
+    fn panicked(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Self::Panicked(text.unwrap_or("no reason was given").to_owned())
+    }
+
+    /// Whether there is nothing left to try for this cluster.
+    fn ends_reconcile(&self) -> bool {
+        matches!(self, Self::NotLeading | Self::Superseded) || self.is_namespace_terminating()
+    }
+
+    /// Whether the API server refused an object for what it is.
+    fn is_invalid(&self) -> bool {
+        self.status().is_some_and(apply::is_invalid)
+    }
+
+    fn status(&self) -> Option<&Status> {
+        let Self::Api { source, .. } = self else { return None };
+        let kube::Error::Api(status) = source.as_ref() else { return None };
+        Some(status)
+    }
+
+    /// What a person should know of it; `None` for what passes by itself.
+    fn problem(&self) -> Option<Problem> {
+        let (reason, kind, name) = match self {
+            Self::NotOurs { kind, name, .. } => (Reason::NotOurs, kind, name),
+            Self::Leaving { kind, name, .. } => (Reason::ChildLeaving, kind, name),
+            Self::Api { kind, name, .. } => match self.status() {
+                Some(status) if status.is_conflict() => return None,
+                Some(status) if apply::is_invalid(status) => (Reason::InvalidSpec, kind, name),
+                Some(_) => (Reason::ApplyFailed, kind, name),
+                None => return None,
+            },
+            Self::Malformed(_)
+            | Self::NotLeading
+            | Self::Superseded
+            | Self::Refused(_)
+            | Self::Panicked(_) => return None,
+        };
+        Some(Problem { reason, object: format!("{kind}/{name}"), key: None, message: self.to_string() })
     }
 
     /// Whether the API server refused a new object because the namespace is being deleted.
     pub fn is_namespace_terminating(&self) -> bool {
-        let Self::Api { source, .. } = self else { return false };
-        let kube::Error::Api(status) = source.as_ref() else { return false };
-        let causes = status.details.iter().flat_map(|details| &details.causes);
+        let causes = self.status().and_then(|status| status.details.as_ref()).map(|details| &details.causes);
+        let causes = causes.into_iter().flatten();
         causes.into_iter().any(|cause| cause.reason == NAMESPACE_TERMINATING)
     }
 
@@ -380,7 +542,7 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Malformed(_) | Self::NotLeading => ErrorClass::Terminal,
-            Self::NotOurs { .. } => ErrorClass::Waiting,
+            Self::NotOurs { .. } | Self::Leaving { .. } => ErrorClass::Waiting,
             Self::Superseded => ErrorClass::Conflict,
             Self::Refused(refused) => match refused.as_ref() {
                 Refused::NotLeading => ErrorClass::Terminal,
@@ -391,10 +553,12 @@ impl Error {
                 },
                 Refused::Late { .. } => ErrorClass::Transient,
             },
-            Self::Api { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => class_of(status.code),
-                _ => ErrorClass::Transient,
+            Self::Api { .. } => match self.status() {
+                Some(status) if apply::is_invalid(status) => ErrorClass::Waiting,
+                Some(status) => class_of(status.code),
+                None => ErrorClass::Transient,
             },
+            Self::Panicked(_) => ErrorClass::Transient,
         }
     }
 }
@@ -415,15 +579,46 @@ impl From<ErrorClass> for Outcome {
 impl Failures {
     /// Time until the next try: from a second to five minutes, and any part of it, so that clusters that failed
     /// together do not come back together.
-    fn next_try(&self, cluster: Option<String>) -> Duration {
+    fn next_try(&self, cluster: Trigger, uid: Option<&String>) -> Duration {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(cluster).or_insert(0);
+        let (known, count) = failures.entry(cluster).or_default();
+        if known.as_ref() != uid {
+            (*known, *count) = (uid.cloned(), 0);
+        }
         *count = count.saturating_add(1);
         let longest = Duration::from_secs(1 << (*count).min(9)).min(Duration::from_secs(300));
         longest.mul_f64(rand::random_range(0.1..1.0))
     }
 
-    fn forget(&self, cluster: &Option<String>) {
+    fn forget(&self, cluster: &Trigger) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_the_error_of_the_cluster_that_it_happened_for() {
+        let ended = caught(async { if true { panic!("no {}", "field") } else { Ok(()) } }).await;
+        let Err(error) = ended else { panic!("it panicked") };
+        assert!(matches!(&error, Error::Panicked(text) if text == "no field"), "{error}");
+        assert_eq!(error.class(), ErrorClass::Transient, "it is tried again, later each time");
+    }
+
+    #[test]
+    fn what_the_api_server_says_is_told_once_and_without_a_dump() {
+        let status = Status {
+            code: 422,
+            message: "Service \"chat\" is invalid: spec.type: Unsupported value".to_owned(),
+            reason: "Invalid".to_owned(),
+            ..Status::default()
+        };
+        let error = Error::refused("apply", &serde_json::json!({"kind": "Service", "metadata": {"name": "chat"}}));
+        let error = error(kube::Error::Api(Box::new(status)));
+        let told = "spec.service: the API server refuses to apply Service chat: Service \"chat\" is invalid: spec.type: Unsupported value";
+        assert_eq!(chain(&error), told);
+        assert_eq!(error.problem().expect("a problem").reason, Reason::InvalidSpec);
     }
 }

@@ -30,13 +30,14 @@ pub struct Metrics {
 
 /// How a reconcile ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(missing_docs, reason = "the words of controller::ErrorClass")]
+#[expect(missing_docs, reason = "the words of controller::ErrorClass, and a panic")]
 pub enum Outcome {
     Success,
     Terminal,
     Waiting,
     Transient,
     Conflict,
+    Panic,
 }
 
 /// How a node was asked.

@@ -1109,3 +1109,394 @@ async fn a_claim_runs_out_by_itself() {
     seconds(2).await;
     assert!(!claim.holds(), "it was not renewed");
 }
+
+/// What the plan asks for of the cluster's only ReplicaSet.
+fn asked_for(server: &ApiServer) -> Value {
+    server.below(SETS).remove(0)["spec"]["replicas"].clone()
+}
+
+fn set_path(server: &ApiServer) -> String {
+    format!("{SETS}/{}", server.below(SETS).remove(0)["metadata"]["name"].as_str().unwrap())
+}
+
+fn scale(server: &ApiServer, replicas: u32) {
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"replicas": replicas}}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_annotation_that_makes_no_sense_is_put_right_and_harms_nobody() {
+    let server = with_managed_redis();
+    server.put(&format!("{CLUSTERS}/other"), cluster("other"));
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let path = server.below(SETS).iter().find_map(|set| {
+        let name = set["metadata"]["name"].as_str().unwrap();
+        name.starts_with("chat-").then(|| format!("{SETS}/{name}"))
+    });
+    let path = path.unwrap();
+    let before = server.get(&path).unwrap();
+    for text in [
+        r#"{"replicaSet":"x","bootConfigMap":null}"#,
+        r#"{"replicaSet":null,"bootConfigMap":null}"#,
+        r#"{"replicaSet":{"kind":"ReplicaSet","metadata":"x"},"bootConfigMap":[]}"#,
+        "[]",
+        "",
+    ] {
+        server.edit(&path, &json!({"metadata": {"annotations": {"fanout.dev/rendered": text}}}));
+        // More than a minute: this is no dispute.
+        seconds(61).await;
+        let after = server.get(&path).unwrap();
+        assert_eq!(after["spec"], before["spec"], "{text}");
+        assert_ne!(after["metadata"]["annotations"]["fanout.dev/rendered"], text);
+    }
+    for annotation in ["fanout.dev/revision-spec", "fanout.dev/applied"] {
+        server.edit(&path, &json!({"metadata": {"annotations": {annotation: "[1, {}]"}}}));
+        seconds(2).await;
+        assert_eq!(server.get(&path).unwrap()["spec"], before["spec"]);
+    }
+    server.delete("/api/v1/namespaces/test/services/other");
+    seconds(1).await;
+    assert!(server.get("/api/v1/namespaces/test/services/other").is_some());
+    assert_eq!(operator.metric("fanout_operator_reconciles_total{outcome=\"Panic\"}"), "");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_a_list_that_somebody_edited_is_taken_back() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let before = server.get(SERVICE).unwrap()["spec"].clone();
+    let mut moved = before["ports"].clone();
+    moved[0]["port"] = json!(81);
+    moved[0]["nodePort"] = json!(30_081);
+    server.edit(SERVICE, &json!({"spec": {"ports": moved}}));
+    seconds(1).await;
+    assert_eq!(server.get(SERVICE).unwrap()["spec"], before);
+    let told = told(&server, "ChildApplied");
+    assert!(told.len() == 1 && told[0].contains("spec.ports[81/TCP]"), "{told:?}");
+    assert_ne!(condition(&server, "chat", "Degraded")["status"], "True");
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_added_to_a_child_is_taken_back_and_told_once_it_is() {
+    let server = with_managed_redis();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let live = "/api/v1/namespaces/test/configmaps/chat-live";
+    let set = set_path(&server);
+    let spy = json!({"name": "spy", "image": "x"});
+    let containers = |path: &str| server.get(path).unwrap()["spec"]["template"]["spec"]["containers"].clone();
+    let with_spy = |path: &str| {
+        let mut all = containers(path);
+        all.as_array_mut().unwrap().push(spy.clone());
+        json!({"spec": {"template": {"spec": {"containers": all}}}})
+    };
+    let with_variable = |path: &str| {
+        let mut all = containers(path);
+        all[0]["env"].as_array_mut().unwrap().push(json!({"name": "THEIRS", "value": "x"}));
+        json!({"spec": {"template": {"spec": {"containers": all}}}})
+    };
+    let more_ports = {
+        let mut ports = server.get("/api/v1/namespaces/test/services/chat-api").unwrap()["spec"]["ports"].clone();
+        ports.as_array_mut().unwrap().push(json!({"name": "more", "port": 9_000}));
+        json!({"spec": {"ports": ports}})
+    };
+    for (path, edit) in [
+        (SERVICE, json!({"spec": {"selector": {"never": "matches"}}})),
+        ("/api/v1/namespaces/test/services/chat-api", more_ports),
+        (live, json!({"data": {"more.yaml": "x"}})),
+        (set.as_str(), with_spy(&set)),
+        (set.as_str(), with_variable(&set)),
+        (set.as_str(), json!({"spec": {"template": {"spec": {"initContainers": [spy]}}}})),
+        (set.as_str(), json!({"spec": {"template": {"spec": {"hostPID": true}}}})),
+        (REDIS, with_spy(REDIS)),
+    ] {
+        let before = server.get(path).unwrap();
+        let events = told(&server, "ChildApplied").len();
+        server.edit(path, &edit);
+        seconds(2).await;
+        let after = server.get(path).unwrap();
+        for part in ["spec", "data"] {
+            assert_eq!(after[part], before[part], "{path} {edit}");
+        }
+        assert_eq!(told(&server, "ChildApplied").len(), events + 1, "{path} {edit}");
+    }
+    nothing_is_written_for_an_hour(&server).await;
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_may_add_or_allocate_is_neither_written_nor_told() {
+    let server = with_managed_redis();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.take_writes();
+    let shared = json!({"labels": {"theirs": "x"}, "annotations": {"theirs": "x"}, "finalizers": ["theirs/x"]});
+    let mut ports = server.get(SERVICE).unwrap()["spec"]["ports"].clone();
+    ports[0]["nodePort"] = json!(30_080);
+    let allocated = json!({"clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"], "healthCheckNodePort": 30_081, "ports": ports});
+    server.edit(SERVICE, &json!({"metadata": shared, "spec": allocated}));
+    for path in [set_path(&server).as_str(), REDIS] {
+        server.edit(path, &json!({"metadata": shared, "spec": {"template": {"metadata": shared}}}));
+    }
+    nothing_is_written_for_an_hour(&server).await;
+    assert_eq!(told(&server, "ChildApplied"), [""; 0]);
+    operator.stop().await;
+    let again = Operator::start(&server).await;
+    nothing_is_written_for_an_hour(&server).await;
+    again.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_admission_policy_has_the_last_word_and_is_reported() {
+    let server = with_managed_redis();
+    server.admit(|path, object| {
+        if !path.contains("/replicasets/") && !path.contains("/statefulsets/") {
+            return;
+        }
+        object["metadata"]["labels"]["policy"] = json!("x");
+        let template = &mut object["spec"]["template"];
+        template["metadata"]["labels"]["policy"] = json!("x");
+        template["spec"]["tolerations"] = json!([{"key": "policy", "operator": "Exists"}]);
+        for container in template["spec"]["containers"].as_array_mut().into_iter().flatten() {
+            let env = container["env"].as_array_mut().unwrap();
+            if env.iter().all(|env| env["name"] != "POLICY") {
+                env.push(json!({"name": "POLICY", "value": "x"}));
+            }
+        }
+    });
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "RepairDisputed", "{degraded}");
+    let message = degraded["message"].as_str().unwrap();
+    assert!(message.contains("env[POLICY]") && message.contains("tolerations"), "{message}");
+    assert_ne!(condition(&server, "chat", "Ready")["reason"], "RepairDisputed", "nodes serve all the same");
+    let templates = || [set_path(&server), REDIS.to_owned()].map(|path| server.get(&path).unwrap()["spec"]["template"].take());
+    let before = templates();
+    server.take_writes();
+    seconds(3 * 3_600).await;
+    let writes = server.take_writes();
+    assert!(writes.len() <= 2 * 8, "{} writes in three hours: {writes:?}", writes.len());
+    assert!(writes.iter().all(|write| write.contains("/replicasets/")), "the pod of Redis is not touched: {writes:?}");
+    scale(&server, 3);
+    seconds(2).await;
+    assert_eq!(asked_for(&server), 3);
+    assert_eq!(templates(), before);
+    operator.stop().await;
+
+    server.take_writes();
+    let again = Operator::start(&server).await;
+    seconds(60).await;
+    let writes = server.take_writes();
+    assert!(!writes.iter().any(|write| write.contains("/statefulsets/")), "{writes:?}");
+    assert_eq!(templates(), before);
+    again.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_controller_that_insists_is_named_and_the_writes_stay_bounded() {
+    let server = with_managed_redis();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let fields = json!({"f:spec": {"f:selector": {"f:theirs": {}}, "f:type": {}}});
+    let theirs = json!([{"manager": "their-controller", "operation": "Update", "fieldsV1": fields}]);
+    server.take_writes();
+    let mut redis = 0;
+    for second in 0..3_600 {
+        if server.get(SERVICE).unwrap()["spec"]["selector"]["theirs"].is_null() {
+            server.edit(SERVICE, &json!({"metadata": {"managedFields": theirs}, "spec": {"selector": {"theirs": "x"}}}));
+        }
+        let containers = &server.get(REDIS).unwrap()["spec"]["template"]["spec"]["containers"];
+        if containers.as_array().unwrap().len() == 1 {
+            let mut all = containers.clone();
+            all.as_array_mut().unwrap().push(json!({"name": "theirs"}));
+            server.edit(REDIS, &json!({"spec": {"template": {"spec": {"containers": all}}}}));
+            redis += 1;
+        }
+        if second == 20 {
+            scale(&server, 3);
+        }
+        seconds(1).await;
+    }
+    assert_eq!(asked_for(&server), 3);
+    let writes = server.take_writes();
+    let of = |kind: &str| writes.iter().filter(|write| write.contains(kind)).count();
+    assert!(of("/services/chat") <= 2 * 9, "{} writes in an hour", of("/services/chat"));
+    assert_eq!(redis, 3, "twice it was taken back, and then left");
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "RepairDisputed");
+    let message = degraded["message"].as_str().unwrap();
+    assert!(message.contains("spec.selector.theirs") && message.contains("their-controller"), "{message}");
+    // It ends: the selector is taken back once more, and stays.
+    server.edit(SERVICE, &json!({"spec": {"selector": {"theirs": null}}}));
+    let ours = server.get(REDIS).unwrap()["spec"]["template"]["spec"]["containers"][0].clone();
+    server.edit(REDIS, &json!({"spec": {"template": {"spec": {"containers": [ours]}}}}));
+    seconds(5).await;
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_child_stops_neither_the_others_nor_the_plan() {
+    let server = with_managed_redis();
+    let broken = "/services/chat-api";
+    server.refuse(Method::PATCH, broken, 422, api_server::invalid("Service", "spec.ports[0].port", "must be less"), usize::MAX);
+    let operator = Operator::start(&server).await;
+    seconds(10).await;
+    for there in [SERVICE, "/api/v1/namespaces/test/services/chat-nodes", REDIS] {
+        assert!(server.get(there).is_some(), "{there}");
+    }
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "InvalidSpec");
+    let message = "spec.hub.ports: the API server refuses to apply Service chat-api: Service \"chat\" is invalid: spec.ports[0].port: must be less";
+    assert_eq!(degraded["message"], message, "once, and without a dump");
+    scale(&server, 3);
+    seconds(2).await;
+    assert_eq!(asked_for(&server), 3);
+    server.delete(SERVICE);
+    seconds(1).await;
+    assert!(server.get(SERVICE).is_some());
+    let before = operator.metric("fanout_operator_writes_total{kind=\"Service\"}").parse::<u32>().unwrap();
+    seconds(3_600).await;
+    let after = operator.metric("fanout_operator_writes_total{kind=\"Service\"}").parse::<u32>().unwrap();
+    assert!((1..=12).contains(&(after - before)), "tried {} times in an hour", after - before);
+    server.recover();
+    seconds(700).await;
+    assert!(server.get("/api/v1/namespaces/test/services/chat-api").is_some());
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_child_that_is_refused_is_named() {
+    let server = with_cluster();
+    for child in ["/services/chat-api", "/serviceaccounts/chat"] {
+        server.fail(Method::PATCH, child, 403, usize::MAX);
+    }
+    let operator = Operator::start(&server).await;
+    seconds(10).await;
+    let message = condition(&server, "chat", "Degraded")["message"].clone();
+    let message = message.as_str().unwrap();
+    assert!(message.contains("Service chat-api") && message.contains("ServiceAccount chat"), "{message}");
+    assert_eq!(told(&server, "ApplyFailed").len(), 2);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_cannot_grow_is_told_and_a_larger_one_is_taken_as_it_is() {
+    let server = with_managed_redis();
+    let of = |size: &str| json!({"spec": {"redis": {"managed": {"storage": {"size": size}}}}});
+    server.edit(&format!("{CLUSTERS}/chat"), &of("1Gi"));
+    let claim = "/api/v1/namespaces/test/persistentvolumeclaims/chat-redis";
+    let kept = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "chat-redis", "labels": {"fanout.dev/cluster": "chat"}},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}},
+    });
+    server.put(claim, kept);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let size = || server.get(claim).unwrap()["spec"]["resources"]["requests"]["storage"].clone();
+    assert_eq!(size(), "2Gi");
+    assert_ne!(condition(&server, "chat", "Degraded")["status"], "True");
+
+    let no = "persistentvolumeclaims \"chat-redis\" is forbidden: only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": no});
+    server.refuse(Method::PATCH, "/persistentvolumeclaims/", 403, status, usize::MAX);
+    server.edit(&format!("{CLUSTERS}/chat"), &of("4Gi"));
+    seconds(5).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "ApplyFailed");
+    let message = degraded["message"].as_str().unwrap();
+    assert!(message.starts_with("spec.redis.managed.storage") && message.matches(no).count() == 1, "{message}");
+    scale(&server, 2);
+    seconds(2).await;
+    assert_eq!(asked_for(&server), 2);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_without_an_owner_is_named_and_taken_over_only_when_it_is_handed_over() {
+    let server = with_cluster();
+    for (path, kind, name) in [(SERVICE, "Service", "chat"), (SECRET, "Secret", "chat-api-key")] {
+        let object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "labels": {"fanout.dev/cluster": "chat"}}});
+        server.put(path, object);
+    }
+    let before = [SERVICE, SECRET].map(|path| server.get(path));
+    let operator = Operator::start(&server).await;
+    seconds(60).await;
+    assert_eq!([SERVICE, SECRET].map(|path| server.get(path)), before);
+    let message = condition(&server, "chat", "Degraded")["message"].clone();
+    let message = message.as_str().unwrap();
+    for told in ["Service chat is there and has no owner", "Secret chat-api-key", "fanout.dev/adopt"] {
+        assert!(message.contains(told), "{message}");
+    }
+    for (cluster, path) in [("another", SERVICE), ("another", SECRET)] {
+        server.edit(path, &json!({"metadata": {"annotations": {"fanout.dev/adopt": cluster}}}));
+    }
+    seconds(60).await;
+    assert_eq!(condition(&server, "chat", "Degraded")["reason"], "NotOurs", "it was handed to another");
+    for path in [SERVICE, SECRET] {
+        server.edit(path, &json!({"metadata": {"annotations": {"fanout.dev/adopt": "chat"}}}));
+    }
+    seconds(15).await;
+    let uid = server.get(&format!("{CLUSTERS}/chat")).unwrap()["metadata"]["uid"].clone();
+    for path in [SERVICE, SECRET] {
+        assert_eq!(server.get(path).unwrap()["metadata"]["ownerReferences"][0]["uid"], uid);
+    }
+    assert!(server.get(SECRET).unwrap()["data"]["api-key"].is_string());
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_clusters_that_want_one_name_say_whose_it_is() {
+    let server = with_managed_redis();
+    server.put(&format!("{CLUSTERS}/chat-redis"), cluster("chat-redis"));
+    let operator = Operator::start(&server).await;
+    seconds(15).await;
+    let of = |name: &str| condition(&server, name, "Degraded")["message"].as_str().unwrap_or_default().to_owned();
+    let both = [of("chat"), of("chat-redis")];
+    let owner = server.get("/api/v1/namespaces/test/services/chat-redis").unwrap()["metadata"]["ownerReferences"][0]["name"].clone();
+    let loser = usize::from(owner == "chat");
+    let whose = format!("Service chat-redis belongs to FanoutCluster {}:", owner.as_str().unwrap());
+    assert!(both[loser].contains(&whose), "{both:?}");
+    // The one that does not get the name has all else.
+    assert!(server.below(SETS).len() == 2 && server.get("/api/v1/namespaces/test/services/chat-redis-api").is_some());
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finalizer_of_somebody_else_does_not_end_repair() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let leaves = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["theirs/x"]}});
+    server.edit(SERVICE, &leaves);
+    server.edit(SERVICE, &json!({"spec": {"selector": {"fanout.dev/serving": "no"}}}));
+    seconds(1).await;
+    assert_eq!(server.get(SERVICE).unwrap()["spec"]["selector"]["fanout.dev/serving"], "true");
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "ChildLeaving");
+    assert!(degraded["message"].as_str().unwrap().contains("theirs/x"), "{degraded}");
+    server.delete(SERVICE);
+    seconds(2).await;
+    assert!(server.get(SERVICE).unwrap()["metadata"]["deletionTimestamp"].is_null());
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+
+    server.edit(&format!("{CLUSTERS}/chat"), &leaves);
+    server.delete(SERVICE);
+    seconds(1).await;
+    assert!(server.get(SERVICE).is_some(), "the cluster serves as long as it is there");
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"metadata": {"finalizers": ["foregroundDeletion"]}}));
+    server.delete(SERVICE);
+    seconds(60).await;
+    assert!(server.get(SERVICE).is_none(), "Kubernetes is removing it");
+    operator.stop().await;
+}

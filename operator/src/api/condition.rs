@@ -78,8 +78,14 @@ pub enum Reason {
     ContradictingBounds,
     /// A child could not be written.
     ApplyFailed,
-    /// A child of that name belongs to somebody else.
+    /// A child of that name belongs to somebody else, or to nobody.
     NotOurs,
+    /// A child is being deleted, and a finalizer holds it.
+    ChildLeaving,
+    /// What is repaired in a child comes back: another controller, a webhook or a policy wants something else.
+    RepairDisputed,
+    /// The operator itself failed on this cluster.
+    OperatorFailed,
     /// Every node's canary came back through the broker.
     CanaryReturned,
     /// A node has no connection to its broker.

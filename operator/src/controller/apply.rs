@@ -1,28 +1,35 @@
 //! Fourth step: makes the API server's objects what build and plan say.
 //!
 //! Children are written by server-side apply with one field manager, and only where something differs: see
-//! `write`. Then the plan's actions are performed in order. A plan that wants something is made again
+//! `write`. What is refused or disputed is noted in [`Applied`] and stops nothing else. Then the plan's actions are performed in order. A plan that wants something is made again
 //! from a fresh reading, so that no disruptive step rests on an old one.
 
 mod act;
 mod compare;
+mod field;
+mod memory;
 mod redis;
 mod write;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{api::apps::v1::StatefulSet, jiff::{SignedDuration, Timestamp}};
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Serialize;
 use serde_json::Value;
 
 pub use self::write::FIELD_MANAGER;
-use self::{redis::StoredRedis, write::Writer};
+pub(super) use self::field::{is_invalid, of_cluster as fields_behind};
+use self::{
+    redis::StoredRedis,
+    write::{Cause, Trouble, Writer},
+};
 use super::{
-    Error, Shared,
+    Error, ErrorClass, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
     dereference::Found,
-    mirror::Mirrors,
+    diagnose,
+    mirror::{Mirrors, Trigger},
     validate::Problem,
 };
 use crate::{
@@ -51,6 +58,8 @@ pub struct Applied {
     pub actions: Vec<Action>,
     /// Hash of the live settings that nodes should run by; `None` where they were not written.
     pub settings: Option<String>,
+    /// What failed, each with the time until it is tried again where that is known.
+    failures: Vec<(ErrorClass, Option<Duration>)>,
     /// Until when nothing is due although nothing changes.
     again: Option<Timestamp>,
 }
@@ -69,6 +78,36 @@ impl Applied {
     /// The spec cannot work; nothing was touched.
     pub(super) fn refused(problems: Vec<Problem>) -> Self {
         Self { problems, ..Self::default() }
+    }
+
+    /// What failed, by what is to be done about it; with the time until the next try where that is known.
+    pub(super) fn failures(&self) -> &[(ErrorClass, Option<Duration>)] {
+        &self.failures
+    }
+
+    /// Takes note of what went wrong, and goes on.
+    ///
+    /// # Errors
+    /// What ends the reconcile: another process leads, or the namespace takes nothing new.
+    fn note<T>(&mut self, result: Result<T, Trouble>) -> Result<Option<T>, Error> {
+        let Trouble { cause, again } = match result {
+            Ok(done) => return Ok(Some(done)),
+            Err(trouble) => trouble,
+        };
+        let failed = match cause {
+            Cause::Disputed(problem) => {
+                self.problems.push(problem);
+                // It is looked at again, but nothing failed.
+                let at = again.and_then(|again| Timestamp::now().checked_add(again).ok());
+                self.again = self.again.into_iter().chain(at).min();
+                return Ok(None);
+            }
+            Cause::Failed(error) if error.ends_reconcile() => return Err(error),
+            Cause::Failed(error) => error,
+        };
+        self.problems.extend(failed.problem());
+        self.failures.push((failed.class(), again));
+        Ok(None)
     }
 
     /// How long until something is due although nothing changes.
@@ -98,25 +137,31 @@ impl Applier {
             return Ok(applied);
         }
         applied.settings = Some(config_map::live_hash(&resources.live_config_map));
-        let rendered = self.children(cluster, found, resources).await?;
+        let rendered = self.children(cluster, found, resources, &mut applied).await?;
         if cluster.has_app_containers() && found.named.api_key.is_none() {
             // The key was made a moment ago. The revision rests on it, and the watch tells of it.
-            applied.again = found.at.checked_add(SignedDuration::from_secs(1)).ok();
+            let soon = found.at.checked_add(SignedDuration::from_secs(1)).ok();
+            applied.again = applied.again.into_iter().chain(soon).min();
             return Ok(applied);
         }
         let redis = rendered.redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
         let desired = Desired { redis, ..desired(cluster, name) };
-        let observed = self.act(cluster, found, &desired, &rendered, &mut applied.actions).await?;
-        applied.again = again(&observed, &desired, found);
+        self.act(cluster, found, &desired, &rendered, &mut applied).await?;
         Ok(applied)
     }
 
-    /// Every child but what the plan moves.
+    /// A cluster is gone.
+    pub(super) fn forget(&self, cluster: &Trigger) {
+        self.writer.forget(cluster);
+    }
+
+    /// Every child but what the plan moves. One that is refused stops no other.
     async fn children(
         &self,
         cluster: &FanoutCluster,
         found: &Found,
         resources: Resources,
+        applied: &mut Applied,
     ) -> Result<Rendered, Error> {
         let Resources {
             revision,
@@ -135,38 +180,49 @@ impl Applier {
         network_policies.iter().for_each(|policy| wanted.add(policy));
         pdb.iter().for_each(|pdb| wanted.add(pdb));
         // Secrets first: pods wait for them, and find them there.
-        self.secret(cluster, &api_key).await?;
+        applied.note(self.secret(cluster, &api_key).await)?;
         let mut redis = None;
         if let Some(ManagedRedisResources { stateful_set, canonical, service, password, claim }) =
             managed_redis
         {
-            let digest = self.secret(cluster, &password).await?;
+            let digest = applied.note(self.secret(cluster, &password).await)?;
             claim.iter().for_each(|claim| wanted.add(claim));
             wanted.add(&service);
-            let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
-            let live = found.child("StatefulSet", &managed::name(cluster));
-            let stored = live.map(|live| StoredRedis::of(live, &rendered));
-            wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
-            redis = Some(rendered);
+            match digest {
+                Some(digest) => {
+                    let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
+                    let live = found.child("StatefulSet", &managed::name(cluster));
+                    let stored = live.map(|live| StoredRedis::of(live, &rendered));
+                    wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
+                    redis = Some(rendered);
+                }
+                // Without the password's digest it stays as it is.
+                None => wanted.keep(&stateful_set),
+            }
         }
         for child in &wanted.children {
-            self.writer.ensure(cluster, found, child.clone(), &self.events).await?;
+            applied.note(self.writer.ensure(cluster, found, child.clone(), &self.events).await)?;
         }
-        self.revisions(cluster, found).await?;
-        self.orphans(cluster, found, &wanted, &revision).await?;
+        self.revisions(cluster, found, applied).await?;
+        self.orphans(cluster, found, &wanted, &revision, applied).await?;
         Ok(Rendered { revision, redis })
     }
 
-    async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Error> {
+    async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Trouble> {
         let live = self.mirrors.secret(cluster.namespace(), secret.name());
         self.writer.ensure_secret(cluster, secret, live.as_deref(), &self.events).await
     }
 
     /// Each revision that exists stays as it was written.
-    async fn revisions(&self, cluster: &FanoutCluster, found: &Found) -> Result<(), Error> {
+    async fn revisions(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        applied: &mut Applied,
+    ) -> Result<(), Error> {
         for set in found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster)) {
             for child in act::Stored::of(set, found).as_it_should_be(set) {
-                self.writer.ensure(cluster, found, child, &self.events).await?;
+                applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
             }
         }
         Ok(())
@@ -180,6 +236,7 @@ impl Applier {
         found: &Found,
         wanted: &Wanted,
         revision: &RevisionSpec,
+        applied: &mut Applied,
     ) -> Result<(), Error> {
         let revisions: BTreeSet<_> = found.of_kind("ReplicaSet").map(ResourceExt::name_any).collect();
         let current = revision.boot_config_map.metadata.name.as_deref();
@@ -191,33 +248,44 @@ impl Applier {
                 kind => wanted.contains(kind, &name),
             };
             if !kept && write::is_owned_by(child.as_ref(), cluster) {
-                self.writer.confirm(cluster).await?;
-                self.writer.delete(resource, child).await?;
+                let removed = async {
+                    self.writer.confirm(cluster).await?;
+                    self.writer.delete(resource, child).await
+                };
+                applied.note(removed.await.map_err(Trouble::from))?;
             }
         }
         Ok(())
     }
 
-    /// Plans and acts; returns what the plan rested on.
+    /// Plans and acts. A step that is refused stops no other, but none is taken on a reading that is out of date.
     async fn act(
         &self,
         cluster: &FanoutCluster,
         found: &Found,
         desired: &Desired,
         rendered: &Rendered,
-        done: &mut Vec<Action>,
-    ) -> Result<Observed, Error> {
-        let observed = found.observed();
-        if plan::plan(&observed, desired, found.at).is_empty() {
-            return Ok(observed);
+        applied: &mut Applied,
+    ) -> Result<(), Error> {
+        let mut observed = found.observed();
+        if !plan::plan(&observed, desired, found.at).is_empty() {
+            let fresh = self.writer.look(cluster, found).await.map_err(Trouble::from);
+            let Some(fresh) = applied.note(fresh)? else { return Ok(()) };
+            observed = fresh.observed();
+            for action in plan::plan(&observed, desired, fresh.at) {
+                let performed = self.writer.perform(cluster, &fresh, rendered, &action, &self.events).await;
+                let stale = performed.as_ref().is_err_and(Trouble::is_conflict);
+                if applied.note(performed)?.is_some() {
+                    applied.actions.push(action);
+                }
+                if stale {
+                    break;
+                }
+            }
         }
-        let fresh = self.writer.look(cluster, found).await?;
-        let observed = fresh.observed();
-        for action in plan::plan(&observed, desired, fresh.at) {
-            self.writer.perform(cluster, &fresh, rendered, &action, &self.events).await?;
-            done.push(action);
-        }
-        Ok(observed)
+        let at = again(&observed, desired, found);
+        applied.again = applied.again.into_iter().chain(at).min();
+        Ok(())
     }
 }
 
@@ -231,6 +299,8 @@ struct Rendered {
 #[derive(Default)]
 struct Wanted {
     children: Vec<Value>,
+    /// Kind and name of those that stay as they are.
+    kept: Vec<(String, String)>,
 }
 
 // === impl Wanted ===
@@ -240,8 +310,13 @@ impl Wanted {
         self.children.push(serde_json::to_value(child).expect("a Kubernetes object is JSON"));
     }
 
+    fn keep(&mut self, child: &StatefulSet) {
+        self.kept.push(("StatefulSet".to_owned(), child.name_any()));
+    }
+
     fn contains(&self, kind: &str, name: &str) -> bool {
         self.children.iter().any(|child| child["kind"] == kind && child["metadata"]["name"] == name)
+            || self.kept.iter().any(|kept| *kept == (kind.to_owned(), name.to_owned()))
     }
 }
 

@@ -171,11 +171,16 @@ impl GeneratedSecret {
         let labels = self.shell.metadata.labels.iter().flatten();
         let lost: BTreeMap<_, _> =
             labels.filter(|(name, label)| live.labels().get(*name) != Some(*label)).collect();
-        (!due.is_empty() || !lost.is_empty()).then(|| {
-            json!({
-                "metadata": {"resourceVersion": live.metadata.resource_version, "labels": lost},
-                "stringData": due,
-            })
+        let owners = self.shell.metadata.owner_references.iter().flatten();
+        let disowned: Vec<_> =
+            owners.filter(|owner| live.owner_references().iter().all(|known| known.uid != owner.uid)).collect();
+        (!due.is_empty() || !lost.is_empty() || !disowned.is_empty()).then(|| {
+            let mut metadata = json!({"resourceVersion": live.metadata.resource_version, "labels": lost});
+            if !disowned.is_empty() {
+                let owners = live.owner_references().iter().chain(disowned);
+                metadata["ownerReferences"] = owners.map(|owner| json!(owner)).collect();
+            }
+            json!({"metadata": metadata, "stringData": due})
         })
     }
 

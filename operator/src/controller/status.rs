@@ -15,7 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
-    core::{ObjectMeta, error_boundary::InvalidObject},
+    core::{DeserializeGuard, ObjectMeta, error_boundary::InvalidObject},
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ use super::{
     Error, Shared,
     apply::Applied,
     dereference::{Found, is_ready},
+    mirror::{Guarded, Trigger},
     validate::{self, Problem},
 };
 use crate::{
@@ -51,6 +52,7 @@ pub(super) struct Reporter {
     claim: Claim,
     events: Events,
     metrics: Metrics,
+    /// By [`key`].
     memory: Arc<Mutex<HashMap<String, Written>>>,
     told: Arc<Mutex<HashMap<String, Told>>>,
 }
@@ -170,8 +172,8 @@ impl Reporter {
         told.extend(validate::advice(cluster));
         self.tell_problems(cluster, &told).await;
         let status = compute(cluster, found, applied);
-        let uid = cluster.metadata.uid.clone().unwrap_or_default();
-        let written = self.lock().get(&uid).cloned();
+        let key = key(&cluster.metadata);
+        let written = self.lock().get(&key).cloned();
         if is_told(cluster, &status, written.as_ref()) {
             return Ok(conditions::redis_grace(cluster, found.at).filter(|wait| !wait.is_zero()));
         }
@@ -179,50 +181,56 @@ impl Reporter {
             return Ok(Some(wait));
         }
         let version = self.write(&cluster.metadata, json!(status)).await?;
-        self.lock().insert(uid, Written { status, version, at: Instant::now() });
+        self.lock().insert(key, Written { status, version, at: Instant::now() });
         Ok(None)
     }
 
-    /// A step before this one failed: the condition says so.
-    pub(super) async fn failed(
-        &self,
-        cluster: &FanoutCluster,
-        found: &Found,
-        error: &Error,
-    ) -> Result<(), Error> {
-        let Some(problem) = problem_of(error) else { return Ok(()) };
-        let revision = cluster.status.as_ref().map(|status| status.update_revision.clone());
-        let mut applied = Applied::refused(vec![problem]);
-        applied.revision = revision;
-        self.report(cluster, found, &applied).await.map(drop)
+    /// The operator itself failed on a cluster: the conditions say so, and all else stays as it was.
+    pub(super) async fn broken(&self, cluster: &Guarded, error: &Error) -> Result<(), Error> {
+        let DeserializeGuard(Ok(cluster)) = cluster else { return Ok(()) };
+        let mut status = cluster.status.clone().unwrap_or_default();
+        status.conditions = conditions::broken(&status.conditions, cluster, &error.to_string(), Timestamp::now());
+        if cluster.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        self.events.publish(cluster, Severity::Warning, Reason::OperatorFailed, &error.to_string(), None).await;
+        self.write(&cluster.metadata, json!(status)).await.map(drop)
+    }
+
+    /// Sheds what is remembered of a cluster that is gone.
+    pub(super) fn forget(&self, cluster: &Trigger) {
+        let namespace = cluster.namespace.as_deref().unwrap_or_default();
+        let its = format!("{namespace}/{}/", cluster.name);
+        self.lock().retain(|known, _| !known.starts_with(&its));
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|known, _| !known.starts_with(&its));
     }
 
     /// An object that this operator cannot read.
     pub(super) async fn malformed(&self, invalid: &InvalidObject) -> Result<(), Error> {
         let InvalidObject { error, metadata } = invalid;
-        let uid = metadata.uid.clone().unwrap_or_default();
+        let key = key(metadata);
         let conditions = conditions::malformed(metadata, error, Timestamp::now());
         let status = FanoutClusterStatus { conditions, ..FanoutClusterStatus::default() };
         let told = |written: &Written| conditions::same_words(&written.status.conditions, &status.conditions);
-        if self.lock().get(&uid).is_some_and(told) {
+        if self.lock().get(&key).is_some_and(told) {
             return Ok(());
         }
         let mut cluster = FanoutCluster::new("", Default::default());
         cluster.metadata = metadata.clone();
         self.events.publish(&cluster, Severity::Warning, Reason::InvalidSpec, error, None).await;
         let version = self.write(metadata, json!({ "conditions": status.conditions })).await?;
-        self.lock().insert(uid, Written { status, version, at: Instant::now() });
+        self.lock().insert(key, Written { status, version, at: Instant::now() });
         Ok(())
     }
 
     /// An Event for each thing that begins to stand in the way.
     async fn tell_problems(&self, cluster: &FanoutCluster, problems: &[Problem]) {
-        let uid = cluster.metadata.uid.clone().unwrap_or_default();
+        let key = key(&cluster.metadata);
         let news = {
             let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let told = all.remove(&uid).unwrap_or_else(|| Told::before(cluster, problems));
+            let told = all.remove(&key).unwrap_or_else(|| Told::before(cluster, problems));
             let (news, told) = told.news(problems);
-            all.insert(uid, told);
+            all.insert(key, told);
             news
         };
         for Problem { reason, object, key: _, message } in news {
@@ -263,6 +271,13 @@ impl Reporter {
     }
 }
 
+/// By what a cluster is remembered: its name, and which of that name it is.
+fn key(metadata: &ObjectMeta) -> String {
+    let [namespace, name, uid] =
+        [&metadata.namespace, &metadata.name, &metadata.uid].map(|part| part.as_deref().unwrap_or_default());
+    format!("{namespace}/{name}/{uid}")
+}
+
 /// Whether the API server has this status already. Our copy of the cluster may be older than our own last write; it
 /// says nothing then.
 fn is_told(cluster: &FanoutCluster, status: &FanoutClusterStatus, written: Option<&Written>) -> bool {
@@ -275,19 +290,4 @@ fn is_told(cluster: &FanoutCluster, status: &FanoutClusterStatus, written: Optio
 
 fn version(metadata: &ObjectMeta) -> u64 {
     metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
-}
-
-/// What a person should know of an error; `None` for what passes by itself.
-fn problem_of(error: &Error) -> Option<Problem> {
-    let (reason, object) = match error {
-        Error::NotOurs { kind, name } => (Reason::NotOurs, format!("{kind}/{name}")),
-        Error::Api { kind, name, source, .. } => match source.as_ref() {
-            kube::Error::Api(status) if !status.is_conflict() => {
-                (Reason::ApplyFailed, format!("{kind}/{name}"))
-            }
-            _ => return None,
-        },
-        Error::Malformed(_) | Error::NotLeading | Error::Superseded | Error::Refused(_) => return None,
-    };
-    Some(Problem { reason, object, key: None, message: super::chain(error) })
 }

@@ -36,16 +36,19 @@ struct State {
     silent: Vec<String>,
     faults: Vec<Fault>,
     terminating: bool,
+    admission: Option<Admission>,
 }
 
 /// The status of an answer that never comes.
 const NEVER: u16 = 0;
+/// What changes each object that is written by the operator: its path and the object.
+type Admission = Box<dyn Fn(&str, &mut Value) + Send>;
 
 /// Answers a request wrongly.
 struct Fault {
     method: Method,
     path: String,
-    status: u16,
+    answer: (u16, Value),
     times: usize,
 }
 
@@ -97,7 +100,22 @@ impl ApiServer {
 
     /// Answers the next `times` requests of this kind with `status`.
     pub(crate) fn fail(&self, method: Method, path: &str, status: u16, times: usize) {
-        self.lock().faults.push(Fault { method, path: path.to_owned(), status, times });
+        self.refuse(method, path, status, failure_status(status), times);
+    }
+
+    /// The same with an answer of the test's own.
+    pub(crate) fn refuse(&self, method: Method, path: &str, code: u16, status: Value, times: usize) {
+        self.lock().faults.push(Fault { method, path: path.to_owned(), answer: (code, status), times });
+    }
+
+    /// From here on answers as it should.
+    pub(crate) fn recover(&self) {
+        self.lock().faults.clear();
+    }
+
+    /// From here on each object that the operator writes is changed so, as by a mutating admission policy.
+    pub(crate) fn admit(&self, admission: impl Fn(&str, &mut Value) + Send + 'static) {
+        self.lock().admission = Some(Box::new(admission));
     }
 
     /// From here on nothing new is taken, as in a namespace that is being deleted.
@@ -142,14 +160,16 @@ impl ApiServer {
         let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let fault = self.lock().fault(&parts.method, &path);
         match fault {
-            Some(NEVER) => std::future::pending().await,
-            Some(status) => return failure(status),
+            Some((NEVER, _)) => std::future::pending().await,
+            Some((code, status)) => return answer(StatusCode::from_u16(code).unwrap(), &status),
             None => {}
         }
         let mut state = self.lock();
+        let applies = parts.headers.get("content-type").is_some_and(|kind| kind == "application/apply-patch+yaml");
         match parts.method {
             Method::GET if query.contains_key("watch") => state.watch(&path, &query),
             Method::GET => state.read(&path, &query),
+            Method::PATCH if applies => state.apply(&path, sent),
             method => state.write(&method, &path, sent),
         }
     }
@@ -158,12 +178,12 @@ impl ApiServer {
 // === impl State ===
 
 impl State {
-    fn fault(&mut self, method: &Method, path: &str) -> Option<u16> {
+    fn fault(&mut self, method: &Method, path: &str) -> Option<(u16, Value)> {
         let meant =
             |fault: &&mut Fault| fault.times > 0 && fault.method == *method && path.contains(&fault.path);
         let fault = self.faults.iter_mut().find(meant)?;
         fault.times -= 1;
-        Some(fault.status)
+        Some(fault.answer.clone())
     }
 
     fn read(&self, path: &str, query: &BTreeMap<String, String>) -> Response<Frames> {
@@ -243,7 +263,21 @@ impl State {
         }
     }
 
-    /// Merge and server-side apply alike: what is sent wins, what is not stays.
+    /// Server-side apply: what is sent wins, what is not stays. What is sent of a list that is merged by keys is merged
+    /// into what is there; the operator's other fields are taken for somebody else's.
+    fn apply(&mut self, path: &str, sent: Value) -> Response<Frames> {
+        let object_path = path.strip_suffix("/status").unwrap_or(path);
+        let merged = match self.objects.get(object_path) {
+            Some(known) => merge_lists("", known, sent),
+            None => sent,
+        };
+        if has_duplicate_ports(&merged) {
+            self.writes.push(format!("PATCH {path}"));
+            return answer(StatusCode::UNPROCESSABLE_ENTITY, &invalid("Service", "spec.ports[1].name", "Duplicate value"));
+        }
+        self.write(&Method::PATCH, path, merged)
+    }
+
     fn patch(&mut self, path: &str, sent: &Value) -> Response<Frames> {
         let object_path = path.strip_suffix("/status").unwrap_or(path);
         let known = self.objects.get(object_path).cloned();
@@ -261,6 +295,9 @@ impl State {
         let mut sent = sent.clone();
         encode(&mut sent);
         merge(&mut made, &sent);
+        if let Some(admission) = &self.admission {
+            admission(object_path, &mut made);
+        }
         if known.as_ref() == Some(&made) {
             return success(&made);
         }
@@ -341,6 +378,47 @@ fn merge(into: &mut Value, patch: &Value) {
     }
 }
 
+/// `sent` with the items of `known` that it does not name, in lists that are merged by keys.
+fn merge_lists(name: &str, known: &Value, sent: Value) -> Value {
+    match (known, sent) {
+        (Value::Object(known), Value::Object(sent)) => {
+            let fields = sent.into_iter().map(|(name, value)| {
+                let merged = merge_lists(&name, known.get(&name).unwrap_or(&Value::Null), value);
+                (name, merged)
+            });
+            Value::Object(fields.collect())
+        }
+        (Value::Array(known), Value::Array(sent)) if MERGED.contains(&name) => {
+            let key = |item: &Value| ["port", "name"].map(|key| item[key].clone()).into_iter().find(|key| !key.is_null());
+            let foreign: Vec<_> =
+                known.iter().filter(|item| sent.iter().all(|sent| key(sent) != key(item))).cloned().collect();
+            let ours = sent.into_iter().map(|sent| {
+                let same = known.iter().find(|item| key(item) == key(&sent)).cloned().unwrap_or(Value::Null);
+                let mut made = if same.is_object() { same.clone() } else { json!({}) };
+                merge(&mut made, &merge_lists("", &same, sent));
+                made
+            });
+            Value::Array(ours.chain(foreign).collect())
+        }
+        (_, sent) => sent,
+    }
+}
+
+/// Lists that are merged by keys: a Service's port by its number, all else by its name.
+const MERGED: [&str; 4] = ["ports", "containers", "env", "volumes"];
+
+fn has_duplicate_ports(object: &Value) -> bool {
+    let names: Vec<_> = object["spec"]["ports"].as_array().into_iter().flatten().map(|port| &port["name"]).collect();
+    names.iter().enumerate().any(|(at, name)| names[..at].contains(name))
+}
+
+/// The answer to an object that is not valid.
+pub(crate) fn invalid(kind: &str, field: &str, what: &str) -> Value {
+    let causes = json!([{"reason": "FieldValueInvalid", "message": what, "field": field}]);
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 422, "reason": "Invalid", "details": {"causes": causes},
+        "message": format!("{kind} \"chat\" is invalid: {field}: {what}")})
+}
+
 fn form(query: &str) -> BTreeMap<String, String> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('=').or(Some((pair, ""))));
     pairs.map(|(key, value)| (key.to_owned(), value.replace("%2F", "/").replace("%3D", "="))).collect()
@@ -351,14 +429,17 @@ fn success(object: &Value) -> Response<Frames> {
 }
 
 fn failure(code: u16) -> Response<Frames> {
+    answer(StatusCode::from_u16(code).unwrap(), &failure_status(code))
+}
+
+fn failure_status(code: u16) -> Value {
     let reason = match code {
         403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
         _ => "InternalError",
     };
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "as the test wants it"});
-    answer(StatusCode::from_u16(code).unwrap(), &status)
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": "as the test wants it"})
 }
 
 fn terminating() -> Response<Frames> {

@@ -2,7 +2,7 @@
 //! and resourceVersion.
 
 use k8s_openapi::jiff::{Timestamp, Unit};
-use kube::{ResourceExt, api::DynamicObject};
+use kube::{Resource, ResourceExt, api::DynamicObject};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{
     Rendered,
     redis::StoredRedis,
-    write::{APPLIED, Writer},
+    write::{APPLIED, Cause, Trouble, Writer},
 };
 use crate::{
     api::{FanoutCluster, Reason},
@@ -23,6 +23,7 @@ use crate::{
     events::{Events, Severity},
     plan::{Action, Step},
     resources::labels,
+    scrape::Report,
 };
 
 /// Annotation of a ReplicaSet: the revision as it was first written, in full. It is what repairs go back to, so a
@@ -52,18 +53,35 @@ impl Stored {
         Self { replica_set: revision.replica_set.clone(), boot_config_map: boot }
     }
 
-    /// What a ReplicaSet says of itself. Where that is gone or cannot be read, the revision is what is there: its pods
-    /// were made of it, and so are the next.
+    /// What a ReplicaSet says of itself. Where that is gone, cannot be read or is not of its kind and name, the revision
+    /// is what is there: its pods were made of it, and so are the next.
     pub(super) fn of(set: &DynamicObject, found: &Found) -> Self {
-        let said = set.annotations().get(RENDERED).map(|text| serde_json::from_str(text));
-        match said {
-            Some(Ok(stored)) => stored,
-            Some(Err(error)) => {
-                warn!(name = set.name_any(), %error, "the stored revision cannot be read and is taken from what is there");
-                Self::adopt(set, found)
-            }
-            None => Self::adopt(set, found),
+        let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(set, found) };
+        let stored = serde_json::from_str(said).map_err(|error| error.to_string());
+        stored.and_then(|stored: Self| stored.checked(set)).unwrap_or_else(|error| {
+            warn!(name = set.name_any(), error, "the stored revision cannot be used and is taken from what is there");
+            Self::adopt(set, found)
+        })
+    }
+
+    /// An annotation is input like any other: it may describe this ReplicaSet and its boot document, and nothing else.
+    fn checked(self, set: &DynamicObject) -> Result<Self, String> {
+        let Self { replica_set, boot_config_map } = self;
+        let checked = Self {
+            replica_set: described(replica_set, set, "ReplicaSet")?,
+            boot_config_map: match boot_config_map {
+                Value::Null => Value::Null,
+                boot => described(boot, set, "ConfigMap")?,
+            },
+        };
+        let wanted = &checked.replica_set["spec"];
+        if wanted["selector"] != set.data["spec"]["selector"] {
+            return Err("its selector is not that of the ReplicaSet".to_owned());
         }
+        if wanted["template"]["spec"]["containers"].as_array().is_none_or(Vec::is_empty) {
+            return Err("its template has no containers".to_owned());
+        }
+        Ok(checked)
     }
 
     fn adopt(set: &DynamicObject, found: &Found) -> Self {
@@ -89,6 +107,37 @@ impl Stored {
         // The boot document first: pods wait for it, and find it there.
         boot.into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
     }
+}
+
+/// An object of this kind with the name and the owners of `set`, and of its metadata only what we write.
+fn described(mut object: Value, set: &DynamicObject, kind: &str) -> Result<Value, String> {
+    let api_version = mirror::resource_of(kind).api_version;
+    let metadata = &object["metadata"];
+    let is_it = object["apiVersion"] == api_version
+        && object["kind"] == kind
+        && metadata["name"] == set.name_any()
+        && metadata["namespace"] == json!(set.metadata.namespace);
+    let texts = |part: &str| match &metadata[part] {
+        Value::Null => true,
+        Value::Object(texts) => texts.values().all(Value::is_string),
+        _ => false,
+    };
+    if !is_it || !texts("labels") || !texts("annotations") {
+        return Err(format!("it describes no {kind} {}", set.name_any()));
+    }
+    let owners = set.owner_references().iter().filter(|owner| owner.kind == FanoutCluster::kind(&()));
+    let owners: Vec<_> = owners.collect();
+    let mut kept = json!({
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "labels": metadata["labels"],
+        "ownerReferences": if owners.is_empty() { Value::Null } else { json!(owners) },
+    });
+    if metadata["annotations"].is_object() {
+        kept["annotations"] = metadata["annotations"].clone();
+    }
+    object["metadata"] = kept;
+    Ok(object)
 }
 
 /// An object without what the API server counts and what others wrote about it.
@@ -129,7 +178,7 @@ impl Writer {
         rendered: &Rendered,
         action: &Action,
         events: &Events,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Trouble> {
         let Action { step, reason } = action;
         info!(cluster = cluster.name(), namespace = cluster.namespace(), ?step, %reason, "acting");
         match step {
@@ -172,14 +221,21 @@ impl Writer {
         revision: &RevisionSpec,
         replicas: u32,
         events: &Events,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Trouble> {
         let stored = Stored::new(revision);
         // The boot document first: pods wait for it, and find it there.
-        self.ensure(cluster, found, stored.boot_config_map.clone(), events).await?;
-        self.ensure(cluster, found, stored.replica_set(&json!(replicas)), events).await?;
-        let note = format!("revision {} begins with {replicas} nodes", revision.name);
+        let boot = self.ensure(cluster, found, stored.boot_config_map.clone(), events).await;
+        if matches!(boot, Err(Trouble { cause: Cause::Failed(_), .. })) {
+            return boot;
+        }
+        let set = self.ensure(cluster, found, stored.replica_set(&json!(replicas)), events).await;
+        if matches!(set, Err(Trouble { cause: Cause::Failed(_), .. })) {
+            return set;
+        }
+        let plural = if replicas == 1 { "" } else { "s" };
+        let note = format!("revision {} begins with {replicas} node{plural}", revision.name);
         events.publish(cluster, Severity::Normal, Reason::RevisionCreated, &note, None).await;
-        Ok(())
+        boot.and(set)
     }
 
     async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
@@ -259,6 +315,7 @@ fn farewell<'a>(action: &'a Action, found: &Found) -> Option<(&'a str, String)> 
         | Step::DeleteRedisPod { .. } => return None,
     };
     let clients = match node.report.as_ref().filter(|report| report.answered) {
+        Some(Report { connections: 1, .. }) => "1 connection".to_owned(),
         Some(report) => format!("{} connections", report.connections),
         None => "an unknown number of connections".to_owned(),
     };
@@ -304,6 +361,7 @@ mod tests {
 
     use super::*;
     use crate::scrape::Report;
+    use crate::controller::validate::Dereferenced;
 
     /// A pod that was retired, one that was not, and the ReplicaSet `chat-a`.
     fn found() -> Found {
@@ -330,7 +388,7 @@ mod tests {
         let set = json!({
             "metadata": {"name": "chat-a", "namespace": "web", "uid": "u", "resourceVersion": "7",
                 "labels": {"fanout.dev/revision": "a"}, "annotations": annotations},
-            "spec": {"replicas": 3, "template": {"spec": {"restartPolicy": "Always"}}},
+            "spec": {"replicas": 3, "template": {"spec": {"containers": [{"name": "fanout"}]}}},
             "status": {"replicas": 3},
         });
         serde_json::from_value(set).expect("a ReplicaSet")
@@ -380,5 +438,51 @@ mod tests {
             let again: DynamicObject = serde_json::from_value(restored.clone()).expect("a ReplicaSet");
             assert_eq!(Stored::of(&again, &found()).as_it_should_be(&again).last(), Some(restored));
         }
+    }
+
+    #[test]
+    fn a_stored_form_that_describes_something_else_is_not_believed() {
+        let good = json!({
+            "replicaSet": {
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "chat-a", "namespace": "web"},
+                "spec": {"template": {"spec": {"containers": [{"name": "stored"}]}}},
+            },
+            "bootConfigMap": {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "chat-a", "namespace": "web"}},
+        });
+        let containers = |stored: &Value| {
+            let set = set(&json!({RENDERED: stored.to_string()}));
+            let all: Vec<_> = Stored::of(&set, &found()).as_it_should_be(&set).collect();
+            all.last().expect("the ReplicaSet")["spec"]["template"]["spec"]["containers"][0]["name"].clone()
+        };
+        assert_eq!(containers(&good), "stored");
+        let (set, boot) = ("/replicaSet", "/bootConfigMap");
+        for (place, edit) in [
+            (set, json!("x")),
+            (set, Value::Null),
+            (set, json!([1])),
+            ("/replicaSet/kind", json!("Deployment")),
+            ("/replicaSet/metadata/name", json!("other")),
+            ("/replicaSet/metadata/namespace", json!("kube-system")),
+            ("/replicaSet/metadata/annotations", json!("x")),
+            ("/replicaSet/metadata/labels", json!({"x": 1})),
+            ("/replicaSet/spec", json!("x")),
+            ("/replicaSet/spec/selector", json!({"matchLabels": {}})),
+            ("/replicaSet/spec/template/spec/containers", json!({})),
+            (boot, json!("x")),
+            (boot, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chat-a", "namespace": "web"}})),
+            ("/bootConfigMap/metadata/name", json!("kube-root-ca.crt")),
+        ] {
+            let mut bad = good.clone();
+            let (parent, field) = place.rsplit_once('/').expect("a pointer");
+            bad.pointer_mut(parent).expect("it is there")[field] = edit.clone();
+            assert_eq!(containers(&bad), "fanout", "{place} {edit}");
+        }
+        let mut more = good.clone();
+        more["replicaSet"]["metadata"]["finalizers"] = json!(["theirs/x"]);
+        more["replicaSet"]["metadata"]["resourceVersion"] = json!("1");
+        let stored: Stored = serde_json::from_value(more).expect("it can be read");
+        let kept = stored.checked(&super::tests::set(&json!({}))).expect("it is the ReplicaSet");
+        assert_eq!(kept.replica_set["metadata"].get("finalizers"), None);
+        assert_eq!(kept.replica_set["metadata"].get("resourceVersion"), None);
     }
 }

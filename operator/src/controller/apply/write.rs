@@ -1,12 +1,15 @@
 //! Single writes, each only where it changes something.
 //!
-//! An object is left alone when it still is what our last write made it (its fingerprint), or, after a start of the
-//! operator, when it carries the hash of what we want and every field of it. A read that is older than our own last
-//! write says nothing. Every write asks the claim first: only the leader writes.
+//! An object is left alone when it still is what our last write made it (its fingerprint), or where [`compare`] finds
+//! nothing amiss. A read that is older than our own last write says nothing. Server-side apply cannot undo everything:
+//! an item that somebody else added to a list stays, and an edited key of a list makes a second item. So each answer is
+//! compared again, and what is still amiss is undone by a merge patch. What then comes back is another controller's
+//! will: see [`memory`](super::memory). Every write asks the claim first: only the leader writes.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use k8s_openapi::{
@@ -21,16 +24,21 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use tracing::info;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
-use super::compare;
+use super::{
+    compare::{self, Comparison, Path},
+    memory::{Attempt, Memory, Written},
+};
 use crate::{
     api::{FanoutCluster, RESTARTED_AT, Reason},
     controller::{
-        Error, Shared,
+        Error, ErrorClass, Shared,
         build::GeneratedSecret,
         dereference::{self, Found, Node},
-        mirror,
+        mirror::{self, Trigger},
+        validate::Problem,
     },
     events::{Events, Severity},
     lease::Claim,
@@ -44,8 +52,17 @@ pub const FIELD_MANAGER: &str = "fanout-operator";
 /// Hash of what the operator last wanted of an object.
 pub(super) const APPLIED: &str = "fanout.dev/applied";
 
+/// Annotation by which a person hands an object without an owner to the FanoutCluster that it names.
+const ADOPT: &str = "fanout.dev/adopt";
+
+/// Finalizers of Kubernetes' own garbage collector, which are gone in a moment.
+const COLLECTOR: [&str; 2] = ["foregroundDeletion", "orphan"];
+
 /// Bytes of a generated key or password.
 const RANDOM_BYTES: usize = 32;
+
+/// Fields that one message names.
+const MAX_FIELDS: usize = 5;
 
 /// Writes to the API server. Clones share what was written.
 #[derive(Clone)]
@@ -53,26 +70,20 @@ pub(super) struct Writer {
     client: Client,
     claim: Claim,
     metrics: Metrics,
-    memory: Arc<Mutex<HashMap<Key, Written>>>,
+    memory: Arc<Mutex<HashMap<Key, Memory>>>,
     sealed: Arc<Mutex<HashMap<Key, Sealed>>>,
 }
 
 /// An object of one cluster. A cluster that is made anew under an old name knows nothing of its predecessor's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    cluster: Option<String>,
+    /// Its uid, ...
+    uid: Option<String>,
+    /// ... and its name, by which it is forgotten.
+    cluster: String,
     kind: String,
     namespace: String,
     name: String,
-}
-
-/// What our last write of an object made it.
-#[derive(Clone, Debug)]
-struct Written {
-    uid: Option<String>,
-    version: u64,
-    wanted: String,
-    fingerprint: String,
 }
 
 /// A generated Secret that has all it should have, at the version that was read or written last.
@@ -81,6 +92,45 @@ struct Sealed {
     uid: Option<String>,
     version: u64,
     digest: String,
+}
+
+/// Why a child is not what it should be, and when that is tried again; `None`: when something changes.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) cause: Cause,
+    pub(super) again: Option<Duration>,
+}
+
+/// What keeps a child from being what it should be.
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// A request failed.
+    Failed(Error),
+    /// Somebody else wants something else.
+    Disputed(Problem),
+}
+
+/// What to do about a child.
+enum Verdict {
+    /// Nothing.
+    Settled,
+    /// Nothing now: it would be in vain.
+    Disputed(Trouble),
+    /// To write it.
+    Due(Box<Due>),
+}
+
+/// A write that is due.
+struct Due {
+    /// What the object should be; with the template that is there, where that is disputed.
+    desired: Value,
+    comparison: Comparison,
+    /// Whether the pod's specification is to be rendered anew, for it has something that we do not state.
+    whole_pod: bool,
+    /// Disputed fields that are left as they are.
+    frozen: Vec<Path>,
+    /// Whether it had been written as it is wanted now, so that somebody else changed it.
+    repair: bool,
 }
 
 /// Whether a child carries our cluster as its owner.
@@ -108,35 +158,274 @@ impl Writer {
         found: &Found,
         mut desired: Value,
         events: &Events,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Trouble> {
         let (kind, name) = identity(&desired);
-        let wanted = stamp(&mut desired);
         let live = match found.child(&kind, &name) {
             Some(live) => Some(live.clone()),
             // Not ours, or not seen yet: the API server knows.
-            None => {
-                self.api(cluster, &kind).get_opt(&name).await.map_err(Error::api("read", &kind, &name))?
-            }
+            None => self.read(cluster, &kind, &name).await?,
         };
-        let key = Key::new(cluster, &kind, &name);
         if let Some(live) = &live {
             if !is_ours(live, cluster, &kind) {
-                return Err(Error::NotOurs { kind, name });
+                return Err(not_ours(live, &kind, &name).into());
             }
-            if self.is_settled(&key, &wanted, &desired, live) {
-                return Ok(());
-            }
+            keep_larger_claim(&mut desired, live);
         }
-        let repaired = self.lock().get(&key).is_some_and(|written| written.wanted == wanted);
-        self.put(cluster, desired, live.as_ref()).await?;
-        if repaired {
-            let note = format!("{kind} {name} was deleted or edited, and is as it should be again");
+        let wanted = stamp(&mut desired);
+        let key = Key::new(cluster, &kind, &name);
+        match &live {
+            None => self.make(cluster, &key, &wanted, desired, events).await?,
+            Some(live) => match self.judge(&key, &wanted, &desired, live) {
+                Verdict::Settled => {}
+                Verdict::Disputed(trouble) => return Err(trouble),
+                Verdict::Due(due) => self.mend(cluster, &key, &wanted, live, *due, events).await?,
+            },
+        }
+        live.as_ref().map_or(Ok(()), |live| is_staying(live, &kind, &name))
+    }
+
+    async fn read(&self, cluster: &FanoutCluster, kind: &str, name: &str) -> Result<Option<DynamicObject>, Error> {
+        self.api(cluster, kind).get_opt(name).await.map_err(Error::api("read", kind, name))
+    }
+
+    /// What is to be done about a child that exists.
+    fn judge(&self, key: &Key, wanted: &str, desired: &Value, live: &DynamicObject) -> Verdict {
+        let now = Instant::now();
+        let mut all = self.lock();
+        let memory = all.entry(key.clone()).or_default();
+        let fingerprint = compare::fingerprint(live);
+        let same = memory.written.as_ref().filter(|written| written.uid == live.metadata.uid && written.wanted == wanted);
+        let is_older = same.is_some_and(|same| version(live) < same.version);
+        if is_older {
+            let standing = memory.disputes.standing();
+            let trouble = || Verdict::Disputed(disputed(key, memory, &standing, now));
+            return if standing.is_empty() { Verdict::Settled } else { trouble() };
+        }
+        if memory.disputes.is_empty() && same.is_some_and(|same| same.fingerprint == fingerprint) {
+            return Verdict::Settled;
+        }
+        let applied = live.annotations().get(APPLIED).map(String::as_str);
+        let repair = same.is_some() || applied == Some(wanted);
+        let comparison = compare::compare(desired, live);
+        // Something that we do not state, and that was not there after our own write.
+        let whole_pod = comparison.deviations.is_empty() && same.is_some_and(|same| same.pod != compare::pod_hash(live));
+        let mut due = Due { desired: desired.clone(), comparison, whole_pod, frozen: Vec::new(), repair };
+        if whole_pod {
+            due.renew_pod();
+        }
+        let template = is_redis_template(&key.kind);
+        if repair && memory.written.is_none() {
+            // It was so before this process began, and perhaps fought over: each attempt would restart the pod.
+            let before: Vec<_> = due.comparison.deviations.iter().filter(|path| template(path)).cloned().collect();
+            memory.disputes.overruled(&before, &[], now);
+        }
+        memory.disputes.settle(&due.comparison.deviations, now);
+        if repair {
+            due.freeze(live, |path| template(path) && memory.disputes.is_disputed(path));
+        }
+        let deviations = &due.comparison.deviations;
+        if deviations.is_empty() && due.frozen.is_empty() {
+            memory.accepted(Written::new(live, wanted.to_owned()));
+            return Verdict::Settled;
+        }
+        if !repair || deviations.iter().any(|path| memory.disputes.may_repair(path, now)) {
+            return Verdict::Due(Box::new(due));
+        }
+        let standing: Vec<_> = deviations.iter().chain(&due.frozen).cloned().collect();
+        Verdict::Disputed(disputed(key, memory, &standing, now))
+    }
+
+    /// Makes a child that does not exist.
+    async fn make(
+        &self,
+        cluster: &FanoutCluster,
+        key: &Key,
+        wanted: &str,
+        desired: Value,
+        events: &Events,
+    ) -> Result<(), Trouble> {
+        let attempt = Attempt { wanted: wanted.to_owned(), live: None };
+        let known = self.lock().get(key).and_then(|memory| memory.written.clone());
+        let comparison = Comparison { deviations: Vec::new(), corrected: Value::Null };
+        let due = Due { desired, comparison, whole_pod: false, frozen: Vec::new(), repair: false };
+        self.attempt(cluster, key, attempt, None, due).await?;
+        if known.is_some_and(|known| known.wanted == wanted) {
+            let Key { kind, name, .. } = key;
+            let note = format!("{kind} {name} was deleted, and is there again");
             events.publish(cluster, Severity::Normal, Reason::ChildApplied, &note, None).await;
         }
         Ok(())
     }
 
-    /// Server-side apply. A write that changed nothing is counted.
+    /// Writes a child that is not what it should be.
+    async fn mend(
+        &self,
+        cluster: &FanoutCluster,
+        key: &Key,
+        wanted: &str,
+        live: &DynamicObject,
+        due: Due,
+        events: &Events,
+    ) -> Result<(), Trouble> {
+        let attempt = Attempt { wanted: wanted.to_owned(), live: Some(compare::fingerprint(live)) };
+        if !due.repair {
+            return self.attempt(cluster, key, attempt, Some(live), due).await;
+        }
+        let (deviations, frozen) = (due.comparison.deviations.clone(), due.frozen.clone());
+        let names = self.managers(cluster, key, &deviations).await?;
+        let made = self.attempt(cluster, key, attempt, Some(live), due).await;
+        let left = self.counted(key, &made, &deviations, &frozen, &names);
+        if made.is_ok() {
+            let Key { kind, name, .. } = key;
+            let note = format!("{kind} {name} was edited ({}), and is as it should be again", by(&deviations, &names));
+            events.publish(cluster, Severity::Normal, Reason::ChildApplied, &note, None).await;
+        }
+        made.and(left)
+    }
+
+    /// Counts a repair; an error where something is left alone.
+    fn counted(
+        &self,
+        key: &Key,
+        made: &Result<(), Trouble>,
+        deviations: &[Path],
+        frozen: &[Path],
+        names: &[String],
+    ) -> Result<(), Trouble> {
+        let now = Instant::now();
+        let mut all = self.lock();
+        let memory = all.entry(key.clone()).or_default();
+        let held: Vec<_> = match made {
+            Ok(()) => deviations.to_vec(),
+            // Those that came back with the write itself have been counted.
+            Err(Trouble { cause: Cause::Disputed(_), .. }) => {
+                deviations.iter().filter(|path| !memory.disputes.is_disputed(path)).cloned().collect()
+            }
+            Err(Trouble { cause: Cause::Failed(_), .. }) => Vec::new(),
+        };
+        memory.disputes.repaired(&held, names, now);
+        if frozen.is_empty() { Ok(()) } else { Err(disputed(key, memory, frozen, now)) }
+    }
+
+    /// Who else has a say in these fields; the mirrors do not keep that.
+    async fn managers(&self, cluster: &FanoutCluster, key: &Key, paths: &[Path]) -> Result<Vec<String>, Error> {
+        let live = self.read(cluster, &key.kind, &key.name).await?;
+        let names = |live: &DynamicObject| {
+            let all = paths.iter().flat_map(|path| compare::managers(live, path, FIELD_MANAGER));
+            all.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+        };
+        Ok(live.as_ref().map(names).unwrap_or_default())
+    }
+
+    /// Writes, unless the same was refused a moment ago; remembers what came of it.
+    async fn attempt(
+        &self,
+        cluster: &FanoutCluster,
+        key: &Key,
+        attempt: Attempt,
+        live: Option<&DynamicObject>,
+        due: Due,
+    ) -> Result<(), Trouble> {
+        let refusal = self.lock().get(key).and_then(|memory| memory.refusal(&attempt, Instant::now()));
+        if let Some((error, left)) = refusal {
+            return Err(Trouble { cause: Cause::Failed(error), again: Some(left) });
+        }
+        let Attempt { wanted, .. } = attempt.clone();
+        let written = self.write(cluster, live, due).await;
+        let now = Instant::now();
+        let mut all = self.lock();
+        let memory = all.entry(key.clone()).or_default();
+        let (made, left) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                let again = memory.refuse(attempt, &error, now);
+                if again.is_some() {
+                    warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
+                }
+                return Err(Trouble { cause: Cause::Failed(error), again });
+            }
+        };
+        memory.accepted(Written::new(&made, wanted));
+        if left.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = left.iter().flat_map(|path| compare::managers(&made, path, FIELD_MANAGER)).collect();
+        memory.disputes.overruled(&left, &names, now);
+        Err(disputed(key, memory, &left, now))
+    }
+
+    /// Server-side apply, and what that cannot undo by a merge patch. Gives what is there then, and where it is still
+    /// not as it should be.
+    async fn write(
+        &self,
+        cluster: &FanoutCluster,
+        live: Option<&DynamicObject>,
+        due: Due,
+    ) -> Result<(DynamicObject, Vec<Path>), Error> {
+        let Due { desired, comparison, whole_pod, .. } = &due;
+        let made = match self.apply(cluster, desired, live).await {
+            Ok(made) => made,
+            // An edited key of a list can make what is applied invalid beside what is there.
+            Err(error) if error.is_invalid() && !comparison.deviations.is_empty() => {
+                let Some(live) = live else { return Err(error) };
+                let undone = self.undo(cluster, desired, live, comparison).await;
+                return undone.map_err(|second| if second.is_invalid() { error } else { second });
+            }
+            Err(error) => return Err(error),
+        };
+        let comparison = compare::compare(desired, &made);
+        if comparison.deviations.is_empty() && !whole_pod {
+            return Ok((made, Vec::new()));
+        }
+        let mut due = Due { comparison, ..due };
+        if due.whole_pod {
+            due.renew_pod();
+        }
+        self.undo(cluster, &due.desired, &made, &due.comparison).await
+    }
+
+    async fn apply(
+        &self,
+        cluster: &FanoutCluster,
+        desired: &Value,
+        live: Option<&DynamicObject>,
+    ) -> Result<DynamicObject, Error> {
+        let (kind, name) = identity(desired);
+        self.may_write(&kind)?;
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Apply(desired)).await;
+        let made = made.map_err(Error::refused("apply", desired))?;
+        info!(kind, name, "applied a child");
+        if live.is_some_and(|live| live.resource_version() == made.resource_version()) {
+            self.metrics.wrote_nothing(&kind);
+        }
+        Ok(made)
+    }
+
+    /// Takes back what server-side apply leaves: exactly at the version that was seen.
+    async fn undo(
+        &self,
+        cluster: &FanoutCluster,
+        desired: &Value,
+        live: &DynamicObject,
+        comparison: &Comparison,
+    ) -> Result<(DynamicObject, Vec<Path>), Error> {
+        let (kind, name) = identity(desired);
+        let present = serde_json::to_value(live).expect("a Kubernetes object is JSON");
+        let Some(mut patch) = compare::merge_patch(&present, &comparison.corrected) else {
+            return Ok((live.clone(), comparison.deviations.clone()));
+        };
+        self.may_write(&kind)?;
+        patch["metadata"]["resourceVersion"] = json!(live.resource_version());
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Merge(patch)).await;
+        let made = made.map_err(Error::refused("repair", desired))?;
+        info!(kind, name, "took back what others added to a child");
+        let left = compare::compare(desired, &made).deviations;
+        Ok((made, left))
+    }
+
+    /// Writes an object as it is given, whatever there is; the caller has seen it.
     pub(super) async fn put(
         &self,
         cluster: &FanoutCluster,
@@ -144,33 +433,19 @@ impl Writer {
         live: Option<&DynamicObject>,
     ) -> Result<(), Error> {
         let (kind, name) = identity(&desired);
-        self.may_write(&kind)?;
         let wanted = stamp(&mut desired);
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Apply(desired)).await;
-        let made = made.map_err(Error::api("apply", &kind, &name))?;
-        info!(kind, name, "applied a child");
-        if live.is_some_and(|live| live.resource_version() == made.resource_version()) {
-            self.metrics.wrote_nothing(&kind);
-        }
-        self.lock().insert(Key::new(cluster, &kind, &name), Written::new(&made, wanted));
+        let made = self.apply(cluster, &desired, live).await?;
+        let key = Key::new(cluster, &kind, &name);
+        self.lock().entry(key).or_default().accepted(Written::new(&made, wanted));
         Ok(())
     }
 
-    fn is_settled(&self, key: &Key, wanted: &str, desired: &Value, live: &DynamicObject) -> bool {
-        let mut memory = self.lock();
-        if let Some(written) = memory.get(key).filter(|written| written.uid == live.metadata.uid) {
-            let older = version(live) < written.version;
-            if written.wanted == wanted && (older || written.fingerprint == compare::fingerprint(live)) {
-                return true;
-            }
-        }
-        let hashed = live.annotations().get(APPLIED).is_some_and(|applied| applied == wanted);
-        let settled = hashed && compare::holds(desired, live);
-        if settled {
-            memory.insert(key.clone(), Written::new(live, wanted.to_owned()));
-        }
-        settled
+    /// Forgets a cluster that is gone.
+    pub(super) fn forget(&self, cluster: &Trigger) {
+        let (name, namespace) = (&cluster.name, cluster.namespace.as_deref().unwrap_or_default());
+        let is_other = |key: &Key| key.cluster != *name || key.namespace != namespace;
+        self.lock().retain(|key, _| is_other(key));
+        self.sealed().retain(|key, _| is_other(key));
     }
 
     /// Makes a generated Secret what it should be, and gives the digest of its values. Its values are not watched:
@@ -181,7 +456,7 @@ impl Writer {
         secret: &GeneratedSecret,
         live: Option<&PartialObjectMeta<Secret>>,
         events: &Events,
-    ) -> Result<String, Error> {
+    ) -> Result<String, Trouble> {
         let name = secret.name();
         let key = Key::new(cluster, "Secret", name);
         let known = self.sealed().get(&key).cloned();
@@ -192,7 +467,7 @@ impl Writer {
         let read = api.get_opt(name).await.map_err(Error::api("read", "Secret", name))?;
         let (made, mended) = match read {
             None => (self.create_secret(&api, secret).await?, known.is_some()),
-            Some(read) if !is_our_secret(&read, cluster) => return Err(not_ours("Secret", name)),
+            Some(read) if !is_adopted_or_owned(&read, cluster) => return Err(not_ours(&read, "Secret", name).into()),
             Some(read) => match secret.repair(&read, &random_hex()) {
                 Some(patch) => (self.repair_secret(&api, name, patch).await?, true),
                 None => (read, false),
@@ -230,9 +505,14 @@ impl Writer {
 
     /// Deletes exactly the object that was seen.
     pub(super) async fn delete(&self, resource: &ApiResource, child: &DynamicObject) -> Result<(), Error> {
+        if child.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
         self.may_write(&resource.kind)?;
         let name = child.name_any();
         let namespace = child.namespace().unwrap_or_default();
+        let is_it = |key: &Key| key.kind == resource.kind && key.namespace == namespace && key.name == name;
+        self.lock().retain(|key, _| !is_it(key));
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, resource);
         let seen = Preconditions {
             uid: child.metadata.uid.clone(),
@@ -357,7 +637,7 @@ impl Writer {
         self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Written>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Memory>> {
         // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -372,10 +652,11 @@ fn is_unchanged(before: &FanoutCluster, now: &FanoutCluster) -> bool {
         && restart(before) == restart(now)
 }
 
-/// A child is ours if we own it; a claim, which nobody owns, if it carries our label.
+/// A child is ours if we own it, or where nobody does and it was handed to us; a claim, which nobody owns, if it
+/// carries our label.
 fn is_ours(live: &DynamicObject, cluster: &FanoutCluster, kind: &str) -> bool {
     let labelled = || live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
-    is_owned_by(live, cluster) || (kind == "PersistentVolumeClaim" && labelled())
+    is_adopted_or_owned(live, cluster) || (kind == "PersistentVolumeClaim" && labelled())
 }
 
 /// The same of a generated Secret: one that lost its owner or its label is ours by the other. One that another object
@@ -386,8 +667,74 @@ fn is_our_secret(live: &Secret, cluster: &FanoutCluster) -> bool {
     is_owned_by(live, cluster) || (labelled && !controlled)
 }
 
-fn not_ours(kind: &str, name: &str) -> Error {
-    Error::NotOurs { kind: kind.to_owned(), name: name.to_owned() }
+fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
+    let handed_over = live.annotations().get(ADOPT).map(String::as_str) == Some(cluster.name());
+    is_owned_by(live, cluster) || (live.owner_references().is_empty() && handed_over)
+}
+
+fn not_ours(live: &impl ResourceExt, kind: &str, name: &str) -> Error {
+    let owners = live.owner_references();
+    let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
+    let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
+    Error::NotOurs { kind: kind.to_owned(), name: name.to_owned(), owner }
+}
+
+/// Whether a child is not about to vanish.
+fn is_staying(live: &DynamicObject, kind: &str, name: &str) -> Result<(), Trouble> {
+    let finalizers = live.finalizers().iter().filter(|finalizer| !COLLECTOR.contains(&finalizer.as_str()));
+    let finalizers: Vec<_> = finalizers.cloned().collect();
+    if live.metadata.deletion_timestamp.is_none() || finalizers.is_empty() {
+        return Ok(());
+    }
+    let (kind, name) = (kind.to_owned(), name.to_owned());
+    Err(Error::Leaving { kind, name, finalizers: finalizers.join(", ") }.into())
+}
+
+/// A claim that is larger than what is asked for is taken as it is: a volume cannot shrink.
+fn keep_larger_claim(desired: &mut Value, live: &DynamicObject) {
+    let size = "/spec/resources/requests/storage";
+    let present = live.data.pointer(size).filter(|_| desired["kind"] == "PersistentVolumeClaim");
+    if let (Some(present), Some(asked)) = (present, desired.pointer_mut(size))
+        && compare::is_at_least(present, asked)
+    {
+        *asked = present.clone();
+    }
+}
+
+/// Whether a field is part of the template of a kind whose pods follow it.
+fn is_redis_template(kind: &str) -> impl Fn(&Path) -> bool + Copy + use<> {
+    let restarts = kind == "StatefulSet";
+    move |path| restarts && path.is_below(&Path::of("spec.template"))
+}
+
+/// What is told of fields that others keep changing.
+fn disputed(key: &Key, memory: &Memory, deviations: &[Path], now: Instant) -> Trouble {
+    let Key { kind, name, .. } = key;
+    let paths: Vec<_> = deviations.iter().filter(|path| memory.disputes.is_disputed(path)).cloned().collect();
+    let frozen = is_redis_template(kind);
+    let again = paths.iter().filter(|path| !frozen(path)).map(|path| memory.disputes.left(path, now)).min();
+    let names = memory.disputes.managers(&paths);
+    let advice = if paths.iter().any(frozen) {
+        "it is left alone, for another attempt would restart the pod"
+    } else {
+        "it is tried again, ever more seldom"
+    };
+    let message = format!(
+        "{kind} {name} does not stay as this FanoutCluster wants it: what is repaired comes back ({}); {advice}: end it there, or let the FanoutCluster say the same",
+        by(&paths, &names)
+    );
+    let problem = Problem { reason: Reason::RepairDisputed, object: format!("{kind}/{name}"), key: None, message };
+    Trouble { cause: Cause::Disputed(problem), again }
+}
+
+/// Fields and who changes them.
+fn by(paths: &[Path], names: &[String]) -> String {
+    let mut fields: Vec<_> = paths.iter().take(MAX_FIELDS).map(Path::to_string).collect();
+    if paths.len() > MAX_FIELDS {
+        fields.push(format!("and {} more", paths.len() - MAX_FIELDS));
+    }
+    let fields = fields.join(", ");
+    if names.is_empty() { fields } else { format!("{fields}, by {}", names.join(", ")) }
 }
 
 /// Writes into an object the hash of what we want of it, and returns it. What a plan changes is not in it.
@@ -434,7 +781,8 @@ fn random_hex() -> String {
 impl Key {
     fn new(cluster: &FanoutCluster, kind: &str, name: &str) -> Self {
         Self {
-            cluster: cluster.metadata.uid.clone(),
+            uid: cluster.metadata.uid.clone(),
+            cluster: cluster.name().to_owned(),
             kind: kind.to_owned(),
             namespace: cluster.namespace().to_owned(),
             name: name.to_owned(),
@@ -451,7 +799,46 @@ impl Written {
             version: version(made),
             wanted,
             fingerprint: compare::fingerprint(made),
+            pod: compare::pod_hash(made),
         }
+    }
+}
+
+// === impl Due ===
+
+impl Due {
+    /// Replaces the pod's specification whole: what is not stated gets its default.
+    fn renew_pod(&mut self) {
+        let pod = "/spec/template/spec";
+        if let (Some(pod), Some(ours)) = (self.comparison.corrected.pointer_mut(pod), self.desired.pointer(pod)) {
+            *pod = ours.clone();
+            self.comparison.deviations.push(Path::of("spec.template.spec"));
+        }
+    }
+
+    /// Leaves the template as it is, where it has such fields.
+    fn freeze(&mut self, live: &DynamicObject, is_frozen: impl Fn(&Path) -> bool) {
+        self.frozen = self.comparison.deviations.iter().filter(|path| is_frozen(path)).cloned().collect();
+        if !self.frozen.is_empty() {
+            self.whole_pod = false;
+            self.desired["spec"]["template"] = live.data["spec"]["template"].clone();
+            self.comparison = compare::compare(&self.desired, live);
+        }
+    }
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    /// Whether somebody was faster.
+    pub(super) fn is_conflict(&self) -> bool {
+        matches!(&self.cause, Cause::Failed(error) if error.class() == ErrorClass::Conflict)
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self { cause: Cause::Failed(error), again: None }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The conditions: each is judged from what is there, and its time moves only when its status flips. Pure.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::Pod,
@@ -155,11 +155,12 @@ fn rejected(node: &Node) -> Option<Problem> {
 
 fn ready(cluster: &FanoutCluster, counts: &Counts, problems: &[Problem]) -> Verdict {
     let wanted = cluster.spec.replicas;
-    let numbers = format!("{} of {wanted} nodes serve at the current revision", counts.updated_ready);
-    // A container that does not end holds up a node that serves nobody any more.
-    let mut in_the_way =
-        problems.iter().filter(|problem| problem.reason != Reason::ContainerIgnoresTermination);
-    let (status, reason, message) = match in_the_way.next() {
+    let numbers = format!("{} of {} at the current revision", counts.updated_ready, nodes_that(wanted, "serve"));
+    // Nodes serve whoever has the last word about a child. A container that does not end holds up a node that serves
+    // nobody any more.
+    let harmless = [Reason::RepairDisputed, Reason::ContainerIgnoresTermination];
+    let grave = problems.iter().find(|problem| !harmless.contains(&problem.reason));
+    let (status, reason, message) = match grave {
         Some(problem) => ("False", problem.reason, problem.message.clone()),
         None if counts.is_complete(cluster) && wanted == 0 => ("True", Reason::ScaledToZero, numbers),
         None if counts.is_complete(cluster) => ("True", Reason::AllNodesServing, numbers),
@@ -170,7 +171,7 @@ fn ready(cluster: &FanoutCluster, counts: &Counts, problems: &[Problem]) -> Verd
 }
 
 fn available(cluster: &FanoutCluster, counts: &Counts) -> Verdict {
-    let message = format!("{} nodes serve", counts.ready);
+    let message = nodes_that(counts.ready, "serve");
     let (status, reason) = match counts.ready {
         0 if cluster.spec.replicas == 0 => ("False", Reason::ScaledToZero),
         0 => ("False", Reason::NoNodeServing),
@@ -188,21 +189,21 @@ fn progressing(cluster: &FanoutCluster, counts: &Counts, stuck: bool) -> Verdict
         ("False", Reason::Paused, "spec.paused is set".to_owned())
     } else if counts.outdated > 0 && stuck {
         let message =
-            format!("a new node does not become ready; {} older nodes are left alone", counts.outdated);
+            format!("a new node does not become ready; {} of an older revision and left alone", nodes_that(counts.outdated, "are"));
         ("False", Reason::RolloutStuck, message)
     } else if counts.outdated > 0 && by_hand && counts.leaving == 0 && present == wanted {
-        let message = format!("{} nodes are of an older revision: delete their pods", counts.outdated);
+        let message = format!("{} of an older revision: delete what is left of it", nodes_that(counts.outdated, "are"));
         ("False", Reason::WaitingForDelete, message)
     } else if counts.outdated > 0 {
-        let message = format!("{} of {wanted} nodes are of the new revision", counts.updated);
+        let message = format!("{} of {} of the new revision", counts.updated, nodes_that(wanted, "are"));
         ("True", Reason::RollingOut, message)
     } else if present < wanted || counts.ready < wanted {
-        ("True", Reason::ScalingUp, format!("{} of {wanted} nodes are ready", counts.ready))
+        ("True", Reason::ScalingUp, format!("{} of {} ready", counts.ready, nodes_that(wanted, "are")))
     } else if present > wanted || counts.leaving > 0 {
-        let message = format!("{} nodes leave", counts.leaving.max(present - wanted));
+        let message = nodes_that(counts.leaving.max(present - wanted), "leave");
         ("True", Reason::ScalingDown, message)
     } else {
-        ("False", Reason::UpToDate, format!("{wanted} of {wanted} nodes are as the spec asks"))
+        ("False", Reason::UpToDate, format!("{wanted} of {} as the spec asks", nodes_that(wanted, "are")))
     };
     Verdict { type_: ConditionType::Progressing, status, reason, message }
 }
@@ -297,9 +298,9 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     let asked = answers.iter().filter(|(_, report)| report.broker_verified.is_some()).count();
     if asked < answers.len() && redis_grace(cluster, found.at).is_some() {
         let message = format!(
-            "{} is back; {asked} of {} nodes were asked since whether their messages get through",
+            "{} is back; {asked} of {} asked since whether their messages get through",
             target(cluster),
-            answers.len()
+            nodes_that(answers.len(), "were")
         );
         return verdict("False", Reason::RedisUnreachable, message);
     }
@@ -309,8 +310,8 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     if !cut.is_empty() {
         let (count, names) = named(cut);
         let message = format!(
-            "{count} of {} nodes have no connection to {} ({names}): {}",
-            answers.len(),
+            "{count} of {} no connection to {} ({names}): {}",
+            nodes_that(answers.len(), "have"),
             target(cluster),
             advice(cluster)
         );
@@ -319,15 +320,29 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
     if !lost.is_empty() {
         let (count, names) = named(lost);
         let message = format!(
-            "{count} of {} nodes are connected to {}, but their own messages do not come back ({names}): see its load and its logs",
-            answers.len(),
+            "{count} of {} connected to {}, but their own messages do not come back ({names}): see its load and its logs",
+            nodes_that(answers.len(), "are"),
             target(cluster)
         );
         return verdict("False", Reason::CanaryLost, message);
     }
-    let message =
-        format!("{} nodes see their own messages come back through {}", answers.len(), target(cluster));
+    let seen = nodes_that(answers.len(), "see");
+    let message = format!("{seen} their own messages come back through {}", target(cluster));
     verdict("True", Reason::CanaryReturned, message)
+}
+
+/// `1 node serves`, `2 nodes serve`.
+fn nodes_that(count: impl fmt::Display, verb: &str) -> String {
+    let count = count.to_string();
+    if count != "1" {
+        return format!("{count} nodes {verb}");
+    }
+    match verb {
+        "are" => "1 node is".to_owned(),
+        "were" => "1 node was".to_owned(),
+        "have" => "1 node has".to_owned(),
+        verb => format!("1 node {verb}s"),
+    }
 }
 
 fn target(cluster: &FanoutCluster) -> String {
@@ -364,6 +379,25 @@ pub(super) fn malformed(metadata: &ObjectMeta, error: &str, now: Timestamp) -> V
         |type_, status| Verdict { type_, status, reason: Reason::InvalidSpec, message: error.to_owned() };
     let verdicts = [verdict(ConditionType::Ready, "False"), verdict(ConditionType::Degraded, "True")];
     merge(&[], verdicts.into(), metadata.generation, now)
+}
+
+/// The conditions of a cluster on which the operator itself failed: the others are as they were.
+pub(super) fn broken(
+    before: &[Condition],
+    cluster: &FanoutCluster,
+    message: &str,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let verdict = |type_, status| Verdict {
+        type_,
+        status,
+        reason: Reason::OperatorFailed,
+        message: message.to_owned(),
+    };
+    let verdicts = vec![verdict(ConditionType::Ready, "False"), verdict(ConditionType::Degraded, "True")];
+    let told = merge(before, verdicts, cluster.metadata.generation, now);
+    let is_told = |condition: &&Condition| told.iter().all(|told| told.type_ != condition.type_);
+    told.iter().chain(before.iter().filter(is_told)).cloned().collect()
 }
 
 /// Verdicts as conditions. A time moves only when its status flips.
@@ -461,6 +495,14 @@ mod tests {
         assert_eq!(shown("True", &[Some("new")]), Some(2));
         assert_eq!(shown("True", &[None]), Some(2), "nobody can be asked");
         assert_eq!(shown("False", &[Some("old")]), Some(2));
+    }
+
+    #[test]
+    fn one_node_is_no_nodes() {
+        assert_eq!(nodes_that(1, "serve"), "1 node serves");
+        assert_eq!(nodes_that(1, "have"), "1 node has");
+        assert_eq!(nodes_that(0, "are"), "0 nodes are");
+        assert_eq!(nodes_that(2, "leave"), "2 nodes leave");
     }
 
     #[test]
