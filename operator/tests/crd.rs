@@ -76,13 +76,44 @@ fn scaling_and_columns_are_as_documented() {
     let crd = crd::crd();
     let version = &crd["spec"]["versions"][0];
     assert_eq!(version["subresources"]["scale"]["labelSelectorPath"], ".status.selector");
-    let columns: Vec<_> = version["additionalPrinterColumns"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|column| column["name"].as_str().unwrap())
-        .collect();
-    assert_eq!(columns, ["Ready", "Desired", "Nodes", "Conns", "Redis", "Version", "Age"]);
+    let columns = version["additionalPrinterColumns"].as_array().unwrap();
+    let names = |wide: bool| -> Vec<_> {
+        let shown = columns.iter().filter(|column| (column["priority"] == 1) == wide);
+        shown.map(|column| column["name"].as_str().unwrap()).collect()
+    };
+    assert_eq!(names(false), ["Ready", "Desired", "Nodes", "Conns", "Redis", "Version", "Age"]);
+    assert_eq!(names(true), ["Reason", "Message"]);
+}
+
+#[test]
+fn an_item_of_a_list_has_no_defaults_so_that_kubectl_apply_finds_it_unchanged() {
+    let crd = crd::crd();
+    let mut items = 0;
+    walk(
+        &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"],
+        "",
+        &mut |path, value| {
+            if let Some((_, below)) = path.split_once("/items") {
+                items += 1;
+                assert!(
+                    !path.ends_with("/default") || below.ends_with("/properties/default"),
+                    "{path}: {value}"
+                );
+            }
+        },
+    );
+    assert!(items > 100, "{items}");
+}
+
+#[test]
+fn a_rule_of_the_whole_object_names_the_field_at_fault() {
+    let crd = crd::crd();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    for rule in schema["x-kubernetes-validations"].as_array().unwrap() {
+        let path = rule["fieldPath"].as_str().unwrap_or_else(|| panic!("kubectl would say <nil>: {rule}"));
+        let known = schema.pointer(&path.replace('.', "/properties/"));
+        assert!(known.is_some(), "the API server refuses a path that is not in the schema: {path}");
+    }
 }
 
 #[test]

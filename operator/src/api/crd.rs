@@ -42,11 +42,17 @@ pub fn crd() -> Value {
     crd.as_object_mut().expect("a CRD is an object").remove("status");
     let schema = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema").expect("the CRD has a schema");
     tidy(schema);
+    // A rule can name the field at fault only where the schema has it.
+    schema["properties"]["metadata"] = json!({"type": "object", "properties": {"name": {"type": "string"}}});
     let spec = schema.pointer_mut("/properties/spec/properties").expect("the schema has a spec");
     for path in KUBERNETES_TYPES {
         strip_descriptions(spec.pointer_mut(path).expect("the path names a field of the spec"));
     }
     shape_pod_template(&mut spec["podTemplate"]);
+    spec.as_object_mut()
+        .expect("the spec has fields")
+        .values_mut()
+        .for_each(|field| drop_item_defaults(field, false));
     shape_conditions(&mut schema["properties"]["status"]["properties"]["conditions"]);
     crd
 }
@@ -81,6 +87,26 @@ fn tidy(schema: &mut Value) {
             }
         }
         Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+/// Takes the defaults out of what is an item of a list. `kubectl apply` compares lists as wholes, so that one with
+/// defaults filled in differs from its file for ever; the operator reads the same defaults itself.
+fn drop_item_defaults(schema: &mut Value, in_item: bool) {
+    let Some(fields) = schema.as_object_mut() else { return };
+    if in_item {
+        fields.remove("default");
+    }
+    for (name, below) in fields {
+        match name.as_str() {
+            "items" => drop_item_defaults(below, true),
+            "additionalProperties" => drop_item_defaults(below, in_item),
+            "properties" => {
+                let fields = below.as_object_mut().into_iter().flat_map(|fields| fields.values_mut());
+                fields.for_each(|field| drop_item_defaults(field, in_item));
+            }
+            _ => {}
+        }
     }
 }
 

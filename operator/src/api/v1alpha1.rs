@@ -66,8 +66,21 @@ const RFC_3339: &str =
     ),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        priority = 1,
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message"
+    ),
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name names Services and pods too: use at most 40 of a-z, 0-9 and '-', beginning with a letter and not ending with '-'")
+        .field_path(".metadata.name")
 )]
 #[x_kube(
     // At spec, for it looks at replicas. In modes with several servers addresses are seeds, free to change.
