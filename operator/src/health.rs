@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 #[derive(Clone, Debug, clap::Args)]
 pub struct HealthArgs {
     /// Address of /live, /ready and /metrics.
-    #[arg(long, env = "FANOUT_HTTP", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "FANOUT_HTTP", default_value = "[::]:8080")]
     pub http: SocketAddr,
 }
 
@@ -79,7 +79,13 @@ pub async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let listener = TcpListener::bind(http).await?;
+    let listener = match TcpListener::bind(http).await {
+        // A machine without IPv6 has no such address.
+        Err(_) if http.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), http.port())).await?
+        }
+        bound => bound?,
+    };
     tracing::info!(address = %listener.local_addr()?, "serving /live, /ready and /metrics");
     axum::serve(listener, router(metrics, readiness)).with_graceful_shutdown(stop.cancelled_owned()).await
 }

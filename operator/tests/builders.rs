@@ -18,6 +18,7 @@ use fanout_operator::{
     resources::config_map::{LIVE, live_hash},
 };
 use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::Resource;
 use serde_json::{Value, json};
 use sidecar_config::{BootSettings, LiveSettings};
 
@@ -430,7 +431,8 @@ fn nodes_that_drain_at_once_share_what_the_cluster_may_disconnect() {
 }
 
 fn kept(data: Value, labels: &Value) -> Secret {
-    let object = json!({"metadata": {"name": "chat-redis", "resourceVersion": "7", "labels": labels}});
+    let owners = cluster(json!({})).controller_owner_ref(&()).map(|owner| vec![owner]);
+    let object = json!({"metadata": {"name": "chat-redis", "resourceVersion": "7", "labels": labels, "ownerReferences": owners}});
     let mut secret: Secret = serde_json::from_value(object).expect("a Secret");
     let values: BTreeMap<String, String> = serde_json::from_value(data).expect("values");
     secret.data = Some(values.into_iter().map(|(key, text)| (key, ByteString(text.into_bytes()))).collect());

@@ -1,6 +1,9 @@
 //! The boot document: ports, broker and runtime; one ConfigMap per revision, read once.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -207,7 +210,8 @@ impl Default for Runtime {
 
 impl Default for Listen {
     fn default() -> Self {
-        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        // Every address of both families.
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Self { client: any(8000), api: any(8001), admin: any(8002) }
     }
 }

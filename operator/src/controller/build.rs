@@ -172,8 +172,9 @@ impl GeneratedSecret {
         let lost: BTreeMap<_, _> =
             labels.filter(|(name, label)| live.labels().get(*name) != Some(*label)).collect();
         let owners = self.shell.metadata.owner_references.iter().flatten();
-        let disowned: Vec<_> =
-            owners.filter(|owner| live.owner_references().iter().all(|known| known.uid != owner.uid)).collect();
+        let disowned: Vec<_> = owners
+            .filter(|owner| live.owner_references().iter().all(|known| known.uid != owner.uid))
+            .collect();
         (!due.is_empty() || !lost.is_empty() || !disowned.is_empty()).then(|| {
             let mut metadata = json!({"resourceVersion": live.metadata.resource_version, "labels": lost});
             if !disowned.is_empty() {

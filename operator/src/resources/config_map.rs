@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::LazyLock,
 };
@@ -206,7 +206,8 @@ impl NodePlace {
     /// A node in its pod.
     pub fn in_pod(cluster: &FanoutCluster, redis: RedisTarget) -> Self {
         let Ports { client, api, admin, control: _ } = cluster.spec.hub.ports;
-        let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+        // Every address of both families: pods have one or two of them.
+        let at = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
         Self {
             listen: Listen { client: at(client), api: at(api), admin: at(admin) },
             redis,

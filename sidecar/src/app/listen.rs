@@ -2,10 +2,13 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
 };
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use sidecar_config::Listen;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -50,7 +53,22 @@ impl Listeners {
     }
 }
 
+/// Binds an address. Where this machine has no IPv6 at all, `[::]` is what is left of every address.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let every_v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+    match bind_exactly(address) {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
+            bind_exactly(every_v4)
+        }
+        bound => bound,
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
+}
+
+fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the old process' closed connections; a living process still refuses.
     socket.set_reuse_address(true)?;
@@ -98,5 +116,24 @@ pub(super) fn max_connections(asked: u32) -> Result<u32, StartError> {
 pub(super) fn tell_if_lowered(asked: u32, most: u32) {
     if most < asked {
         tracing::warn!(asked, most, "the open-files limit lowers hub.maxConnections");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn every_address_is_of_both_families() {
+        let listener = bind("[::]:0".parse().expect("an address")).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
+        if listener.local_addr().is_ok_and(|address| address.is_ipv6()) {
+            assert!(TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok());
+        }
+        assert!(is_without_ipv6(&Errno::AFNOSUPPORT.into()));
+        assert!(!is_without_ipv6(&Errno::ADDRINUSE.into()));
     }
 }
