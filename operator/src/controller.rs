@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod build;
+mod debounce;
 pub mod dereference;
 pub mod diagnose;
 mod mirror;
@@ -28,6 +29,7 @@ use kube::{
     runtime::controller::{Action, Config, Error as Reconcile, applier},
 };
 use serde_json::Value;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, warn};
 
@@ -54,11 +56,14 @@ use crate::{
 /// Clusters reconciled at one time.
 const CONCURRENCY: u16 = 16;
 
-/// Changes that come within this time make one reconcile. Short, for a deleted child is to be back in a second.
+/// Changes that come within this time after the first make one reconcile. Short, for a deleted child is to be back in a second.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// Time that a new leader waits for the nodes to answer.
 const FIRST_ROUND: Duration = Duration::from_secs(3);
+
+/// The next look at a cluster is never sooner, whatever asks for it.
+const SOONEST: Duration = Duration::from_millis(50);
 
 /// A look at a cluster that waits for something that is not watched: a name to become free, a quota to grow.
 const WAITING: Duration = Duration::from_secs(10);
@@ -136,7 +141,7 @@ pub enum Error {
         finalizers: String,
     },
     /// The API server refused or did not answer.
-    #[error("{}", refused(verb, kind, name, fields, source))]
+    #[error("{}", refused(verb, kind, name, fields, answer))]
     Api {
         /// What was tried.
         verb: &'static str,
@@ -147,7 +152,7 @@ pub enum Error {
         /// The fields of the FanoutCluster that it is about, as far as that is known.
         fields: Vec<String>,
         /// What the API server said; part of the text already.
-        source: Arc<kube::Error>,
+        answer: Arc<kube::Error>,
     },
     /// The reconcile panicked.
     #[error("the operator failed on this FanoutCluster ({0}): its log says where; please report it")]
@@ -188,9 +193,9 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
     let (mirrors, changes) = Mirrors::start(&shared.client, scope, &shared.metrics, &shared.readiness);
     let context = Arc::new(Context::new(shared, mirrors.clone()));
     let news = reports(Scraper::new(shared.metrics.clone(), context.reports.clone()), context.clone());
-    let triggers = stream::select(changes, news).map(Ok::<_, Infallible>);
+    let triggers = debounce::from_the_first(stream::select(changes, news), DEBOUNCE).map(Ok::<_, Infallible>);
     let queue = triggers.take_until(stop.clone().cancelled_owned());
-    let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
+    let config = Config::default().concurrency(CONCURRENCY);
     let reconciles = applier(spawn, error_policy, context.clone(), mirrors.clusters(), queue, config);
     let in_step = async {
         mirrors.fill().await;
@@ -201,32 +206,48 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
         shared.readiness.clear(&Obstacle::Watches(scope.to_string()));
         std::future::pending().await
     };
+    // A watch that was away does not tell what went meanwhile.
+    let sheds = async {
+        loop {
+            tokio::time::sleep(RESYNC).await;
+            context.shed();
+        }
+    };
     tokio::select! {
         () = in_step => {}
         () = context.territory.keep(|| context.namespaces()) => {}
+        () = sheds => {}
         () = reconciles.for_each(async |result| log(&context, result)) => {}
     }
 }
 
-/// Asks the nodes; yields the clusters of those that said something new.
+/// Asks the nodes; yields the clusters of those that said something new. The nodes that do not answer are not waited for.
 fn reports(scraper: Scraper, context: Arc<Context>) -> impl futures::Stream<Item = Trigger> + Send {
-    let rounds =
-        stream::unfold((scraper, context), async |(mut scraper, context): (Scraper, Arc<Context>)| {
-            let mirrors = &context.mirrors;
-            mirrors.reach(Stage::Filled).await;
-            if mirrors.stage() == Stage::InStep {
-                tokio::time::sleep(scrape::TICK).await;
+    let rounds = async |(mut scraper, context, mut tick): (Scraper, Arc<Context>, Interval)| {
+        let mirrors = &context.mirrors;
+        mirrors.reach(Stage::Filled).await;
+        loop {
+            let news = tokio::select! {
+                _ = tick.tick() => {
+                    let mut nodes = mirrors.nodes();
+                    // Those of other operators do not let this one in.
+                    nodes.retain(|pod| context.is_managed(pod));
+                    scraper.ask(nodes);
+                    None
+                }
+                news = scraper.news() => news,
+            };
+            if scraper.is_idle() {
+                mirrors.asked();
             }
-            let mut nodes = mirrors.nodes();
-            // Those of other operators do not let this one in, and would each be waited for.
-            nodes.retain(|pod| context.is_managed(pod));
-            let news = scraper.round(nodes).await;
-            mirrors.asked();
-            let triggers: Vec<_> =
-                news.iter().filter_map(|pod| mirror::labelled_cluster(pod.as_ref())).collect();
-            Some((stream::iter(triggers), (scraper, context)))
-        });
-    rounds.flatten().boxed()
+            if let Some(trigger) = news.and_then(|pod| mirror::labelled_cluster(pod.as_ref())) {
+                return Some((trigger, (scraper, context, tick)));
+            }
+        }
+    };
+    let mut tick = tokio::time::interval(scrape::TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stream::unfold((scraper, context, tick), rounds).boxed()
 }
 
 /// A reconcile is a task of its own, so that the watches go on; it ends with whoever waits for it.
@@ -322,7 +343,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     let looks =
         [applied.look_again(Timestamp::now()), found.next_look(), again, Some(jittered(RESYNC))];
     Ok(Done {
-        again: looks.into_iter().flatten().chain(tries).min(),
+        again: looks.into_iter().flatten().chain(tries).min().map(|wait| wait.max(SOONEST)),
         failed: applied.failures().iter().map(|(class, _)| *class).max(),
     })
 }
@@ -332,7 +353,8 @@ fn is_collected(cluster: &FanoutCluster) -> bool {
     const COLLECTOR: [&str; 2] = ["foregroundDeletion", "orphan"];
     let finalizers = cluster.finalizers();
     cluster.metadata.deletion_timestamp.is_some()
-        && (finalizers.is_empty() || finalizers.iter().any(|finalizer| COLLECTOR.contains(&finalizer.as_str())))
+        && (finalizers.is_empty()
+            || finalizers.iter().any(|finalizer| COLLECTOR.contains(&finalizer.as_str())))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "kube hands them over so")]
@@ -348,8 +370,7 @@ fn log(context: &Context, result: Result<(Trigger, Action), Reconcile<Error, Inf
         Ok((cluster, _)) => debug!(%cluster, "reconciled"),
         Err(Reconcile::ObjectNotFound(cluster)) => {
             debug!(%cluster, "gone");
-            let gone = Trigger::new(&cluster.name);
-            context.forget(&cluster.namespace.iter().fold(gone, |gone, namespace| gone.within(namespace)));
+            context.shed();
         }
         Err(Reconcile::ReconcilerFailed(error, cluster)) if error.class() == ErrorClass::Conflict => {
             debug!(%cluster, error = %chain(&error), "somebody was faster");
@@ -379,14 +400,16 @@ fn said(error: &kube::Error) -> String {
     }
 }
 
-fn refused(verb: &str, kind: &str, name: &str, fields: &[String], source: &kube::Error) -> String {
+fn refused(verb: &str, kind: &str, name: &str, fields: &[String], answer: &kube::Error) -> String {
     let fields = match fields {
         [] => String::new(),
         fields => format!("{}: ", fields.join(", ")),
     };
-    match source {
-        kube::Error::Api(_) => format!("{fields}the API server refuses to {verb} {kind} {name}: {}", said(source)),
-        _ => format!("{fields}failed to {verb} {kind} {name}: {}", said(source)),
+    match answer {
+        kube::Error::Api(_) => {
+            format!("{fields}the API server refuses to {verb} {kind} {name}: {}", said(answer))
+        }
+        _ => format!("{fields}failed to {verb} {kind} {name}: {}", said(answer)),
     }
 }
 
@@ -401,12 +424,24 @@ fn not_ours(kind: &str, name: &str, owner: Option<&str>) -> String {
     }
 }
 
-/// An error and its causes, in one line; a cause that the text has already is not repeated.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.map(ToString::to_string).fold(error.to_string(), |line, cause| {
-        if line.contains(&cause) { line } else { format!("{line}: {cause}") }
-    })
+/// An error and its causes, in one line. A cause that the text has already is not repeated, and of what the API server
+/// said only its message is told: kube's text has all of the answer, twice.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = String::new();
+    for cause in std::iter::successors(Some(error), |cause| cause.source()) {
+        let text = cause.to_string();
+        match cause.downcast_ref::<kube::Error>() {
+            Some(api @ kube::Error::Api(_)) if line.contains(&text) => {
+                return line.replace(&text, &said(api));
+            }
+            Some(api @ kube::Error::Api(_)) if line.is_empty() => return said(api),
+            Some(api @ kube::Error::Api(_)) => return format!("{line}: {}", said(api)),
+            _ if line.is_empty() => line = text,
+            _ if !line.contains(&text) => line = format!("{line}: {text}"),
+            _ => {}
+        }
+    }
+    line
 }
 
 /// Up to a tenth more or less, so that clusters do not keep step.
@@ -454,16 +489,23 @@ impl Context {
         match class {
             ErrorClass::Terminal => RESYNC,
             ErrorClass::Waiting => jittered(WAITING),
-            ErrorClass::Conflict => Duration::from_millis(50),
-            ErrorClass::Transient => self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref()),
+            ErrorClass::Conflict => SOONEST,
+            ErrorClass::Transient => {
+                self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref())
+            }
         }
     }
 
-    /// Sheds what is remembered of a cluster that is gone.
-    fn forget(&self, cluster: &Trigger) {
-        self.failures.forget(cluster);
-        self.applier.forget(cluster);
-        self.reporter.forget(cluster);
+    /// Sheds what is remembered of clusters and Secrets that are gone.
+    fn shed(&self) {
+        let clusters = self.mirrors.clusters();
+        let lives =
+            |namespace: &str, name: &str| clusters.get(&Trigger::new(name).within(namespace)).is_some();
+        self.failures
+            .keep_only(|cluster| lives(cluster.namespace.as_deref().unwrap_or_default(), &cluster.name));
+        self.applier.keep_only(lives);
+        self.reporter.keep_only(lives);
+        self.secrets.keep_only(&self.mirrors);
     }
 }
 
@@ -473,7 +515,7 @@ impl Error {
     /// Turns what the API server said into an error that names what was tried.
     fn api(verb: &'static str, kind: &str, name: &str) -> impl FnOnce(kube::Error) -> Self + use<> {
         let (kind, name) = (kind.to_owned(), name.to_owned());
-        move |source| Self::Api { verb, kind, name, fields: Vec::new(), source: Arc::new(source) }
+        move |source| Self::Api { verb, kind, name, fields: Vec::new(), answer: Arc::new(source) }
     }
 
     /// The same of a child as it was to be.
@@ -485,7 +527,7 @@ impl Error {
                 _ => Vec::new(),
             };
             let (kind, name) = (text(&child["kind"]), text(&child["metadata"]["name"]));
-            Self::Api { verb, kind, name, fields, source: Arc::new(source) }
+            Self::Api { verb, kind, name, fields, answer: Arc::new(source) }
         }
     }
 
@@ -506,8 +548,8 @@ impl Error {
     }
 
     fn status(&self) -> Option<&Status> {
-        let Self::Api { source, .. } = self else { return None };
-        let kube::Error::Api(status) = source.as_ref() else { return None };
+        let Self::Api { answer, .. } = self else { return None };
+        let kube::Error::Api(status) = answer.as_ref() else { return None };
         Some(status)
     }
 
@@ -590,6 +632,10 @@ impl Failures {
         longest.mul_f64(rand::random_range(0.1..1.0))
     }
 
+    fn keep_only(&self, lives: impl Fn(&Trigger) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|cluster, _| lives(cluster));
+    }
+
     fn forget(&self, cluster: &Trigger) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
     }
@@ -615,10 +661,18 @@ mod tests {
             reason: "Invalid".to_owned(),
             ..Status::default()
         };
-        let error = Error::refused("apply", &serde_json::json!({"kind": "Service", "metadata": {"name": "chat"}}));
-        let error = error(kube::Error::Api(Box::new(status)));
+        let child = serde_json::json!({"kind": "Service", "metadata": {"name": "chat"}});
+        let error = Error::refused("apply", &child)(kube::Error::Api(Box::new(status)));
         let told = "spec.service: the API server refuses to apply Service chat: Service \"chat\" is invalid: spec.type: Unsupported value";
         assert_eq!(chain(&error), told);
         assert_eq!(error.problem().expect("a problem").reason, Reason::InvalidSpec);
+    }
+
+    #[test]
+    fn a_log_line_has_no_dump_either() {
+        let status = || Status { code: 404, message: "page not found".to_owned(), ..Status::default() };
+        let listing = kube::runtime::watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status())));
+        assert_eq!(chain(&listing), "failed to perform initial object list: page not found");
+        assert_eq!(chain(&kube::Error::Api(Box::new(status()))), "page not found");
     }
 }

@@ -21,7 +21,10 @@ use kube::{
 use serde_json::json;
 use tracing::warn;
 
-use crate::api::{FanoutCluster, Reason};
+use crate::{
+    api::{FanoutCluster, Reason},
+    controller::chain,
+};
 
 /// Kubernetes refuses an Event whose note is longer.
 const NOTE_BYTES: usize = 1024;
@@ -97,7 +100,7 @@ impl Events {
         let before = self.before(&saying, now);
         match self.send(cluster, &saying, before, now).await {
             Ok(sent) => drop(self.lock().insert(saying, sent)),
-            Err(error) => warn!(%error, %reason, "failed to send an event"),
+            Err(error) => warn!(error = %chain(&error), %reason, "failed to send an event"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the nodes say of themselves: their `/metrics`, read every ten seconds, and for the first time as soon as they
 //! run.
 //!
-//! The controller polls [`Scraper::round`] every [`TICK`]; reconcile reads [`Reports`]. A report moves only when it says
+//! The controller calls [`Scraper::ask`] every [`TICK`] and hears from [`Scraper::news`]; reconcile reads [`Reports`]. A report moves only when it says
 //! something new (a flag flipped, a count changed by a twentieth, or half a minute passed), so that a busy cluster
 //! does not turn into writes. A node that does not answer is an observation, never an error.
 
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -19,7 +19,7 @@ use hyper_util::{
 };
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::ResourceExt;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::metrics::{Metrics, Scrape};
 
@@ -38,7 +38,7 @@ const SLOW_REPORT: Duration = Duration::from_secs(30);
 /// A node that takes longer does not answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Nodes asked at one time.
+/// Nodes asked at one time; and as many of those that did not answer the last time, so that no node waits for the dead.
 const AT_ONCE: usize = 32;
 
 /// A page that is longer is not a node's.
@@ -72,13 +72,23 @@ pub struct Report {
 pub struct Reports(Arc<Mutex<HashMap<String, (Report, Instant)>>>);
 
 /// Asks nodes.
-#[derive(Debug)]
 pub struct Scraper {
+    asker: Asker,
+    /// When a pod was asked last, by its uid and by whether it was ready then.
+    asked: HashMap<(String, bool), Instant>,
+    asking: FuturesUnordered<BoxFuture<'static, (Arc<Pod>, bool)>>,
+    /// Uids of the pods that are being asked.
+    open: HashSet<String>,
+    answering: Arc<Semaphore>,
+    silent: Arc<Semaphore>,
+}
+
+/// What it takes to ask one node.
+#[derive(Clone, Debug)]
+struct Asker {
     client: Client<HttpConnector, Empty<bytes::Bytes>>,
     metrics: Metrics,
     reports: Reports,
-    /// When a pod was asked last, by its uid and by whether it was ready then.
-    asked: HashMap<(String, bool), Instant>,
 }
 
 // === impl Report ===
@@ -190,16 +200,50 @@ impl Scraper {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(TIMEOUT));
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Self { client, metrics, reports, asked: HashMap::new() }
+        let lane = || Arc::new(Semaphore::new(AT_ONCE));
+        Self {
+            asker: Asker { client, metrics, reports },
+            asked: HashMap::new(),
+            asking: FuturesUnordered::new(),
+            open: HashSet::new(),
+            answering: lane(),
+            silent: lane(),
+        }
     }
 
-    /// Asks those pods whose turn it is; returns those that said something new.
-    pub async fn round(&mut self, pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
-        self.reports.keep_only(&pods);
-        let due = self.due(pods, Instant::now());
-        let this = &*self;
-        let asked = futures::stream::iter(due).map(async |pod| this.ask(&pod).await.then_some(pod));
-        asked.buffer_unordered(AT_ONCE).filter_map(async |pod| pod).collect().await
+    /// Begins to ask those pods whose turn it is.
+    pub fn ask(&mut self, pods: Vec<Arc<Pod>>) {
+        self.asker.reports.keep_only(&pods);
+        for pod in self.due(pods, Instant::now()) {
+            let answered = self.asker.reports.of(&pod).is_none_or(|report| report.answered);
+            let lane = if answered { &self.answering } else { &self.silent };
+            let (lane, asker) = (lane.clone(), self.asker.clone());
+            self.open.extend(pod.metadata.uid.clone());
+            let asking = async move {
+                let _place = lane.acquire().await;
+                let news = asker.ask(&pod).await;
+                (pod, news)
+            };
+            self.asking.push(asking.boxed());
+        }
+    }
+
+    /// The next pod that says something new; `None` where the last that was asked does not. Dropping it loses nothing.
+    pub async fn news(&mut self) -> Option<Arc<Pod>> {
+        loop {
+            let Some((pod, news)) = self.asking.next().await else { std::future::pending().await };
+            if let Some(uid) = pod.metadata.uid.as_ref() {
+                self.open.remove(uid);
+            }
+            if news || self.asking.is_empty() {
+                return news.then_some(pod);
+            }
+        }
+    }
+
+    /// Whether nobody is being asked.
+    pub fn is_idle(&self) -> bool {
+        self.asking.is_empty()
     }
 
     /// A pod's turn comes every [`INTERVAL`], sooner while its node has no broker, and at once when it turns ready.
@@ -210,7 +254,10 @@ impl Scraper {
             let Some(uid) = pod.metadata.uid.clone().filter(|_| metrics_address(pod).is_some()) else {
                 return false;
             };
-            let well = self.reports.of(pod).is_none_or(|report| report.is_well());
+            if self.open.contains(&uid) {
+                return false;
+            }
+            let well = self.asker.reports.of(pod).is_none_or(|report| report.is_well());
             let interval = if well { INTERVAL } else { SOONER };
             let turn = (uid, is_ready(pod));
             let is_due = self.asked.get(&turn).is_none_or(|asked| now.duration_since(*asked) >= interval);
@@ -221,7 +268,11 @@ impl Scraper {
         });
         due
     }
+}
 
+// === impl Asker ===
+
+impl Asker {
     async fn ask(&self, pod: &Pod) -> bool {
         let Some(uid) = pod.metadata.uid.as_deref() else { return false };
         let Some(address) = metrics_address(pod) else { return false };
@@ -344,5 +395,44 @@ mod tests {
         let reports = Reports::default();
         assert!(reports.take("a", report(true), now));
         assert!(reports.take("a", report(false), now));
+    }
+
+    fn pod(uid: &str, address: std::net::SocketAddr) -> Arc<Pod> {
+        let admin = serde_json::json!({"name": "admin", "containerPort": address.port()});
+        let pod = serde_json::json!({
+            "metadata": {"name": uid, "uid": uid},
+            "spec": {"containers": [{"name": "fanout", "ports": [admin]}]},
+            "status": {"phase": "Running", "podIP": address.ip().to_string(), "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        Arc::new(serde_json::from_value(pod).expect("a pod"))
+    }
+
+    #[tokio::test]
+    async fn a_node_that_answers_does_not_wait_for_a_hundred_that_do_not() {
+        // The kernel accepts, and nobody ever answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let dead = |nth: usize| pod(&format!("dead-{nth}"), silent.local_addr().expect("an address"));
+        let well = tokio::net::TcpListener::bind("[::1]:0").await.expect("a port");
+        let address = well.local_addr().expect("an address");
+        let page =
+            axum::Router::new().route("/metrics", axum::routing::get(async || "fanout_node_connections 3\n"));
+        let serving = tokio::spawn(async move { axum::serve(well, page).await });
+
+        let reports = Reports::default();
+        let mut scraper = Scraper::new(Metrics::new(), reports.clone());
+        let dead: Vec<_> = (0..100).map(dead).collect();
+        for pod in &dead {
+            reports.take(pod.metadata.uid.as_deref().expect("a uid"), Report::default(), Instant::now());
+        }
+        let asked = Instant::now();
+        for nth in 0..5 {
+            let new = pod(&format!("well-{nth}"), address);
+            scraper.ask(dead.iter().chain([&new]).cloned().collect());
+            assert_eq!(scraper.news().await.and_then(|pod| pod.metadata.uid.clone()), new.metadata.uid);
+            assert_eq!(reports.of(&new).map(|report| report.connections), Some(3));
+        }
+        assert!(asked.elapsed() < TIMEOUT, "{:?}", asked.elapsed());
+        assert!(!scraper.is_idle(), "the dead are still being asked");
+        serving.abort();
     }
 }

@@ -1200,7 +1200,8 @@ async fn what_somebody_added_to_a_child_is_taken_back_and_told_once_it_is() {
         json!({"spec": {"template": {"spec": {"containers": all}}}})
     };
     let more_ports = {
-        let mut ports = server.get("/api/v1/namespaces/test/services/chat-api").unwrap()["spec"]["ports"].clone();
+        let mut ports =
+            server.get("/api/v1/namespaces/test/services/chat-api").unwrap()["spec"]["ports"].clone();
         ports.as_array_mut().unwrap().push(json!({"name": "more", "port": 9_000}));
         json!({"spec": {"ports": ports}})
     };
@@ -1212,6 +1213,10 @@ async fn what_somebody_added_to_a_child_is_taken_back_and_told_once_it_is() {
         (set.as_str(), with_variable(&set)),
         (set.as_str(), json!({"spec": {"template": {"spec": {"initContainers": [spy]}}}})),
         (set.as_str(), json!({"spec": {"template": {"spec": {"hostPID": true}}}})),
+        (
+            set.as_str(),
+            json!({"spec": {"template": {"spec": {"hostIPC": true, "tolerations": [{"operator": "Exists"}]}}}}),
+        ),
         (REDIS, with_spy(REDIS)),
     ] {
         let before = server.get(path).unwrap();
@@ -1235,7 +1240,8 @@ async fn what_others_may_add_or_allocate_is_neither_written_nor_told() {
     let operator = Operator::start(&server).await;
     seconds(5).await;
     server.take_writes();
-    let shared = json!({"labels": {"theirs": "x"}, "annotations": {"theirs": "x"}, "finalizers": ["theirs/x"]});
+    let shared =
+        json!({"labels": {"theirs": "x"}, "annotations": {"theirs": "x"}, "finalizers": ["theirs/x"]});
     let mut ports = server.get(SERVICE).unwrap()["spec"]["ports"].clone();
     ports[0]["nodePort"] = json!(30_080);
     let allocated = json!({"clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"], "healthCheckNodePort": 30_081, "ports": ports});
@@ -1276,13 +1282,19 @@ async fn an_admission_policy_has_the_last_word_and_is_reported() {
     let message = degraded["message"].as_str().unwrap();
     assert!(message.contains("env[POLICY]") && message.contains("tolerations"), "{message}");
     assert_ne!(condition(&server, "chat", "Ready")["reason"], "RepairDisputed", "nodes serve all the same");
-    let templates = || [set_path(&server), REDIS.to_owned()].map(|path| server.get(&path).unwrap()["spec"]["template"].take());
+    let templates = || {
+        [set_path(&server), REDIS.to_owned()]
+            .map(|path| server.get(&path).unwrap()["spec"]["template"].take())
+    };
     let before = templates();
     server.take_writes();
     seconds(3 * 3_600).await;
     let writes = server.take_writes();
     assert!(writes.len() <= 2 * 8, "{} writes in three hours: {writes:?}", writes.len());
-    assert!(writes.iter().all(|write| write.contains("/replicasets/")), "the pod of Redis is not touched: {writes:?}");
+    assert!(
+        writes.iter().all(|write| write.contains("/replicasets/")),
+        "the pod of Redis is not touched: {writes:?}"
+    );
     scale(&server, 3);
     seconds(2).await;
     assert_eq!(asked_for(&server), 3);
@@ -1309,7 +1321,10 @@ async fn another_controller_that_insists_is_named_and_the_writes_stay_bounded() 
     let mut redis = 0;
     for second in 0..3_600 {
         if server.get(SERVICE).unwrap()["spec"]["selector"]["theirs"].is_null() {
-            server.edit(SERVICE, &json!({"metadata": {"managedFields": theirs}, "spec": {"selector": {"theirs": "x"}}}));
+            server.edit(
+                SERVICE,
+                &json!({"metadata": {"managedFields": theirs}, "spec": {"selector": {"theirs": "x"}}}),
+            );
         }
         let containers = &server.get(REDIS).unwrap()["spec"]["template"]["spec"]["containers"];
         if containers.as_array().unwrap().len() == 1 {
@@ -1345,7 +1360,13 @@ async fn another_controller_that_insists_is_named_and_the_writes_stay_bounded() 
 async fn a_refused_child_stops_neither_the_others_nor_the_plan() {
     let server = with_managed_redis();
     let broken = "/services/chat-api";
-    server.refuse(Method::PATCH, broken, 422, api_server::invalid("Service", "spec.ports[0].port", "must be less"), usize::MAX);
+    server.refuse(
+        Method::PATCH,
+        broken,
+        422,
+        api_server::invalid("Service", "spec.ports[0].port", "must be less"),
+        usize::MAX,
+    );
     let operator = Operator::start(&server).await;
     seconds(10).await;
     for there in [SERVICE, "/api/v1/namespaces/test/services/chat-nodes", REDIS] {
@@ -1413,7 +1434,10 @@ async fn a_volume_that_cannot_grow_is_told_and_a_larger_one_is_taken_as_it_is() 
     let degraded = condition(&server, "chat", "Degraded");
     assert_eq!(degraded["reason"], "ApplyFailed");
     let message = degraded["message"].as_str().unwrap();
-    assert!(message.starts_with("spec.redis.managed.storage") && message.matches(no).count() == 1, "{message}");
+    assert!(
+        message.starts_with("spec.redis.managed.storage") && message.matches(no).count() == 1,
+        "{message}"
+    );
     scale(&server, 2);
     seconds(2).await;
     assert_eq!(asked_for(&server), 2);
@@ -1461,14 +1485,21 @@ async fn two_clusters_that_want_one_name_say_whose_it_is() {
     server.put(&format!("{CLUSTERS}/chat-redis"), cluster("chat-redis"));
     let operator = Operator::start(&server).await;
     seconds(15).await;
-    let of = |name: &str| condition(&server, name, "Degraded")["message"].as_str().unwrap_or_default().to_owned();
+    let of =
+        |name: &str| condition(&server, name, "Degraded")["message"].as_str().unwrap_or_default().to_owned();
     let both = [of("chat"), of("chat-redis")];
-    let owner = server.get("/api/v1/namespaces/test/services/chat-redis").unwrap()["metadata"]["ownerReferences"][0]["name"].clone();
+    let owner =
+        server.get("/api/v1/namespaces/test/services/chat-redis").unwrap()["metadata"]["ownerReferences"][0]
+            ["name"]
+            .clone();
     let loser = usize::from(owner == "chat");
     let whose = format!("Service chat-redis belongs to FanoutCluster {}:", owner.as_str().unwrap());
     assert!(both[loser].contains(&whose), "{both:?}");
     // The one that does not get the name has all else.
-    assert!(server.below(SETS).len() == 2 && server.get("/api/v1/namespaces/test/services/chat-redis-api").is_some());
+    assert!(
+        server.below(SETS).len() == 2
+            && server.get("/api/v1/namespaces/test/services/chat-redis-api").is_some()
+    );
     operator.stop().await;
 }
 
@@ -1477,7 +1508,8 @@ async fn a_finalizer_of_somebody_else_does_not_end_repair() {
     let server = with_cluster();
     let operator = Operator::start(&server).await;
     seconds(5).await;
-    let leaves = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["theirs/x"]}});
+    let leaves =
+        json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["theirs/x"]}});
     server.edit(SERVICE, &leaves);
     server.edit(SERVICE, &json!({"spec": {"selector": {"fanout.dev/serving": "no"}}}));
     seconds(1).await;

@@ -18,8 +18,8 @@ use kube::{ResourceExt, api::DynamicObject};
 use serde::Serialize;
 use serde_json::Value;
 
-pub use self::write::FIELD_MANAGER;
 pub(super) use self::field::{is_invalid, of_cluster as fields_behind};
+pub use self::write::FIELD_MANAGER;
 use self::{
     redis::StoredRedis,
     write::{Cause, Trouble, Writer},
@@ -29,7 +29,7 @@ use super::{
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
     dereference::Found,
     diagnose,
-    mirror::{Mirrors, Trigger},
+    mirror::Mirrors,
     validate::Problem,
 };
 use crate::{
@@ -95,7 +95,7 @@ impl Applied {
             Err(trouble) => trouble,
         };
         let failed = match cause {
-            Cause::Disputed(problem) => {
+            Cause::Told(problem) => {
                 self.problems.push(problem);
                 // It is looked at again, but nothing failed.
                 let at = again.and_then(|again| Timestamp::now().checked_add(again).ok());
@@ -150,9 +150,9 @@ impl Applier {
         Ok(applied)
     }
 
-    /// A cluster is gone.
-    pub(super) fn forget(&self, cluster: &Trigger) {
-        self.writer.forget(cluster);
+    /// Sheds what is remembered of clusters that are gone.
+    pub(super) fn keep_only(&self, lives: impl Fn(&str, &str) -> bool) {
+        self.writer.keep_only(lives);
     }
 
     /// Every child but what the plan moves. One that is refused stops no other.

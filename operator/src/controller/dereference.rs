@@ -436,6 +436,11 @@ impl SecretShapes {
         Ok(shape)
     }
 
+    /// Sheds what is known of Secrets that are gone.
+    pub(super) fn keep_only(&self, mirrors: &Mirrors) {
+        self.lock().retain(|(namespace, name), _| mirrors.secret(namespace, name).is_some());
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), (String, SecretShape)>> {
         // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,7 +1,7 @@
 //! What the API server has, kept in step by watches: one [`Mirrors`] for each watched scope.
 //!
 //! Called by `controller` (which polls the stream of changes) and read by dereference. Nothing here writes. Only
-//! labelled children are kept, without their managed fields; of Secrets only the metadata.
+//! labelled children are kept, without what nothing here reads; of Secrets only the metadata.
 
 use std::{
     fmt::{self, Debug},
@@ -28,7 +28,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store, store::Writer},
-        watcher,
+        watcher::{self, Event},
     },
 };
 use tokio::sync::watch;
@@ -115,6 +115,26 @@ impl fmt::Display for Scope {
     }
 }
 
+// === impl Everyone ===
+
+impl Everyone {
+    /// The clusters that something a watch says concerns.
+    fn concerned<K: Send + 'static>(
+        &self,
+        touched: impl Stream<Item = Touched<K>> + Send + 'static,
+        by: impl Fn(&K) -> Vec<Trigger> + Send + 'static,
+    ) -> BoxStream<'static, Trigger> {
+        let Self(clusters) = self.clone();
+        let concerned = move |touched| match touched {
+            Touched::Object(object) => by(&object),
+            Touched::All => {
+                clusters.state().iter().map(|cluster| ObjectRef::from_obj(cluster.as_ref())).collect()
+            }
+        };
+        touched.flat_map(move |touched| futures::stream::iter(concerned(touched))).boxed()
+    }
+}
+
 // === impl Mirrors ===
 
 impl Mirrors {
@@ -125,28 +145,31 @@ impl Mirrors {
         metrics: &Metrics,
         readiness: &Readiness,
     ) -> (Self, impl Stream<Item = Trigger> + Send + use<>) {
-        let mut changes: Vec<BoxStream<'static, Trigger>> = Vec::new();
         let watch = watched(watcher(scope.api(client.clone()), config()), scope, readiness);
-        let (clusters, touched) = reflect(watch, (), metrics);
-        changes.push(touched.map(|cluster: Guarded| ObjectRef::from_obj(&cluster)).boxed());
+        let (clusters, touched) = reflect(watch, (), slim, metrics);
+        let all = Everyone(clusters.clone());
+        let mut changes: Vec<BoxStream<'static, Trigger>> =
+            vec![all.concerned(touched, |cluster: &Guarded| vec![ObjectRef::from_obj(cluster)])];
 
         let children = child_kinds().map(|resource| {
             let api = scope.dynamic(client.clone(), &resource);
-            let (store, touched) =
-                reflect(watcher(api, config().labels(labels::CLUSTER)), resource.clone(), metrics);
-            changes.push(touched.filter_map(async |child: DynamicObject| labelled_cluster(&child)).boxed());
+            let watch = watcher::watcher(api, config().labels(labels::CLUSTER));
+            let (store, touched) = reflect(watch, resource.clone(), slim, metrics);
+            changes.push(
+                all.concerned(touched, |child: &DynamicObject| labelled_cluster(child).into_iter().collect()),
+            );
             (resource, store)
         });
-        let pods_by = |label| watcher(scope.api(client.clone()), config().labels(label));
-        let (pods, touched) = reflect(pods_by(labels::CLUSTER), (), metrics);
-        changes.push(touched.filter_map(async |pod: Pod| labelled_cluster(&pod)).boxed());
-        let (redis, touched) = reflect(pods_by(labels::REDIS), (), metrics);
-        changes.push(touched.filter_map(async |pod: Pod| named_by(&pod, labels::REDIS)).boxed());
+        let pods_by = |label| watcher::watcher(scope.api(client.clone()), config().labels(label));
+        let (pods, touched) = reflect(pods_by(labels::CLUSTER), (), slim_pod, metrics);
+        changes.push(all.concerned(touched, |pod: &Pod| labelled_cluster(pod).into_iter().collect()));
+        let (redis, touched) = reflect(pods_by(labels::REDIS), (), slim_pod, metrics);
+        changes.push(all.concerned(touched, |pod: &Pod| named_by(pod, labels::REDIS).into_iter().collect()));
 
-        let (secrets, touched) = reflect(watcher(scope.api(client.clone()), config()), (), metrics);
+        let (secrets, touched) =
+            reflect(watcher::watcher(scope.api(client.clone()), config()), (), slim_secret, metrics);
         let index = clusters.clone();
-        changes
-            .push(touched.flat_map(move |secret| futures::stream::iter(users_of(&index, &secret))).boxed());
+        changes.push(all.concerned(touched, move |secret| users_of(&index, secret)));
 
         (
             Self { clusters, children: children.into(), pods, redis, secrets, stage: Arc::default() },
@@ -171,11 +194,6 @@ impl Mirrors {
     /// The nodes have been asked once.
     pub(crate) fn asked(&self) {
         self.stage.send_replace(Stage::InStep);
-    }
-
-    /// How far it has come.
-    pub(crate) fn stage(&self) -> Stage {
-        *self.stage.borrow()
     }
 
     /// Waits for a stage. For any number of callers.
@@ -243,13 +261,26 @@ fn config() -> watcher::Config {
     watcher::Config::default()
 }
 
-/// A store that follows a watch, and the objects that the watch touches. A watch that breaks is started again,
-/// with back-off.
+/// What a watch says.
+enum Touched<K> {
+    /// This object is new, another, or gone.
+    Object(K),
+    /// Everything was listed anew. What went while the watch was away is gone without a word.
+    All,
+}
+
+/// All clusters.
+#[derive(Clone)]
+struct Everyone(Store<Guarded>);
+
+/// A store that follows a watch, and what the watch says. A watch that breaks is started again, with back-off. Objects
+/// are kept as `slim` leaves them.
 fn reflect<K, W>(
     watch: W,
     kind: K::DynamicType,
+    slim: fn(&mut K),
     metrics: &Metrics,
-) -> (Store<K>, impl Stream<Item = K> + Send + use<K, W>)
+) -> (Store<K>, impl Stream<Item = Touched<K>> + Send + use<K, W>)
 where
     W: Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -258,17 +289,20 @@ where
     let writer = Writer::new(kind);
     let store = writer.as_reader();
     let broken = metrics.watch_errors.clone();
-    let slim = watch.default_backoff().modify(|object| object.managed_fields_mut().clear());
-    let touched = reflector::reflector(writer, slim).touched_objects().filter_map(move |object| {
-        let broken = broken.clone();
-        async move {
-            object
-                .inspect_err(|error| {
-                    broken.inc();
-                    tracing::warn!(%error, "a watch broke and is started again");
-                })
-                .ok()
-        }
+    let events = reflector::reflector(writer, watch.default_backoff().modify(slim));
+    let touched = events.filter_map(move |event| {
+        let event = event.inspect_err(|error| {
+            broken.inc();
+            tracing::warn!(error = %super::chain(error), "a watch broke and is started again");
+        });
+        let touched = match event {
+            Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
+                Some(Touched::Object(object))
+            }
+            Ok(Event::InitDone) => Some(Touched::All),
+            Ok(Event::Init) | Err(_) => None,
+        };
+        std::future::ready(touched)
     });
     (store, touched)
 }
@@ -312,6 +346,28 @@ fn unlisted(error: &watcher::Error) -> Option<String> {
     }
 }
 
+/// Drops what nothing here reads and what may be half of an object.
+fn slim(object: &mut impl ResourceExt) {
+    object.managed_fields_mut().clear();
+    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
+fn slim_pod(pod: &mut Pod) {
+    slim(pod);
+    let Some(spec) = pod.spec.as_mut() else { return };
+    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
+        (container.env, container.env_from, container.volume_mounts) = (None, None, None);
+        (container.command, container.args, container.lifecycle) = (None, None, None);
+        (container.startup_probe, container.liveness_probe, container.readiness_probe) = (None, None, None);
+        (container.resources, container.security_context) = (None, None);
+    }
+}
+
+fn slim_secret(secret: &mut PartialObjectMeta<Secret>) {
+    slim(secret);
+    secret.annotations_mut().clear();
+}
+
 fn belongs_to(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
     is_labelled(child, labels::CLUSTER, cluster)
 }
@@ -343,4 +399,45 @@ fn users_of(clusters: &Store<Guarded>, secret: &PartialObjectMeta<Secret>) -> Ve
                 || referenced_secrets(cluster).contains(&name))
     };
     clusters.state_filter(uses).iter().map(|cluster| ObjectRef::from_obj(cluster.as_ref())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_pod_is_what_is_read_of_it() {
+        let pod = json!({
+            "metadata": {"name": "chat-a", "labels": {"fanout.dev/cluster": "chat"}, "managedFields": [{"manager": "x"}],
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "fanout.dev/retired-at": "x"}},
+            "spec": {"nodeName": "n", "volumes": [{"name": "v"}], "containers": [{"name": "fanout", "image": "i",
+                "env": [{"name": "A"}], "args": ["x"], "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                "ports": [{"name": "admin", "containerPort": 8002}], "readinessProbe": {}, "resources": {}}]},
+        });
+        let mut pod: Pod = serde_json::from_value(pod).expect("a pod");
+        slim_pod(&mut pod);
+        let kept = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "chat-a", "labels": {"fanout.dev/cluster": "chat"}, "managedFields": [],
+                "annotations": {"fanout.dev/retired-at": "x"}},
+            "spec": {"nodeName": "n", "volumes": [{"name": "v"}], "containers": [{"name": "fanout", "image": "i",
+                "ports": [{"name": "admin", "containerPort": 8002}]}]},
+        });
+        assert_eq!(serde_json::to_value(pod).expect("JSON"), kept);
+    }
+
+    #[tokio::test]
+    async fn a_list_anew_concerns_every_cluster() {
+        let mut writer = Writer::<Guarded>::default();
+        let cluster = json!({"apiVersion": "fanout.dev/v1alpha1", "kind": "FanoutCluster",
+            "metadata": {"name": "chat", "namespace": "web"}, "spec": {}});
+        writer.apply_watcher_event(&Event::Apply(serde_json::from_value(cluster).expect("a cluster")));
+        let watch = futures::stream::iter([Ok(Event::<Pod>::Init), Ok(Event::InitDone)]);
+        let (_, touched) = reflect(watch, (), slim_pod, &Metrics::new());
+        let all = Everyone(writer.as_reader());
+        let mut concerned = all.concerned(touched, |pod: &Pod| labelled_cluster(pod).into_iter().collect());
+        assert_eq!(concerned.next().await, Some(ObjectRef::new("chat").within("web")));
+    }
 }

@@ -25,7 +25,7 @@ use super::{
     Error, Shared,
     apply::Applied,
     dereference::{Found, is_ready},
-    mirror::{Guarded, Trigger},
+    mirror::Guarded,
     validate::{self, Problem},
 };
 use crate::{
@@ -177,7 +177,8 @@ impl Reporter {
         if is_told(cluster, &status, written.as_ref()) {
             return Ok(conditions::redis_grace(cluster, found.at).filter(|wait| !wait.is_zero()));
         }
-        if let Some(wait) = written.and_then(|written| PACE.checked_sub(written.at.elapsed())) {
+        let wait = written.and_then(|written| PACE.checked_sub(written.at.elapsed()));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
             return Ok(Some(wait));
         }
         let version = self.write(&cluster.metadata, json!(status)).await?;
@@ -189,20 +190,25 @@ impl Reporter {
     pub(super) async fn broken(&self, cluster: &Guarded, error: &Error) -> Result<(), Error> {
         let DeserializeGuard(Ok(cluster)) = cluster else { return Ok(()) };
         let mut status = cluster.status.clone().unwrap_or_default();
-        status.conditions = conditions::broken(&status.conditions, cluster, &error.to_string(), Timestamp::now());
+        status.conditions =
+            conditions::broken(&status.conditions, cluster, &error.to_string(), Timestamp::now());
         if cluster.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        self.events.publish(cluster, Severity::Warning, Reason::OperatorFailed, &error.to_string(), None).await;
+        self.events
+            .publish(cluster, Severity::Warning, Reason::OperatorFailed, &error.to_string(), None)
+            .await;
         self.write(&cluster.metadata, json!(status)).await.map(drop)
     }
 
-    /// Sheds what is remembered of a cluster that is gone.
-    pub(super) fn forget(&self, cluster: &Trigger) {
-        let namespace = cluster.namespace.as_deref().unwrap_or_default();
-        let its = format!("{namespace}/{}/", cluster.name);
-        self.lock().retain(|known, _| !known.starts_with(&its));
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|known, _| !known.starts_with(&its));
+    /// Sheds what is remembered of clusters that are gone.
+    pub(super) fn keep_only(&self, lives: impl Fn(&str, &str) -> bool) {
+        let is_alive = |key: &String| {
+            let mut parts = key.split('/');
+            parts.next().zip(parts.next()).is_some_and(|(namespace, name)| lives(namespace, name))
+        };
+        self.lock().retain(|key, _| is_alive(key));
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| is_alive(key));
     }
 
     /// An object that this operator cannot read.

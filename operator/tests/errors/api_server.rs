@@ -165,7 +165,8 @@ impl ApiServer {
             None => {}
         }
         let mut state = self.lock();
-        let applies = parts.headers.get("content-type").is_some_and(|kind| kind == "application/apply-patch+yaml");
+        let applies =
+            parts.headers.get("content-type").is_some_and(|kind| kind == "application/apply-patch+yaml");
         match parts.method {
             Method::GET if query.contains_key("watch") => state.watch(&path, &query),
             Method::GET => state.read(&path, &query),
@@ -273,7 +274,10 @@ impl State {
         };
         if has_duplicate_ports(&merged) {
             self.writes.push(format!("PATCH {path}"));
-            return answer(StatusCode::UNPROCESSABLE_ENTITY, &invalid("Service", "spec.ports[1].name", "Duplicate value"));
+            return answer(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                &invalid("Service", "spec.ports[1].name", "Duplicate value"),
+            );
         }
         self.write(&Method::PATCH, path, merged)
     }
@@ -389,7 +393,9 @@ fn merge_lists(name: &str, known: &Value, sent: Value) -> Value {
             Value::Object(fields.collect())
         }
         (Value::Array(known), Value::Array(sent)) if MERGED.contains(&name) => {
-            let key = |item: &Value| ["port", "name"].map(|key| item[key].clone()).into_iter().find(|key| !key.is_null());
+            let key = |item: &Value| {
+                ["port", "name"].map(|key| item[key].clone()).into_iter().find(|key| !key.is_null())
+            };
             let foreign: Vec<_> =
                 known.iter().filter(|item| sent.iter().all(|sent| key(sent) != key(item))).cloned().collect();
             let ours = sent.into_iter().map(|sent| {
@@ -408,7 +414,8 @@ fn merge_lists(name: &str, known: &Value, sent: Value) -> Value {
 const MERGED: [&str; 4] = ["ports", "containers", "env", "volumes"];
 
 fn has_duplicate_ports(object: &Value) -> bool {
-    let names: Vec<_> = object["spec"]["ports"].as_array().into_iter().flatten().map(|port| &port["name"]).collect();
+    let names: Vec<_> =
+        object["spec"]["ports"].as_array().into_iter().flatten().map(|port| &port["name"]).collect();
     names.iter().enumerate().any(|(at, name)| names[..at].contains(name))
 }
 

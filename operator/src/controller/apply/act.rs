@@ -19,6 +19,7 @@ use crate::{
         build::RevisionSpec,
         dereference::{Found, Node, RELEASED_AT, RETIRED_AT},
         mirror,
+        validate::Problem,
     },
     events::{Events, Severity},
     plan::{Action, Step},
@@ -36,6 +37,8 @@ const FIRST_TO_GO: &str = "-2147483648";
 
 /// Seconds that a Redis without a volume has to end, should its kubelet answer after all: it has nothing to write.
 const REDIS_GRACE: u32 = 5;
+/// Bytes that the annotations of one object may have; Kubernetes' limit, less what others may want of it.
+const MAX_ANNOTATION_BYTES: usize = (256 << 10) - (8 << 10);
 
 /// A revision as it was first written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,7 +62,10 @@ impl Stored {
         let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(set, found) };
         let stored = serde_json::from_str(said).map_err(|error| error.to_string());
         stored.and_then(|stored: Self| stored.checked(set)).unwrap_or_else(|error| {
-            warn!(name = set.name_any(), error, "the stored revision cannot be used and is taken from what is there");
+            warn!(
+                name = set.name_any(),
+                error, "the stored revision cannot be used and is taken from what is there"
+            );
             Self::adopt(set, found)
         })
     }
@@ -223,12 +229,14 @@ impl Writer {
         events: &Events,
     ) -> Result<(), Trouble> {
         let stored = Stored::new(revision);
+        let set = stored.replica_set(&json!(replicas));
+        is_small_enough(&set)?;
         // The boot document first: pods wait for it, and find it there.
         let boot = self.ensure(cluster, found, stored.boot_config_map.clone(), events).await;
         if matches!(boot, Err(Trouble { cause: Cause::Failed(_), .. })) {
             return boot;
         }
-        let set = self.ensure(cluster, found, stored.replica_set(&json!(replicas)), events).await;
+        let set = self.ensure(cluster, found, set, events).await;
         if matches!(set, Err(Trouble { cause: Cause::Failed(_), .. })) {
             return set;
         }
@@ -297,6 +305,23 @@ fn redis_note(step: &Step) -> Option<(Severity, String)> {
     }
 }
 
+/// A revision is kept in annotations of its ReplicaSet, and these are bounded.
+fn is_small_enough(set: &Value) -> Result<(), Trouble> {
+    let annotations = set["metadata"]["annotations"].as_object().into_iter().flatten();
+    let bytes: usize = annotations.map(|(name, text)| name.len() + text.as_str().map_or(0, str::len)).sum();
+    if bytes <= MAX_ANNOTATION_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "spec.podTemplate is too large: the record of its revision would take {} KiB, and Kubernetes keeps at most {}: move what is long, such as scripts and settings, into a ConfigMap and mount it",
+        bytes.div_ceil(1 << 10),
+        MAX_ANNOTATION_BYTES >> 10
+    );
+    let key = Some("spec.podTemplate".to_owned());
+    let problem = Problem { reason: Reason::InvalidSpec, object: "FanoutCluster".to_owned(), key, message };
+    Err(Trouble { cause: Cause::Told(problem), again: None })
+}
+
 /// What is told of a step that takes a pod away: once for each pod, when it is decided.
 fn farewell<'a>(action: &'a Action, found: &Found) -> Option<(&'a str, String)> {
     let (pod, node) = match &action.step {
@@ -360,8 +385,12 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::scrape::Report;
-    use crate::controller::validate::Dereferenced;
+    use crate::{
+        controller::{build::OperatorConfig, validate::Dereferenced},
+        redis::RedisTarget,
+        resources::replica_set,
+        scrape::Report,
+    };
 
     /// A pod that was retired, one that was not, and the ReplicaSet `chat-a`.
     fn found() -> Found {
@@ -469,7 +498,10 @@ mod tests {
             ("/replicaSet/spec/selector", json!({"matchLabels": {}})),
             ("/replicaSet/spec/template/spec/containers", json!({})),
             (boot, json!("x")),
-            (boot, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chat-a", "namespace": "web"}})),
+            (
+                boot,
+                json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chat-a", "namespace": "web"}}),
+            ),
             ("/bootConfigMap/metadata/name", json!("kube-root-ca.crt")),
         ] {
             let mut bad = good.clone();
@@ -484,5 +516,28 @@ mod tests {
         let kept = stored.checked(&super::tests::set(&json!({}))).expect("it is the ReplicaSet");
         assert_eq!(kept.replica_set["metadata"].get("finalizers"), None);
         assert_eq!(kept.replica_set["metadata"].get("resourceVersion"), None);
+    }
+
+    #[test]
+    fn a_pod_template_of_60_kb_fits_and_one_that_does_not_is_refused_with_words() {
+        let set = |variables: usize| {
+            let env: Vec<_> = (0..variables)
+                .map(|nth| json!({"name": format!("V{nth:04}"), "value": "x".repeat(24)}))
+                .collect();
+            let template = json!({"spec": {"containers": [{"name": "app", "image": "app:1", "env": env}]}});
+            let mut cluster = FanoutCluster::new("chat", Default::default());
+            cluster.spec.pod_template = serde_json::from_value(template.clone()).expect("a template");
+            let redis = RedisTarget::of(&cluster).expect("the managed one");
+            let revision = replica_set::revision(&cluster, &redis, &OperatorConfig::default());
+            (template.to_string().len(), Stored::new(&revision).replica_set(&json!(1)))
+        };
+        let (bytes, fits) = set(1_200);
+        assert!(bytes > 60_000, "{bytes}");
+        assert!(is_small_enough(&fits).is_ok());
+        let (_, large) = set(2_400);
+        let Err(Trouble { cause: Cause::Told(problem), .. }) = is_small_enough(&large) else {
+            panic!("it is told")
+        };
+        assert!(problem.message.starts_with("spec.podTemplate is too large"), "{}", problem.message);
     }
 }

@@ -156,7 +156,8 @@ fn set(object: &mut Value, name: &str, value: Value) {
 pub(super) fn managers(object: &DynamicObject, path: &Path, ours: &str) -> Vec<String> {
     let entries = object.metadata.managed_fields.iter().flatten();
     let others = entries.filter(|entry| entry.subresource.as_deref().unwrap_or_default().is_empty());
-    let owners = others.filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| path.is_owned_in(&fields.0)));
+    let owners =
+        others.filter(|entry| entry.fields_v1.as_ref().is_some_and(|fields| path.is_owned_in(&fields.0)));
     let names = owners.filter_map(|entry| entry.manager.clone()).filter(|manager| manager != ours);
     let mut names: Vec<_> = names.collect();
     names.sort();
@@ -191,7 +192,10 @@ impl Path {
                 None => fields.get(format!("f:{segment}")),
                 Some(name) => item_in(fields, list, name),
             };
-            let Some(found) = found else { return false };
+            let Some(found) = found else {
+                // What is below it has this owner as a whole.
+                return !list.is_empty() && fields.as_object().is_some_and(serde_json::Map::is_empty);
+            };
             (fields, list) = (found, segment);
         }
         true
@@ -255,7 +259,9 @@ impl Place {
             },
             // What the API server may leave out.
             (desired, Value::Null) if is_empty(desired) => Value::Null,
-            (desired, live) if desired == live || (self.amounts && is_same_amount(desired, live)) => live.clone(),
+            (desired, live) if desired == live || (self.amounts && is_same_amount(desired, live)) => {
+                live.clone()
+            }
             (desired, _) => {
                 deviations.push(self.path.clone());
                 desired.clone()
@@ -289,7 +295,9 @@ impl Place {
         match value {
             _ if self.exact => !is_empty(value),
             Value::Array(items) => self.pod && !items.is_empty(),
-            Value::Object(fields) => self.pod && fields.iter().any(|(name, value)| self.child(name).is_foreign(value)),
+            Value::Object(fields) => {
+                self.pod && fields.iter().any(|(name, value)| self.child(name).is_foreign(value))
+            }
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
         }
     }
@@ -300,14 +308,9 @@ impl Place {
         known.filter(|_| !self.exact)
     }
 
-    fn keyed(
-        &self,
-        keys: &[&str],
-        desired: &[Value],
-        live: &[Value],
-        deviations: &mut Vec<Path>,
-    ) -> Value {
-        let [wanted, present] = [desired, live].map(|items| items.iter().map(|item| key(keys, item)).collect::<Vec<_>>());
+    fn keyed(&self, keys: &[&str], desired: &[Value], live: &[Value], deviations: &mut Vec<Path>) -> Value {
+        let [wanted, present] =
+            [desired, live].map(|items| items.iter().map(|item| key(keys, item)).collect::<Vec<_>>());
         let before = deviations.len();
         let corrected = desired.iter().zip(&wanted).map(|(item, key)| {
             let place = self.item(key);
@@ -346,7 +349,9 @@ impl Place {
 /// The key of an item, as it is shown in a path.
 fn key(keys: &[&str], item: &Value) -> String {
     let parts = keys.iter().filter_map(|name| match &item[*name] {
-        Value::Null => KEY_DEFAULTS.iter().find(|(key, _)| key == name).map(|(_, default)| (*default).to_owned()),
+        Value::Null => {
+            KEY_DEFAULTS.iter().find(|(key, _)| key == name).map(|(_, default)| (*default).to_owned())
+        }
         Value::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
     });
@@ -424,7 +429,6 @@ pub(super) fn pod_hash(object: &DynamicObject) -> Option<String> {
     Some(hash(pod.to_string().as_bytes()))
 }
 
-
 /// Hash of what somebody may have edited: the object without its status and without what the API server counts.
 pub(super) fn fingerprint(live: &DynamicObject) -> String {
     let mut value = serde_json::to_value(live).expect("a Kubernetes object is JSON");
@@ -462,7 +466,11 @@ mod tests {
         let Comparison { deviations, corrected } = compare(desired, &live);
         let mended = compare(desired, &object(corrected.clone()));
         assert_eq!(mended.deviations, [], "what is corrected is as it should be: {corrected}");
-        assert_eq!(deviations.is_empty(), corrected == serde_json::to_value(&live).expect("JSON"), "{corrected}");
+        assert_eq!(
+            deviations.is_empty(),
+            corrected == serde_json::to_value(&live).expect("JSON"),
+            "{corrected}"
+        );
         deviations.iter().map(Path::to_string).collect()
     }
 
@@ -504,14 +512,16 @@ mod tests {
             live.as_object_mut().expect("an object").extend(edit.as_object().expect("an object").clone());
             assert_eq!(deviations(&service(ours.clone()), service(live)), [path]);
         }
-        let moved = json!({"type": "ClusterIP", "selector": {"a": "b"}, "ports": [{"name": "c", "port": 81}]});
+        let moved =
+            json!({"type": "ClusterIP", "selector": {"a": "b"}, "ports": [{"name": "c", "port": 81}]});
         assert_eq!(deviations(&service(ours), service(moved)), ["spec.ports[80/TCP]", "spec.ports[81/TCP]"]);
     }
 
     #[test]
     fn a_settings_document_and_a_policy_are_ours_whole() {
         let desired = json!({"kind": "ConfigMap", "metadata": {}, "data": {"live.yaml": "x"}});
-        let live = json!({"metadata": {}, "data": {"live.yaml": "x", "more": "y"}, "binaryData": {"b": "eA=="}});
+        let live =
+            json!({"metadata": {}, "data": {"live.yaml": "x", "more": "y"}, "binaryData": {"b": "eA=="}});
         assert_eq!(deviations(&desired, live), ["data.more", "binaryData"]);
         let policy = |spec: Value| json!({"kind": "NetworkPolicy", "metadata": {}, "spec": spec});
         let ours = json!({"podSelector": {"matchLabels": {"a": "b"}}, "ingress": [{"ports": [{"port": 1}]}]});
@@ -527,7 +537,8 @@ mod tests {
 
     #[test]
     fn what_is_added_to_a_pod_counts_but_for_scalars() {
-        let ours = json!({"containers": [{"name": "fanout", "env": [{"name": "A", "value": ""}], "stdin": false}]});
+        let ours =
+            json!({"containers": [{"name": "fanout", "env": [{"name": "A", "value": ""}], "stdin": false}]});
         let defaulted = json!({"restartPolicy": "Always", "securityContext": {},
             "containers": [{"name": "fanout", "env": [{"name": "A"}], "terminationMessagePath": "/dev/x"}]});
         assert_eq!(deviations(&set(ours.clone()), set(defaulted.clone())), [""; 0]);
@@ -561,9 +572,7 @@ mod tests {
 
     #[test]
     fn the_order_of_variables_counts() {
-        let pod = |names: [&str; 2]| {
-            json!({"containers": [{"name": "c", "env": names.map(|name| json!({"name": name, "value": "x"}))}]})
-        };
+        let pod = |names: [&str; 2]| json!({"containers": [{"name": "c", "env": names.map(|name| json!({"name": name, "value": "x"}))}]});
         let found = deviations(&set(pod(["A", "B"])), set(pod(["B", "A"])));
         assert_eq!(found, ["spec.template.spec.containers[c].env"]);
     }
@@ -602,9 +611,7 @@ mod tests {
 
     #[test]
     fn whose_field_it_is_is_read_from_the_managers() {
-        let managed = |manager: &str, fields: Value| {
-            json!({"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": fields})
-        };
+        let managed = |manager: &str, fields: Value| json!({"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": fields});
         let live = object(json!({"metadata": {"managedFields": [
             managed("fanout-operator", json!({"f:spec": {"f:ports": {"k:{\"port\":81,\"protocol\":\"TCP\"}": {}}}})),
             managed("kubectl-edit", json!({"f:spec": {"f:ports": {"k:{\"port\":81,\"protocol\":\"TCP\"}": {".": {}}}}})),
@@ -613,6 +620,11 @@ mod tests {
         let port = Path::of("spec.ports").join("[81/TCP]");
         assert_eq!(managers(&live, &port, "fanout-operator"), ["kubectl-edit"]);
         assert_eq!(managers(&live, &Path::of("spec.type"), "fanout-operator"), ["other"]);
+        assert_eq!(
+            managers(&live, &Path::of("spec.type.part"), "fanout-operator"),
+            ["other"],
+            "it is owned whole"
+        );
         assert_eq!(managers(&live, &Path::of("spec.selector"), "fanout-operator"), [""; 0]);
     }
 

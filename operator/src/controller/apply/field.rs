@@ -11,16 +11,20 @@ const UNKNOWN_FIELD: &str = ": field not declared in schema";
 /// The fields of the FanoutCluster that the API server means, as `spec.podTemplate.spec.containers[app].image`.
 pub(crate) fn of_cluster(child: &Value, status: &Status) -> Vec<String> {
     let causes = status.details.iter().flat_map(|details| &details.causes);
-    let named: Vec<_> = causes.map(|StatusCause { field, .. }| field.as_str()).filter(|field| !field.is_empty()).collect();
+    let named: Vec<_> =
+        causes.map(|StatusCause { field, .. }| field.as_str()).filter(|field| !field.is_empty()).collect();
     let named = if named.is_empty() { unknown(&status.message) } else { named };
-    let mut fields: Vec<_> = named.into_iter().filter_map(|field| behind(child, &segments(child, field))).collect();
+    let mut fields: Vec<_> =
+        named.into_iter().filter_map(|field| behind(child, &segments(child, field))).collect();
     if fields.is_empty() {
         fields.extend(behind(child, &[]));
     }
     let mut told = Vec::new();
-    fields.retain(|field| !told.contains(field) && {
-        told.push(field.clone());
-        true
+    fields.retain(|field| {
+        !told.contains(field) && {
+            told.push(field.clone());
+            true
+        }
     });
     fields
 }
@@ -83,7 +87,9 @@ fn behind(child: &Value, path: &[String]) -> Option<String> {
 fn of_pod(path: &[&str]) -> String {
     let sidecar = format!("[{CONTAINER}]");
     match path {
-        ["spec", "template", "spec", "containers" | "initContainers", item, rest @ ..] if *item == sidecar => {
+        ["spec", "template", "spec", "containers" | "initContainers", item, rest @ ..]
+            if *item == sidecar =>
+        {
             match rest.first() {
                 Some(&"resources") => join("spec", rest),
                 Some(&"image" | &"imagePullPolicy") => "spec.image".to_owned(),
@@ -122,8 +128,12 @@ mod tests {
     use super::*;
 
     fn refused(code: u16, message: &str, fields: &[&str]) -> Status {
-        let causes: Vec<_> = fields.iter().map(|field| json!({"reason": "FieldValueInvalid", "message": "", "field": field})).collect();
-        let status = json!({"code": code, "message": message, "reason": "Invalid", "details": {"causes": causes}});
+        let causes: Vec<_> = fields
+            .iter()
+            .map(|field| json!({"reason": "FieldValueInvalid", "message": "", "field": field}))
+            .collect();
+        let status =
+            json!({"code": code, "message": message, "reason": "Invalid", "details": {"causes": causes}});
         serde_json::from_value(status).expect("a status")
     }
 
@@ -136,17 +146,24 @@ mod tests {
 
     #[test]
     fn a_field_of_the_pod_is_one_of_the_pod_template_and_items_are_named() {
-        let status = refused(422, "", &[
-            "spec.template.spec.containers[1].ports[0].containerPort",
-            "spec.template.spec.volumes[1].emptyDir.sizeLimit",
-            "spec.template.spec.containers[0].resources.requests",
-            "spec.template.spec.containers[1].ports[0].containerPort",
-        ]);
-        assert_eq!(of_cluster(&set(), &status), [
-            "spec.podTemplate.spec.containers[app].ports[0].containerPort",
-            "spec.podTemplate.spec.volumes[cache].emptyDir.sizeLimit",
-            "spec.resources.requests",
-        ]);
+        let status = refused(
+            422,
+            "",
+            &[
+                "spec.template.spec.containers[1].ports[0].containerPort",
+                "spec.template.spec.volumes[1].emptyDir.sizeLimit",
+                "spec.template.spec.containers[0].resources.requests",
+                "spec.template.spec.containers[1].ports[0].containerPort",
+            ],
+        );
+        assert_eq!(
+            of_cluster(&set(), &status),
+            [
+                "spec.podTemplate.spec.containers[app].ports[0].containerPort",
+                "spec.podTemplate.spec.volumes[cache].emptyDir.sizeLimit",
+                "spec.resources.requests",
+            ]
+        );
     }
 
     #[test]
@@ -167,9 +184,15 @@ mod tests {
         };
         assert_eq!(of("Service", "chat", "spec.ports[0].port"), "spec.service.port");
         assert_eq!(of("Service", "chat-api", "spec.ports[0].port"), "spec.hub.ports");
-        assert_eq!(of("StatefulSet", "chat-redis", "spec.template.spec.containers[0].image"), "spec.redis.managed.image");
+        assert_eq!(
+            of("StatefulSet", "chat-redis", "spec.template.spec.containers[0].image"),
+            "spec.redis.managed.image"
+        );
         let claim = "PersistentVolumeClaim";
-        assert_eq!(of(claim, "chat-redis", "spec.resources.requests.storage"), "spec.redis.managed.storage.size");
+        assert_eq!(
+            of(claim, "chat-redis", "spec.resources.requests.storage"),
+            "spec.redis.managed.storage.size"
+        );
         assert_eq!(of(claim, "chat-redis", ""), "spec.redis.managed.storage");
         assert_eq!(of("ServiceAccount", "chat", "metadata.name"), "");
     }

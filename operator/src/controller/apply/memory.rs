@@ -160,12 +160,14 @@ impl Disputes {
 
     /// Who else has a say in these fields.
     pub(super) fn managers(&self, paths: &[Path]) -> Vec<String> {
-        let all: BTreeSet<_> = paths.iter().filter_map(|path| self.0.get(path)).flat_map(|it| &it.managers).collect();
+        let all: BTreeSet<_> =
+            paths.iter().filter_map(|path| self.0.get(path)).flat_map(|it| &it.managers).collect();
         all.into_iter().cloned().collect()
     }
 
     fn entry(&mut self, path: &Path, managers: &[String], now: Instant) -> &mut Repairs {
-        let repairs = self.0.entry(path.clone()).or_insert(Repairs { count: 0, last: now, managers: Vec::new() });
+        let repairs =
+            self.0.entry(path.clone()).or_insert(Repairs { count: 0, last: now, managers: Vec::new() });
         if !managers.is_empty() {
             repairs.managers = managers.to_vec();
         }
@@ -251,7 +253,8 @@ mod tests {
     #[test]
     fn a_refused_write_is_repeated_with_back_off_and_at_once_for_another_wish_or_object() {
         let (mut memory, mut now) = (Memory::default(), Instant::now());
-        let attempt = |wanted: &str, live: &str| Attempt { wanted: wanted.to_owned(), live: Some(live.to_owned()) };
+        let attempt =
+            |wanted: &str, live: &str| Attempt { wanted: wanted.to_owned(), live: Some(live.to_owned()) };
         let error = Error::NotOurs { kind: "Service".to_owned(), name: "chat".to_owned(), owner: None };
         let mut waits = Vec::new();
         for _ in 0..8 {

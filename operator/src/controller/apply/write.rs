@@ -37,7 +37,7 @@ use crate::{
         Error, ErrorClass, Shared,
         build::GeneratedSecret,
         dereference::{self, Found, Node},
-        mirror::{self, Trigger},
+        mirror,
         validate::Problem,
     },
     events::{Events, Severity},
@@ -106,8 +106,8 @@ pub(super) struct Trouble {
 pub(super) enum Cause {
     /// A request failed.
     Failed(Error),
-    /// Somebody else wants something else.
-    Disputed(Problem),
+    /// It cannot be, for now: somebody else wants something else, or it is too large.
+    Told(Problem),
 }
 
 /// What to do about a child.
@@ -125,8 +125,8 @@ struct Due {
     /// What the object should be; with the template that is there, where that is disputed.
     desired: Value,
     comparison: Comparison,
-    /// Whether the pod's specification is to be rendered anew, for it has something that we do not state.
-    whole_pod: bool,
+    /// Hash that the pod's specification had, where it has another now: perhaps it has something that we do not state.
+    pod: Option<String>,
     /// Disputed fields that are left as they are.
     frozen: Vec<Path>,
     /// Whether it had been written as it is wanted now, so that somebody else changed it.
@@ -184,7 +184,12 @@ impl Writer {
         live.as_ref().map_or(Ok(()), |live| is_staying(live, &kind, &name))
     }
 
-    async fn read(&self, cluster: &FanoutCluster, kind: &str, name: &str) -> Result<Option<DynamicObject>, Error> {
+    async fn read(
+        &self,
+        cluster: &FanoutCluster,
+        kind: &str,
+        name: &str,
+    ) -> Result<Option<DynamicObject>, Error> {
         self.api(cluster, kind).get_opt(name).await.map_err(Error::api("read", kind, name))
     }
 
@@ -194,7 +199,10 @@ impl Writer {
         let mut all = self.lock();
         let memory = all.entry(key.clone()).or_default();
         let fingerprint = compare::fingerprint(live);
-        let same = memory.written.as_ref().filter(|written| written.uid == live.metadata.uid && written.wanted == wanted);
+        let same = memory
+            .written
+            .as_ref()
+            .filter(|written| written.uid == live.metadata.uid && written.wanted == wanted);
         let is_older = same.is_some_and(|same| version(live) < same.version);
         if is_older {
             let standing = memory.disputes.standing();
@@ -207,16 +215,14 @@ impl Writer {
         let applied = live.annotations().get(APPLIED).map(String::as_str);
         let repair = same.is_some() || applied == Some(wanted);
         let comparison = compare::compare(desired, live);
-        // Something that we do not state, and that was not there after our own write.
-        let whole_pod = comparison.deviations.is_empty() && same.is_some_and(|same| same.pod != compare::pod_hash(live));
-        let mut due = Due { desired: desired.clone(), comparison, whole_pod, frozen: Vec::new(), repair };
-        if whole_pod {
-            due.renew_pod();
-        }
+        let pod = same.and_then(|same| same.pod.clone());
+        let mut due = Due { desired: desired.clone(), comparison, pod, frozen: Vec::new(), repair };
+        due.renew_pod(live);
         let template = is_redis_template(&key.kind);
         if repair && memory.written.is_none() {
             // It was so before this process began, and perhaps fought over: each attempt would restart the pod.
-            let before: Vec<_> = due.comparison.deviations.iter().filter(|path| template(path)).cloned().collect();
+            let before: Vec<_> =
+                due.comparison.deviations.iter().filter(|path| template(path)).cloned().collect();
             memory.disputes.overruled(&before, &[], now);
         }
         memory.disputes.settle(&due.comparison.deviations, now);
@@ -247,7 +253,7 @@ impl Writer {
         let attempt = Attempt { wanted: wanted.to_owned(), live: None };
         let known = self.lock().get(key).and_then(|memory| memory.written.clone());
         let comparison = Comparison { deviations: Vec::new(), corrected: Value::Null };
-        let due = Due { desired, comparison, whole_pod: false, frozen: Vec::new(), repair: false };
+        let due = Due { desired, comparison, pod: None, frozen: Vec::new(), repair: false };
         self.attempt(cluster, key, attempt, None, due).await?;
         if known.is_some_and(|known| known.wanted == wanted) {
             let Key { kind, name, .. } = key;
@@ -277,7 +283,10 @@ impl Writer {
         let left = self.counted(key, &made, &deviations, &frozen, &names);
         if made.is_ok() {
             let Key { kind, name, .. } = key;
-            let note = format!("{kind} {name} was edited ({}), and is as it should be again", by(&deviations, &names));
+            let note = format!(
+                "{kind} {name} was edited ({}), and is as it should be again",
+                by(&deviations, &names)
+            );
             events.publish(cluster, Severity::Normal, Reason::ChildApplied, &note, None).await;
         }
         made.and(left)
@@ -298,7 +307,7 @@ impl Writer {
         let held: Vec<_> = match made {
             Ok(()) => deviations.to_vec(),
             // Those that came back with the write itself have been counted.
-            Err(Trouble { cause: Cause::Disputed(_), .. }) => {
+            Err(Trouble { cause: Cause::Told(_), .. }) => {
                 deviations.iter().filter(|path| !memory.disputes.is_disputed(path)).cloned().collect()
             }
             Err(Trouble { cause: Cause::Failed(_), .. }) => Vec::new(),
@@ -308,7 +317,12 @@ impl Writer {
     }
 
     /// Who else has a say in these fields; the mirrors do not keep that.
-    async fn managers(&self, cluster: &FanoutCluster, key: &Key, paths: &[Path]) -> Result<Vec<String>, Error> {
+    async fn managers(
+        &self,
+        cluster: &FanoutCluster,
+        key: &Key,
+        paths: &[Path],
+    ) -> Result<Vec<String>, Error> {
         let live = self.read(cluster, &key.kind, &key.name).await?;
         let names = |live: &DynamicObject| {
             let all = paths.iter().flat_map(|path| compare::managers(live, path, FIELD_MANAGER));
@@ -349,7 +363,8 @@ impl Writer {
         if left.is_empty() {
             return Ok(());
         }
-        let names: Vec<_> = left.iter().flat_map(|path| compare::managers(&made, path, FIELD_MANAGER)).collect();
+        let names: Vec<_> =
+            left.iter().flat_map(|path| compare::managers(&made, path, FIELD_MANAGER)).collect();
         memory.disputes.overruled(&left, &names, now);
         Err(disputed(key, memory, &left, now))
     }
@@ -362,7 +377,7 @@ impl Writer {
         live: Option<&DynamicObject>,
         due: Due,
     ) -> Result<(DynamicObject, Vec<Path>), Error> {
-        let Due { desired, comparison, whole_pod, .. } = &due;
+        let Due { desired, comparison, .. } = &due;
         let made = match self.apply(cluster, desired, live).await {
             Ok(made) => made,
             // An edited key of a list can make what is applied invalid beside what is there.
@@ -373,13 +388,10 @@ impl Writer {
             }
             Err(error) => return Err(error),
         };
-        let comparison = compare::compare(desired, &made);
-        if comparison.deviations.is_empty() && !whole_pod {
+        let mut due = Due { comparison: compare::compare(desired, &made), ..due };
+        due.renew_pod(&made);
+        if due.comparison.deviations.is_empty() {
             return Ok((made, Vec::new()));
-        }
-        let mut due = Due { comparison, ..due };
-        if due.whole_pod {
-            due.renew_pod();
         }
         self.undo(cluster, &due.desired, &made, &due.comparison).await
     }
@@ -440,12 +452,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Forgets a cluster that is gone.
-    pub(super) fn forget(&self, cluster: &Trigger) {
-        let (name, namespace) = (&cluster.name, cluster.namespace.as_deref().unwrap_or_default());
-        let is_other = |key: &Key| key.cluster != *name || key.namespace != namespace;
-        self.lock().retain(|key, _| is_other(key));
-        self.sealed().retain(|key, _| is_other(key));
+    /// Sheds what is remembered of clusters that are gone.
+    pub(super) fn keep_only(&self, lives: impl Fn(&str, &str) -> bool) {
+        let is_alive = |key: &Key| lives(&key.namespace, &key.cluster);
+        self.lock().retain(|key, _| is_alive(key));
+        self.sealed().retain(|key, _| is_alive(key));
     }
 
     /// Makes a generated Secret what it should be, and gives the digest of its values. Its values are not watched:
@@ -467,7 +478,9 @@ impl Writer {
         let read = api.get_opt(name).await.map_err(Error::api("read", "Secret", name))?;
         let (made, mended) = match read {
             None => (self.create_secret(&api, secret).await?, known.is_some()),
-            Some(read) if !is_adopted_or_owned(&read, cluster) => return Err(not_ours(&read, "Secret", name).into()),
+            Some(read) if !is_adopted_or_owned(&read, cluster) => {
+                return Err(not_ours(&read, "Secret", name).into());
+            }
             Some(read) => match secret.repair(&read, &random_hex()) {
                 Some(patch) => (self.repair_secret(&api, name, patch).await?, true),
                 None => (read, false),
@@ -723,8 +736,9 @@ fn disputed(key: &Key, memory: &Memory, deviations: &[Path], now: Instant) -> Tr
         "{kind} {name} does not stay as this FanoutCluster wants it: what is repaired comes back ({}); {advice}: end it there, or let the FanoutCluster say the same",
         by(&paths, &names)
     );
-    let problem = Problem { reason: Reason::RepairDisputed, object: format!("{kind}/{name}"), key: None, message };
-    Trouble { cause: Cause::Disputed(problem), again }
+    let problem =
+        Problem { reason: Reason::RepairDisputed, object: format!("{kind}/{name}"), key: None, message };
+    Trouble { cause: Cause::Told(problem), again }
 }
 
 /// Fields and who changes them.
@@ -807,12 +821,21 @@ impl Written {
 // === impl Due ===
 
 impl Due {
-    /// Replaces the pod's specification whole: what is not stated gets its default.
-    fn renew_pod(&mut self) {
+    /// Replaces the pod's specification whole, where it has something that was not there after our own write: what is not
+    /// stated gets its default.
+    fn renew_pod(&mut self, live: &DynamicObject) {
+        if self.pod.is_none() || self.pod == compare::pod_hash(live) {
+            return;
+        }
         let pod = "/spec/template/spec";
-        if let (Some(pod), Some(ours)) = (self.comparison.corrected.pointer_mut(pod), self.desired.pointer(pod)) {
+        if let (Some(pod), Some(ours)) =
+            (self.comparison.corrected.pointer_mut(pod), self.desired.pointer(pod))
+        {
             *pod = ours.clone();
-            self.comparison.deviations.push(Path::of("spec.template.spec"));
+            let whole = Path::of("spec.template.spec");
+            if self.comparison.deviations.iter().all(|path| !path.is_below(&whole)) {
+                self.comparison.deviations.push(whole);
+            }
         }
     }
 
@@ -820,7 +843,7 @@ impl Due {
     fn freeze(&mut self, live: &DynamicObject, is_frozen: impl Fn(&Path) -> bool) {
         self.frozen = self.comparison.deviations.iter().filter(|path| is_frozen(path)).cloned().collect();
         if !self.frozen.is_empty() {
-            self.whole_pod = false;
+            self.pod = None;
             self.desired["spec"]["template"] = live.data["spec"]["template"].clone();
             self.comparison = compare::compare(&self.desired, live);
         }

@@ -188,11 +188,14 @@ fn progressing(cluster: &FanoutCluster, counts: &Counts, stuck: bool) -> Verdict
     let (status, reason, message) = if cluster.spec.paused {
         ("False", Reason::Paused, "spec.paused is set".to_owned())
     } else if counts.outdated > 0 && stuck {
-        let message =
-            format!("a new node does not become ready; {} of an older revision and left alone", nodes_that(counts.outdated, "are"));
+        let message = format!(
+            "a new node does not become ready; {} of an older revision and left alone",
+            nodes_that(counts.outdated, "are")
+        );
         ("False", Reason::RolloutStuck, message)
     } else if counts.outdated > 0 && by_hand && counts.leaving == 0 && present == wanted {
-        let message = format!("{} of an older revision: delete what is left of it", nodes_that(counts.outdated, "are"));
+        let message =
+            format!("{} of an older revision: delete what is left of it", nodes_that(counts.outdated, "are"));
         ("False", Reason::WaitingForDelete, message)
     } else if counts.outdated > 0 {
         let message = format!("{} of {} of the new revision", counts.updated, nodes_that(wanted, "are"));
