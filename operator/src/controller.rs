@@ -553,8 +553,8 @@ impl Error {
         Some(status)
     }
 
-    /// What a person should know of it; `None` for what passes by itself.
-    fn problem(&self) -> Option<Problem> {
+    /// What a person should know of it; `None` for what passes by itself, as long as it has not lasted.
+    fn problem(&self, lasting: bool) -> Option<Problem> {
         let (reason, kind, name) = match self {
             Self::NotOurs { kind, name, .. } => (Reason::NotOurs, kind, name),
             Self::Leaving { kind, name, .. } => (Reason::ChildLeaving, kind, name),
@@ -562,6 +562,7 @@ impl Error {
                 Some(status) if status.is_conflict() => return None,
                 Some(status) if apply::is_invalid(status) => (Reason::InvalidSpec, kind, name),
                 Some(_) => (Reason::ApplyFailed, kind, name),
+                None if lasting => (Reason::ApplyFailed, kind, name),
                 None => return None,
             },
             Self::Malformed(_)
@@ -665,7 +666,7 @@ mod tests {
         let error = Error::refused("apply", &child)(kube::Error::Api(Box::new(status)));
         let told = "spec.service: the API server refuses to apply Service chat: Service \"chat\" is invalid: spec.type: Unsupported value";
         assert_eq!(chain(&error), told);
-        assert_eq!(error.problem().expect("a problem").reason, Reason::InvalidSpec);
+        assert_eq!(error.problem(false).expect("a problem").reason, Reason::InvalidSpec);
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl Applied {
     /// # Errors
     /// What ends the reconcile: another process leads, or the namespace takes nothing new.
     fn note<T>(&mut self, result: Result<T, Trouble>) -> Result<Option<T>, Error> {
-        let Trouble { cause, again } = match result {
+        let Trouble { cause, again, lasting } = match result {
             Ok(done) => return Ok(Some(done)),
             Err(trouble) => trouble,
         };
@@ -105,7 +105,7 @@ impl Applied {
             Cause::Failed(error) if error.ends_reconcile() => return Err(error),
             Cause::Failed(error) => error,
         };
-        self.problems.extend(failed.problem());
+        self.problems.extend(failed.problem(lasting));
         self.failures.push((failed.class(), again));
         Ok(None)
     }

@@ -145,7 +145,7 @@ impl Mirrors {
         metrics: &Metrics,
         readiness: &Readiness,
     ) -> (Self, impl Stream<Item = Trigger> + Send + use<>) {
-        let watch = watched(watcher(scope.api(client.clone()), config()), scope, readiness);
+        let watch = watched(watcher::watcher(scope.api(client.clone()), config()), scope, readiness);
         let (clusters, touched) = reflect(watch, (), slim, metrics);
         let all = Everyone(clusters.clone());
         let mut changes: Vec<BoxStream<'static, Trigger>> =

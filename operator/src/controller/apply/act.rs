@@ -319,7 +319,7 @@ fn is_small_enough(set: &Value) -> Result<(), Trouble> {
     );
     let key = Some("spec.podTemplate".to_owned());
     let problem = Problem { reason: Reason::InvalidSpec, object: "FanoutCluster".to_owned(), key, message };
-    Err(Trouble { cause: Cause::Told(problem), again: None })
+    Err(Trouble { cause: Cause::Told(problem), again: None, lasting: true })
 }
 
 /// What is told of a step that takes a pod away: once for each pod, when it is decided.

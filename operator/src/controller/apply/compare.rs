@@ -474,11 +474,11 @@ mod tests {
         deviations.iter().map(Path::to_string).collect()
     }
 
-    fn service(spec: Value) -> Value {
+    fn service(spec: &Value) -> Value {
         json!({"kind": "Service", "metadata": {"name": "a"}, "spec": spec})
     }
 
-    fn set(pod: Value) -> Value {
+    fn set(pod: &Value) -> Value {
         json!({"kind": "ReplicaSet", "metadata": {"name": "a"}, "spec": {"template": {"spec": pod}}})
     }
 
@@ -510,11 +510,11 @@ mod tests {
         ] {
             let mut live = ours.clone();
             live.as_object_mut().expect("an object").extend(edit.as_object().expect("an object").clone());
-            assert_eq!(deviations(&service(ours.clone()), service(live)), [path]);
+            assert_eq!(deviations(&service(&ours), service(&live)), [path]);
         }
         let moved =
             json!({"type": "ClusterIP", "selector": {"a": "b"}, "ports": [{"name": "c", "port": 81}]});
-        assert_eq!(deviations(&service(ours), service(moved)), ["spec.ports[80/TCP]", "spec.ports[81/TCP]"]);
+        assert_eq!(deviations(&service(&ours), service(&moved)), ["spec.ports[80/TCP]", "spec.ports[81/TCP]"]);
     }
 
     #[test]
@@ -541,11 +541,11 @@ mod tests {
             json!({"containers": [{"name": "fanout", "env": [{"name": "A", "value": ""}], "stdin": false}]});
         let defaulted = json!({"restartPolicy": "Always", "securityContext": {},
             "containers": [{"name": "fanout", "env": [{"name": "A"}], "terminationMessagePath": "/dev/x"}]});
-        assert_eq!(deviations(&set(ours.clone()), set(defaulted.clone())), [""; 0]);
+        assert_eq!(deviations(&set(&ours), set(&defaulted)), [""; 0]);
         let with = |change: &dyn Fn(&mut Value)| {
             let mut pod = defaulted.clone();
             change(&mut pod);
-            deviations(&set(ours.clone()), set(pod))
+            deviations(&set(&ours), set(&pod))
         };
         assert_eq!(
             with(&|pod| pod["containers"][0]["env"] = json!([{"name": "B"}, {"name": "A"}])),
@@ -573,7 +573,7 @@ mod tests {
     #[test]
     fn the_order_of_variables_counts() {
         let pod = |names: [&str; 2]| json!({"containers": [{"name": "c", "env": names.map(|name| json!({"name": name, "value": "x"}))}]});
-        let found = deviations(&set(pod(["A", "B"])), set(pod(["B", "A"])));
+        let found = deviations(&set(&pod(["A", "B"])), set(&pod(["B", "A"])));
         assert_eq!(found, ["spec.template.spec.containers[c].env"]);
     }
 

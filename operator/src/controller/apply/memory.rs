@@ -25,6 +25,7 @@ const LONGEST_DISPUTE: Duration = Duration::from_secs(3_600);
 /// be taken a second later; a failure of its own may.
 const FIRST_TRY: Duration = Duration::from_secs(1);
 const LONGEST_TRY: Duration = Duration::from_secs(300);
+const LASTING: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
@@ -101,6 +102,12 @@ impl Memory {
         let wait = doubled(first, count, longest);
         self.refused = Some(Refused { attempt, error: error.clone(), count, again: now + wait });
         Some(wait)
+    }
+
+    /// Whether the same attempt has failed a few times in a row. Before that, what fails on the way to the API server
+    /// mostly passes by itself.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.refused.as_ref().is_some_and(|refused| refused.count + 1 >= LASTING)
     }
 
     /// The last write went through.
@@ -261,6 +268,7 @@ mod tests {
             let wait = memory.refuse(attempt("a", "1"), &error, now).expect("it waits");
             waits.push(wait.as_secs());
             assert!(memory.refusal(&attempt("a", "1"), now).is_some());
+            assert_eq!(memory.is_lasting(), waits.len() >= 3);
             now += wait;
             assert!(memory.refusal(&attempt("a", "1"), now).is_none());
         }

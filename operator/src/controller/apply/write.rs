@@ -99,6 +99,8 @@ struct Sealed {
 pub(super) struct Trouble {
     pub(super) cause: Cause,
     pub(super) again: Option<Duration>,
+    /// Whether it has failed a few times in a row.
+    pub(super) lasting: bool,
 }
 
 /// What keeps a child from being what it should be.
@@ -340,9 +342,10 @@ impl Writer {
         live: Option<&DynamicObject>,
         due: Due,
     ) -> Result<(), Trouble> {
-        let refusal = self.lock().get(key).and_then(|memory| memory.refusal(&attempt, Instant::now()));
-        if let Some((error, left)) = refusal {
-            return Err(Trouble { cause: Cause::Failed(error), again: Some(left) });
+        let known = self.lock().get(key).cloned().unwrap_or_default();
+        if let Some((error, left)) = known.refusal(&attempt, Instant::now()) {
+            let lasting = known.is_lasting();
+            return Err(Trouble { cause: Cause::Failed(error), again: Some(left), lasting });
         }
         let Attempt { wanted, .. } = attempt.clone();
         let written = self.write(cluster, live, due).await;
@@ -356,7 +359,7 @@ impl Writer {
                 if again.is_some() {
                     warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
                 }
-                return Err(Trouble { cause: Cause::Failed(error), again });
+                return Err(Trouble { cause: Cause::Failed(error), again, lasting: memory.is_lasting() });
             }
         };
         memory.accepted(Written::new(&made, wanted));
@@ -738,7 +741,7 @@ fn disputed(key: &Key, memory: &Memory, deviations: &[Path], now: Instant) -> Tr
     );
     let problem =
         Problem { reason: Reason::RepairDisputed, object: format!("{kind}/{name}"), key: None, message };
-    Trouble { cause: Cause::Told(problem), again }
+    Trouble { cause: Cause::Told(problem), again, lasting: true }
 }
 
 /// Fields and who changes them.
@@ -861,7 +864,7 @@ impl Trouble {
 
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
-        Self { cause: Cause::Failed(error), again: None }
+        Self { cause: Cause::Failed(error), again: None, lasting: false }
     }
 }
 
