@@ -117,7 +117,7 @@ pub enum Error {
     Superseded,
     /// It is not known whether another operator holds the namespace.
     #[error(transparent)]
-    Refused(Box<Refused>),
+    Refused(Arc<Refused>),
     /// A child of that name was not made for this cluster.
     #[error("{}", not_ours(kind, name, owner.as_deref()))]
     NotOurs {
@@ -307,7 +307,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     match territory.enter(guarded.meta().namespace.as_deref().unwrap_or_default()).await {
         Ok(()) => {}
         Err(Refused::Held { .. }) => return Ok(Done { again: Some(territory::LOOK_EVERY), failed: None }),
-        Err(refused) => return Err(Error::Refused(Box::new(refused))),
+        Err(refused) => return Err(Error::Refused(Arc::new(refused))),
     }
     let cluster = match guarded {
         DeserializeGuard(Ok(cluster)) => cluster,
@@ -319,7 +319,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     };
     if is_collected(cluster) {
         // The garbage collector removes the children.
-        return Ok(Done { again: RESYNC, failed: None });
+        return Ok(Done { again: Some(RESYNC), failed: None });
     }
     mirrors.reach(Stage::InStep).await;
 
@@ -340,8 +340,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     let again = reporter.report(cluster, &found, &applied).await?;
     let failures = applied.failures().iter();
     let tries = failures.map(|(class, again)| again.unwrap_or_else(|| context.wait(*class, guarded)));
-    let looks =
-        [applied.look_again(Timestamp::now()), found.next_look(), again, Some(jittered(RESYNC))];
+    let looks = [applied.look_again(Timestamp::now()), found.next_look(), again, Some(jittered(RESYNC))];
     Ok(Done {
         again: looks.into_iter().flatten().chain(tries).min().map(|wait| wait.max(SOONEST)),
         failed: applied.failures().iter().map(|(class, _)| *class).max(),

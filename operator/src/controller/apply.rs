@@ -13,7 +13,10 @@ mod write;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use k8s_openapi::{api::apps::v1::StatefulSet, jiff::{SignedDuration, Timestamp}};
+use k8s_openapi::{
+    api::apps::v1::StatefulSet,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::{ResourceExt, api::DynamicObject};
 use serde::Serialize;
 use serde_json::Value;
@@ -28,7 +31,6 @@ use super::{
     Error, ErrorClass, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
     dereference::Found,
-    diagnose,
     mirror::Mirrors,
     validate::Problem,
 };

@@ -742,7 +742,7 @@ async fn what_a_client_or_a_backend_publishes_is_never_taken_for_what_a_node_say
             r#"{"type":"ask","from":10,"request":7,"question":{"ask":"disconnect","user":"ann","connection":null,"reason":"disconnected"}}"#,
         ] {
             let said = Publication { origin, ..text(&peers::nodes_channel(names), words) };
-            old.broker.publish(said).await.unwrap();
+            old.broker.publish(said, PublishOptions::default()).await.unwrap();
         }
     }
     settle().await;

@@ -386,10 +386,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        controller::{build::OperatorConfig, validate::Dereferenced},
-        redis::RedisTarget,
-        resources::replica_set,
-        scrape::Report,
+        controller::build::OperatorConfig, redis::RedisTarget, resources::replica_set, scrape::Report,
     };
 
     /// A pod that was retired, one that was not, and the ReplicaSet `chat-a`.
@@ -528,7 +525,7 @@ mod tests {
             let mut cluster = FanoutCluster::new("chat", Default::default());
             cluster.spec.pod_template = serde_json::from_value(template.clone()).expect("a template");
             let redis = RedisTarget::of(&cluster).expect("the managed one");
-            let revision = replica_set::revision(&cluster, &redis, &OperatorConfig::default());
+            let revision = replica_set::revision(&cluster, &redis, None, &OperatorConfig::default());
             (template.to_string().len(), Stored::new(&revision).replica_set(&json!(1)))
         };
         let (bytes, fits) = set(1_200);

@@ -514,7 +514,10 @@ mod tests {
         }
         let moved =
             json!({"type": "ClusterIP", "selector": {"a": "b"}, "ports": [{"name": "c", "port": 81}]});
-        assert_eq!(deviations(&service(&ours), service(&moved)), ["spec.ports[80/TCP]", "spec.ports[81/TCP]"]);
+        assert_eq!(
+            deviations(&service(&ours), service(&moved)),
+            ["spec.ports[80/TCP]", "spec.ports[81/TCP]"]
+        );
     }
 
     #[test]

@@ -675,14 +675,6 @@ fn is_ours(live: &DynamicObject, cluster: &FanoutCluster, kind: &str) -> bool {
     is_adopted_or_owned(live, cluster) || (kind == "PersistentVolumeClaim" && labelled())
 }
 
-/// The same of a generated Secret: one that lost its owner or its label is ours by the other. One that another object
-/// controls, such as a deleted cluster of the same name, is not.
-fn is_our_secret(live: &Secret, cluster: &FanoutCluster) -> bool {
-    let labelled = live.labels().get(labels::CLUSTER).map(String::as_str) == Some(cluster.name());
-    let controlled = live.owner_references().iter().any(|owner| owner.controller == Some(true));
-    is_owned_by(live, cluster) || (labelled && !controlled)
-}
-
 fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
     let handed_over = live.annotations().get(ADOPT).map(String::as_str) == Some(cluster.name());
     is_owned_by(live, cluster) || (live.owner_references().is_empty() && handed_over)

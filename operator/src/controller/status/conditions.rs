@@ -155,7 +155,8 @@ fn rejected(node: &Node) -> Option<Problem> {
 
 fn ready(cluster: &FanoutCluster, counts: &Counts, problems: &[Problem]) -> Verdict {
     let wanted = cluster.spec.replicas;
-    let numbers = format!("{} of {} at the current revision", counts.updated_ready, nodes_that(wanted, "serve"));
+    let numbers =
+        format!("{} of {} at the current revision", counts.updated_ready, nodes_that(wanted, "serve"));
     // Nodes serve whoever has the last word about a child. A container that does not end holds up a node that serves
     // nobody any more.
     let harmless = [Reason::RepairDisputed, Reason::ContainerIgnoresTermination];
