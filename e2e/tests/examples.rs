@@ -67,6 +67,11 @@ fn files() -> Result<Vec<PathBuf>> {
 async fn apply(namespace: &Namespace, file: &PathBuf) -> Result<Vec<(String, usize)>> {
     let text = fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
     namespace.apply(&text).await?;
+    // Tools that compare a file with what is there find no difference either.
+    let again = namespace.apply(&text).await?;
+    let differs =
+        again.lines().find(|line| line.starts_with("fanoutcluster") && !line.ends_with("unchanged"));
+    ensure!(differs.is_none(), "applied again: {differs:?}");
     let list = namespace.get(&["foc"]).await?;
     let clusters = list["items"].as_array().into_iter().flatten().map(|object: &Value| {
         let name = object["metadata"]["name"].as_str().context("a cluster without a name")?;
