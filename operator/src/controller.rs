@@ -272,9 +272,9 @@ async fn measured(cluster: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     if outcome == Outcome::Success {
         context.failures.forget(&Trigger::from_obj(&*cluster));
     }
-    if let Err(error @ Error::Panicked(_)) = &result {
+    if let Some(problem) = result.as_ref().err().and_then(|error| error.problem(false)) {
         // Telling it may fail in the same way.
-        caught(context.reporter.broken(&cluster, error)).await?;
+        caught(context.reporter.broken(&cluster, &problem)).await?;
     }
     result.map(|done| done.again.map_or_else(Action::await_change, Action::requeue))
 }
@@ -564,11 +564,16 @@ impl Error {
                 None if lasting => (Reason::ApplyFailed, kind, name),
                 None => return None,
             },
-            Self::Malformed(_)
-            | Self::NotLeading
-            | Self::Superseded
-            | Self::Refused(_)
-            | Self::Panicked(_) => return None,
+            Self::Panicked(_) => {
+                let object = "FanoutCluster".to_owned();
+                return Some(Problem {
+                    reason: Reason::OperatorFailed,
+                    object,
+                    key: None,
+                    message: self.to_string(),
+                });
+            }
+            Self::Malformed(_) | Self::NotLeading | Self::Superseded | Self::Refused(_) => return None,
         };
         Some(Problem { reason, object: format!("{kind}/{name}"), key: None, message: self.to_string() })
     }

@@ -25,6 +25,8 @@ use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
+use crate::controller::chain;
+
 /// Where the Lease is and who we are in it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LeaseArgs {
@@ -164,7 +166,7 @@ impl Lease {
                     told = Some(holder);
                 }
                 Ok(Some(_)) => {}
-                Err(error) => warn!(%error, "failed to acquire the lease"),
+                Err(error) => warn!(error = %chain(&error), "failed to acquire the lease"),
             }
             sleep(self.timing.retry).await;
         }
@@ -185,7 +187,9 @@ impl Lease {
             match timeout_at(deadline, self.renew()).await {
                 Ok(Ok(None)) => self.claim.set(Some(sent + self.timing.renew_deadline)),
                 Ok(Ok(Some(holder))) => break Lost::Taken { holder },
-                Ok(Err(error)) if Instant::now() < deadline => warn!(%error, "failed to renew the lease"),
+                Ok(Err(error)) if Instant::now() < deadline => {
+                    warn!(error = %chain(&error), "failed to renew the lease")
+                }
                 Ok(Err(_)) | Err(_) => break Lost::NotRenewed(self.timing.renew_deadline),
             }
         };
@@ -207,7 +211,7 @@ impl Lease {
         let released = timeout(self.timing.retry, self.api.replace(&self.name, &params, &object));
         match released.await {
             Ok(Ok(_)) => info!("released the lease"),
-            Ok(Err(error)) => warn!(%error, "failed to release the lease"),
+            Ok(Err(error)) => warn!(error = %chain(&error), "failed to release the lease"),
             Err(_) => warn!("releasing the lease took too long"),
         }
     }

@@ -1532,3 +1532,34 @@ async fn a_finalizer_of_somebody_else_does_not_end_repair() {
     assert!(server.get(SERVICE).is_none(), "Kubernetes is removing it");
     operator.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_cannot_be_read_is_told_and_one_that_was_read_before_counts_as_it_was() {
+    let server = ApiServer::default();
+    let mut needy = cluster("chat");
+    needy["spec"]["auth"] = json!({"apiKeysSecretRef": {"name": "keys"}});
+    server.put(&format!("{CLUSTERS}/chat"), needy);
+    let path = "/api/v1/namespaces/test/secrets/keys";
+    let keys = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": {"a": "c2VjcmV0"}});
+    server.put(path, keys);
+    server.fail(Method::GET, path, 403, usize::MAX);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "ApplyFailed");
+    assert_eq!(degraded["message"], "the API server refuses to read Secret keys: as the test wants it");
+    assert_eq!(told(&server, "ApplyFailed").len(), 1);
+    nothing_is_written_for_an_hour(&server).await;
+    server.recover();
+    seconds(30).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+
+    server.fail(Method::GET, path, 403, usize::MAX);
+    server.edit(path, &json!({"data": {"b": "c2VjcmV0"}}));
+    scale(&server, 3);
+    seconds(5).await;
+    assert_eq!(asked_for(&server), 3);
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}

@@ -21,6 +21,8 @@ use kube::{
 use sha2::{Digest, Sha256};
 use tracing::debug;
 
+use tracing::warn;
+
 use super::{
     Error, diagnose,
     mirror::Mirrors,
@@ -428,7 +430,17 @@ impl SecretShapes {
             return Ok(Some(shape.clone()));
         }
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let secret = api.get_opt(name).await.map_err(Error::api("read", "Secret", name))?;
+        let read = api.get_opt(name).await.map_err(Error::api("read", "Secret", name));
+        let known = self.lock().get(&key).map(|(_, shape)| shape.clone());
+        let secret = match (read, known) {
+            (Ok(secret), _) => secret,
+            // What cannot be read is unknown, not gone: what was read before still holds.
+            (Err(error), Some(known)) => {
+                warn!(namespace, name, %error, "a Secret cannot be read and is taken as it was");
+                return Ok(Some(known));
+            }
+            (Err(error), None) => return Err(error),
+        };
         let shape = secret.map(|secret| shape_of(&secret));
         if let Some(shape) = &shape {
             self.lock().insert(key, (version, shape.clone()));

@@ -186,18 +186,20 @@ impl Reporter {
         Ok(None)
     }
 
-    /// The operator itself failed on a cluster: the conditions say so, and all else stays as it was.
-    pub(super) async fn broken(&self, cluster: &Guarded, error: &Error) -> Result<(), Error> {
+    /// The reconcile of a cluster ended before there was anything to judge: the conditions say why, and all else stays as
+    /// it was.
+    pub(super) async fn broken(&self, cluster: &Guarded, problem: &Problem) -> Result<(), Error> {
         let DeserializeGuard(Ok(cluster)) = cluster else { return Ok(()) };
-        let mut status = cluster.status.clone().unwrap_or_default();
-        status.conditions =
-            conditions::broken(&status.conditions, cluster, &error.to_string(), Timestamp::now());
-        if cluster.status.as_ref() == Some(&status) {
+        let before = cluster.status.clone().unwrap_or_default();
+        let conditions = conditions::broken(&before.conditions, cluster, problem, Timestamp::now());
+        let same = |told: &Told| told.clone().news(std::slice::from_ref(problem)).0.is_empty();
+        let key = key(&cluster.metadata);
+        let is_told = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(&key).is_some_and(same);
+        if is_told && conditions::same_words(&before.conditions, &conditions) {
             return Ok(());
         }
-        self.events
-            .publish(cluster, Severity::Warning, Reason::OperatorFailed, &error.to_string(), None)
-            .await;
+        self.tell_problems(cluster, std::slice::from_ref(problem)).await;
+        let status = FanoutClusterStatus { conditions, ..before };
         self.write(&cluster.metadata, json!(status)).await.map(drop)
     }
 

@@ -385,23 +385,23 @@ pub(super) fn malformed(metadata: &ObjectMeta, error: &str, now: Timestamp) -> V
     merge(&[], verdicts.into(), metadata.generation, now)
 }
 
-/// The conditions of a cluster on which the operator itself failed: the others are as they were.
+/// The conditions of a cluster whose reconcile ended early: Ready and Degraded say why, the others are as they were.
 pub(super) fn broken(
     before: &[Condition],
     cluster: &FanoutCluster,
-    message: &str,
+    problem: &Problem,
     now: Timestamp,
 ) -> Vec<Condition> {
-    let verdict = |type_, status| Verdict {
-        type_,
-        status,
-        reason: Reason::OperatorFailed,
-        message: message.to_owned(),
-    };
+    let Problem { reason, message, .. } = problem;
+    let verdict = |type_, status| Verdict { type_, status, reason: *reason, message: message.clone() };
     let verdicts = vec![verdict(ConditionType::Ready, "False"), verdict(ConditionType::Degraded, "True")];
     let told = merge(before, verdicts, cluster.metadata.generation, now);
-    let is_told = |condition: &&Condition| told.iter().all(|told| told.type_ != condition.type_);
-    told.iter().chain(before.iter().filter(is_told)).cloned().collect()
+    let kept = before.iter().filter(|condition| told.iter().all(|told| told.type_ != condition.type_));
+    let mut all: Vec<_> = told.iter().chain(kept).cloned().collect();
+    all.sort_by_key(|condition| {
+        ConditionType::ALL.iter().position(|type_| type_.to_string() == condition.type_)
+    });
+    all
 }
 
 /// Verdicts as conditions. A time moves only when its status flips.
