@@ -76,7 +76,7 @@ pub struct SlowConsumer {
     /// What to do once a bound is passed.
     pub policy: SlowConsumerPolicy,
     /// Bytes that a subscription may lag behind, frame headers included. The message that is being sent is no lag, and
-    /// a client that takes what it is sent may lag further for two seconds.
+    /// a client that takes what it is sent may lag further for two seconds, unless its policy is `conflate`.
     #[schemars(range(min = 1_024, max = 268_435_456))]
     pub max_lag_bytes: u32,
     /// Messages that a subscription may lag behind, as above.

@@ -177,7 +177,14 @@ impl App {
         };
         let memory = boot.runtime.memory_bytes.or_else(memory::limit);
         let shard_config = shard_config.within(memory);
-        tracing::info!(bytes = shard_config.log_bytes, "memory of each shard for clients that lag");
+        tracing::info!(bytes = shard_config.log_bytes, "memory of each shard for what waits");
+        if !shard_config.fits_message(settings.hub.max_message_bytes as usize) {
+            let setting = settings.hub.max_message_bytes;
+            tracing::warn!(
+                setting,
+                "memory is too short for messages of hub.maxMessageBytes: larger ones are refused with 4013"
+            );
+        }
         let shards =
             Shards::spawn(shard_config, settings::rules(&settings), &work).map_err(StartError::Threads)?;
         let (mailboxes, shards) = (Arc::<[_]>::from(shards.mailboxes()), Arc::new(shards));

@@ -142,6 +142,12 @@ impl Config {
         Self { mailbox_bytes: waiting, work_bytes: waiting, log_bytes: budget - 2 * waiting, ..self }
     }
 
+    /// Whether one unfinished message of so many bytes fits what connections have to themselves. It is kept in memory
+    /// that grows by doubling.
+    pub fn fits_message(&self, bytes: usize) -> bool {
+        bytes.saturating_mul(2) <= self.log_bytes / own::OWN_PART
+    }
+
     /// How many there are where the settings say `shards`.
     fn count(shards: u16) -> u16 {
         match shards {
@@ -436,6 +442,8 @@ mod tests {
         assert_eq!(budget(0, Some(400)).0, 100 * MIB / cores, "a shard for each core");
         assert_eq!(budget(1, Some(8_000)), (Config::MOST_BYTES, Config::MOST_WAITING_BYTES));
         assert_eq!(budget(4, None).0, Config::MOST_BYTES, "no limit is known");
+        let small = config().within(Some(64 * MIB as u64));
+        assert!(small.fits_message(3 * MIB) && !small.fits_message(4 * MIB), "12 MiB, of which half");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use super::{
 use crate::{domain::CloseReason, protocol::websocket::Decoder};
 
 /// Of what a shard may hold, connections have this part to themselves.
-const OWN_PART: usize = 2;
+pub(super) const OWN_PART: usize = 2;
 /// Whoever has less is not listed: some replies, or half a message of a chat.
 const LISTED: usize = 512;
 /// Entries below which nobody looks whether they still count.

@@ -40,7 +40,9 @@ impl Core {
         {
             return;
         }
-        if pressure == 0 && self.has_grace(slot) {
+        // Whoever conflates wants the newest at once, not all of a burst.
+        let may_wait = pressure == 0 && policy != SlowConsumerPolicy::Conflate;
+        if may_wait && self.has_grace(slot) {
             return;
         }
         match policy {
