@@ -215,6 +215,7 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
     };
     tokio::select! {
         () = in_step => {}
+        () = mirror::look_for_clusters(&shared.client, scope, &shared.readiness) => {}
         () = context.territory.keep(|| context.namespaces()) => {}
         () = sheds => {}
         () = reconciles.for_each(async |result| log(&context, result)) => {}

@@ -58,6 +58,11 @@ impl Readiness {
         self.lock().remove(obstacle).is_some()
     }
 
+    /// Whether this stands in the way.
+    pub fn is_blocked_by(&self, obstacle: &Obstacle) -> bool {
+        self.lock().contains_key(obstacle)
+    }
+
     /// Everything that stands in the way; empty for an operator that is ready.
     pub fn obstacles(&self) -> Vec<String> {
         self.lock().values().cloned().collect()
@@ -104,7 +109,6 @@ async fn ready(State(parts): State<Parts>) -> (StatusCode, String) {
     if obstacles.is_empty() {
         return (StatusCode::OK, "ready\n".to_owned());
     }
-    // The kubelet shows the first bytes of the answer in the pod's Event.
     (StatusCode::SERVICE_UNAVAILABLE, obstacles.join("\n") + "\n")
 }
 

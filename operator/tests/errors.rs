@@ -369,6 +369,21 @@ async fn an_operator_without_its_crd_is_not_ready_and_names_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operator_whose_crd_goes_and_comes_back_says_so_both_times() {
+    let server = ApiServer::default();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    server.fail(Method::GET, "/fanoutclusters", 404, 4);
+    server.end_watches(CLUSTERS);
+    seconds(2).await;
+    assert!(operator.readiness.obstacles().join("").contains("fanoutclusters.fanout.dev is not installed"));
+    seconds(120).await;
+    assert_eq!(operator.readiness.obstacles(), [""; 0], "though no FanoutCluster has come");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deleted_child_is_back_within_a_second() {
     let server = with_cluster();
     let operator = Operator::start(&server).await;

@@ -6,6 +6,7 @@
 use std::{
     fmt::{self, Debug},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{
@@ -23,7 +24,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ApiResource, DynamicObject, PartialObjectMeta},
+    api::{ApiResource, DynamicObject, ListParams, PartialObjectMeta},
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
@@ -40,6 +41,9 @@ use crate::{
     metrics::Metrics,
     resources::labels,
 };
+
+/// Time between two looks for a CRD that is missing.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A FanoutCluster as the API server has it: read, or not readable.
 pub(crate) type Guarded = DeserializeGuard<FanoutCluster>;
@@ -320,11 +324,26 @@ where
         Ok(watcher::Event::Init) => {}
         Ok(_) => drop(readiness.clear(&obstacle)),
         Err(error) => {
-            if let Some(words) = unlisted(error) {
-                readiness.block(obstacle.clone(), words);
+            if let Some(words) = unlisted(error)
+                && readiness.block(obstacle.clone(), words.clone())
+            {
+                tracing::warn!("{words}");
             }
         }
     })
+}
+
+/// Looks whether FanoutClusters can be listed again, for as long as they cannot. A watch that starts again says nothing
+/// of itself where nothing has changed.
+pub(crate) async fn look_for_clusters(client: &Client, scope: &Scope, readiness: &Readiness) {
+    let (api, obstacle): (Api<Guarded>, _) =
+        (scope.api(client.clone()), Obstacle::Clusters(scope.to_string()));
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if readiness.is_blocked_by(&obstacle) && api.list(&ListParams::default().limit(1)).await.is_ok() {
+            readiness.clear(&obstacle);
+        }
+    }
 }
 
 /// Why FanoutClusters cannot be listed, where that does not pass by itself.

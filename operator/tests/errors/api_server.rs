@@ -98,6 +98,11 @@ impl ApiServer {
         self.lock().remove(path);
     }
 
+    /// Ends every watch of a collection, as an API server does that goes away or that serves it no longer.
+    pub(crate) fn end_watches(&self, path: &str) {
+        self.lock().watches.retain(|(watched, _, _)| watched != path);
+    }
+
     /// Answers the next `times` requests of this kind with `status`.
     pub(crate) fn fail(&self, method: Method, path: &str, status: u16, times: usize) {
         self.refuse(method, path, status, failure_status(status), times);
