@@ -23,7 +23,7 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let ended = match Args::parse().command {
-        Command::Run(args) => run(*args),
+        Command::Run(args) => run(&args),
         Command::Crd => {
             print!("{}", fanout_operator::api::crd::yaml());
             Ok(())
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(args: RunArgs) -> anyhow::Result<()> {
+async fn run(args: &RunArgs) -> anyhow::Result<()> {
     start_logs(args.log_format, &args.log)?;
     let stop = stop_on_signal()?;
     let client = api_client::connect().await.context("no way to the API server is configured")?;
