@@ -39,7 +39,7 @@ fn found(cluster: &FanoutCluster) -> Dereferenced {
     let keys = ["user", "password", "ca.crt", "tls.crt", "tls.key", "one", "two"];
     let shape = SecretShape { sizes: keys.map(|key| (key.to_owned(), 1)).into(), api_key: None };
     let secrets = referenced_secrets(cluster).into_iter().map(|name| (name, Some(shape.clone())));
-    Dereferenced { secrets: secrets.collect(), api_key: None }
+    Dereferenced { secrets: secrets.collect(), ..Dereferenced::default() }
 }
 
 fn built(cluster: &FanoutCluster) -> Resources {
@@ -94,6 +94,7 @@ fn text(resources: Resources) -> String {
     let Resources {
         revision,
         live_config_map,
+        too_new: _,
         services,
         api_key,
         managed_redis,

@@ -39,3 +39,7 @@ pub use strict::{
 /// Name of the JSON Schema extension that says how a change of a field is carried out: `hot` (the running
 /// process takes it over), `inPlace` (the running pod is patched) or `roll` (a new revision of pods).
 pub const CHANGE_CLASS: &str = "x-fanout-change";
+
+/// Name of the JSON Schema extension that says which version of the sidecar was the first to read a field; absent: every
+/// version does. An older one refuses a document with a key that it does not know, so the operator leaves it out there.
+pub const SINCE: &str = "x-fanout-since";

@@ -76,6 +76,8 @@ pub enum Reason {
     AmbiguousChannelPrefix,
     /// Two bounds leave each other no room.
     ContradictingBounds,
+    /// A setting needs a newer version of the sidecar than `spec.version`.
+    VersionTooOld,
     /// A child could not be written.
     ApplyFailed,
     /// A child of that name belongs to somebody else, or to nobody.

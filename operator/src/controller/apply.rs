@@ -138,6 +138,9 @@ impl Applier {
         if cluster.spec.paused {
             return Ok(applied);
         }
+        let version = &cluster.spec.version;
+        applied.problems =
+            resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)).collect();
         applied.settings = Some(config_map::live_hash(&resources.live_config_map));
         let rendered = self.children(cluster, found, resources, &mut applied).await?;
         if cluster.has_app_containers() && found.named.api_key.is_none() {
@@ -168,6 +171,7 @@ impl Applier {
         let Resources {
             revision,
             live_config_map,
+            too_new: _,
             services,
             api_key,
             managed_redis,
@@ -383,7 +387,8 @@ mod tests {
     {
         let cluster = FanoutCluster::new("chat", Default::default());
         let redis = RedisTarget::of(&cluster).expect("one is set");
-        let validated = validate::Validated { redis, api_key: None };
+        let oldest = cluster.spec.version.clone();
+        let validated = validate::Validated { redis, api_key: None, oldest };
         let revision = build::build(&cluster, &validated, &build::OperatorConfig::default()).revision;
         let set = |name: &str, replicas: u32, created: &str| {
             let metadata = json!({

@@ -22,7 +22,7 @@ use crate::{
     resources::{config_map, network_policy, pdb, replica_set, secret, service, service_account},
 };
 
-pub use crate::resources::config_map::{NodePlace, render_node};
+pub use crate::resources::config_map::{NodePlace, Unknown, render_node};
 
 /// What the operator was started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Resources {
     pub revision: RevisionSpec,
     /// What running nodes take over; `<name>-live`.
     pub live_config_map: ConfigMap,
+    /// Settings that `spec.version` does not know; they are in no document.
+    pub too_new: Vec<Unknown>,
     /// `<name>` for clients, `<name>-api` for backends, `<name>-nodes` headless.
     pub services: [Service; 3],
     /// Key of the server API; a value that is there is never overwritten.
@@ -106,10 +108,11 @@ pub struct GeneratedSecret {
 
 /// Every child of `cluster`.
 pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &OperatorConfig) -> Resources {
-    let Validated { redis, api_key } = validated;
+    let Validated { redis, api_key, oldest } = validated;
     Resources {
         revision: replica_set::revision(cluster, redis, api_key.as_deref(), operator),
-        live_config_map: config_map::live(cluster, redis),
+        live_config_map: config_map::live(cluster, redis, oldest),
+        too_new: config_map::too_new(cluster, redis),
         services: service::services(cluster),
         api_key: secret::api_key(cluster),
         managed_redis: managed::resources(cluster, operator),

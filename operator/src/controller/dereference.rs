@@ -104,6 +104,7 @@ pub(super) async fn dereference(
     }
     let children = own_sets(cluster, mirrors.children_of(cluster));
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
+    named.versions = children.iter().filter_map(|(_, child)| version_of(child)).collect();
     let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
     let mut found = Found {
         named,
@@ -123,6 +124,14 @@ pub(super) async fn dereference(
         }
     }
     Ok(found)
+}
+
+/// Version of the sidecar of a revision that has pods.
+fn version_of(set: &DynamicObject) -> Option<String> {
+    set.data["spec"]["replicas"].as_u64().filter(|replicas| *replicas > 0)?;
+    let stored: serde_json::Value =
+        serde_json::from_str(set.annotations().get(labels::REVISION_SPEC)?).ok()?;
+    stored["spec"]["version"].as_str().map(str::to_owned)
 }
 
 /// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many, change often,

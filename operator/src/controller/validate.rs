@@ -12,6 +12,7 @@ use crate::{
     },
     controller::build::{NodePlace, render_node},
     redis::RedisTarget,
+    resources::config_map,
 };
 
 /// What was read of the objects that a FanoutCluster names.
@@ -21,6 +22,8 @@ pub struct Dereferenced {
     pub secrets: BTreeMap<String, Option<SecretShape>>,
     /// Digest of the generated API key; `None` where there is none yet, or no container that would hold it.
     pub api_key: Option<String>,
+    /// Versions of the sidecar in revisions that have pods.
+    pub versions: BTreeSet<String>,
 }
 
 /// A Secret without its values: size in bytes of each key's value.
@@ -52,6 +55,8 @@ pub struct Validated {
     pub redis: RedisTarget,
     /// Digest of the API key that app containers are started with.
     pub api_key: Option<String>,
+    /// The oldest version of the sidecar that reads the live settings.
+    pub oldest: String,
 }
 
 /// What the spec wants of a Secret.
@@ -86,7 +91,11 @@ pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validat
         ));
     }
     match redis {
-        Some(redis) if problems.is_empty() => Ok(Validated { redis, api_key: found.api_key.clone() }),
+        Some(redis) if problems.is_empty() => {
+            let versions = found.versions.iter().map(String::as_str);
+            let oldest = versions.fold(cluster.spec.version.as_str(), config_map::older).to_owned();
+            Ok(Validated { redis, api_key: found.api_key.clone(), oldest })
+        }
         Some(_) | None => Err(problems),
     }
 }
@@ -204,6 +213,15 @@ impl Wanted {
 // === impl Problem ===
 
 impl Problem {
+    /// A setting that the sidecar of `spec.version` would refuse.
+    pub(super) fn too_new(unknown: &config_map::Unknown, version: &str) -> Self {
+        let config_map::Unknown { path, since } = unknown;
+        let message = format!(
+            "`{path}` needs version {since} of the sidecar, and spec.version is {version}: it has no effect until you raise spec.version"
+        );
+        Self { reason: Reason::VersionTooOld, ..Self::of_spec(path, message) }
+    }
+
     fn of_spec(field: &str, message: impl Into<String>) -> Self {
         Self {
             reason: Reason::InvalidSpec,

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sidecar_config::{
     AuthSettings, BootSettings, DrainSettings, HubSettings, JwtKey, JwtSettings, Listen, LiveSettings,
-    Runtime, TlsSettings,
+    Runtime, SINCE, TlsSettings,
 };
 
 use super::{
@@ -56,6 +56,15 @@ pub struct NodePlace {
     pub app_containers: bool,
 }
 
+/// A setting that a version of the sidecar does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unknown {
+    /// Where it is, as `hub.maxMessageBytes`.
+    pub path: String,
+    /// The first version that knows it.
+    pub since: String,
+}
+
 /// The settings of a node of `cluster` that runs at `place`.
 pub fn render_node(cluster: &FanoutCluster, place: &NodePlace) -> (BootSettings, LiveSettings) {
     let NodePlace { listen, redis, secrets, app_containers } = place;
@@ -82,18 +91,18 @@ pub fn boot(cluster: &FanoutCluster, redis: &RedisTarget, revision: &str) -> Con
     let (boot, _) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
     ConfigMap {
         metadata: metadata(cluster, Component::Node, boot_name(cluster, revision)),
-        data: Some(BTreeMap::from([(BOOT.to_owned(), document(&boot, &BOOT_SCHEMA))])),
+        data: Some(BTreeMap::from([(BOOT.to_owned(), document(&boot, &BOOT_SCHEMA, &cluster.spec.version))])),
         immutable: Some(true),
         ..ConfigMap::default()
     }
 }
 
-/// The live document of a cluster.
-pub fn live(cluster: &FanoutCluster, redis: &RedisTarget) -> ConfigMap {
+/// The live document of a cluster, for nodes of which the oldest are of `version`.
+pub fn live(cluster: &FanoutCluster, redis: &RedisTarget, version: &str) -> ConfigMap {
     let (_, live) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
     ConfigMap {
         metadata: metadata(cluster, Component::Node, live_name(cluster)),
-        data: Some(BTreeMap::from([(LIVE.to_owned(), document(&live, &LIVE_SCHEMA))])),
+        data: Some(BTreeMap::from([(LIVE.to_owned(), document(&live, &LIVE_SCHEMA, version))])),
         ..ConfigMap::default()
     }
 }
@@ -114,12 +123,72 @@ pub fn live_hash(live: &ConfigMap) -> String {
     Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A settings document as YAML. Values that equal their default are left out: nodes of an older version refuse
-/// keys they do not know, and so keep running by the documents of a newer operator.
-fn document<D: Serialize>(settings: &D, schema: &Value) -> String {
+/// Settings of the spec that a sidecar of `spec.version` does not know, each with the version that does.
+pub fn too_new(cluster: &FanoutCluster, redis: &RedisTarget) -> Vec<Unknown> {
+    let (boot, live) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
+    let version = &cluster.spec.version;
+    let (_, unknown_in_boot) = known_to(version, &boot, &BOOT_SCHEMA);
+    let (_, unknown_in_live) = known_to(version, &live, &LIVE_SCHEMA);
+    [unknown_in_boot, unknown_in_live].concat()
+}
+
+/// The older of two versions of the sidecar. One that is no version is taken for the newest.
+pub fn older<'a>(one: &'a str, other: &'a str) -> &'a str {
+    match (numbers(one), numbers(other)) {
+        (Some(first), Some(second)) if second < first => other,
+        (None, Some(_)) => other,
+        _ => one,
+    }
+}
+
+/// A settings document as YAML, for nodes of a version: they refuse keys they do not know. Values that equal their default
+/// are left out, so that most documents of a newer operator are what an older one would have written.
+fn document<D: Serialize>(settings: &D, schema: &Value, version: &str) -> String {
+    let (value, _) = known_to(version, settings, schema);
+    serde_yaml::to_string(&value).expect("JSON is YAML")
+}
+
+fn known_to<D: Serialize>(version: &str, settings: &D, schema: &Value) -> (Value, Vec<Unknown>) {
     let mut value = serde_json::to_value(settings).expect("settings are JSON");
     drop_defaults(schema, &mut value);
-    serde_yaml::to_string(&value).expect("JSON is YAML")
+    let mut unknown = Vec::new();
+    drop_unknown(version, schema, &mut value, "", &mut unknown);
+    (value, unknown)
+}
+
+/// Takes out what a version does not know. Of each, the path is kept, and the version that does.
+fn drop_unknown(version: &str, schema: &Value, value: &mut Value, path: &str, unknown: &mut Vec<Unknown>) {
+    match value {
+        Value::Object(fields) => {
+            let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            fields.retain(|name, value| {
+                let field = &schema["properties"][name.as_str()];
+                let since = field[SINCE].as_str().filter(|since| is_before(version, since));
+                unknown.extend(since.map(|since| Unknown { path: below(name), since: since.to_owned() }));
+                if since.is_none() {
+                    drop_unknown(version, field, value, &below(name), unknown);
+                }
+                since.is_none()
+            });
+        }
+        Value::Array(items) => {
+            for (at, item) in items.iter_mut().enumerate() {
+                drop_unknown(version, &schema["items"], item, &format!("{path}[{at}]"), unknown);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn is_before(version: &str, since: &str) -> bool {
+    numbers(version).zip(numbers(since)).is_some_and(|(version, since)| version < since)
+}
+
+/// The three numbers of a version; a release candidate knows what its release does.
+fn numbers(version: &str) -> Option<[u64; 3]> {
+    let release = version.split(['-', '+']).next()?;
+    let numbers: Vec<_> = release.split('.').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    numbers.try_into().ok()
 }
 
 fn drop_defaults(schema: &Value, value: &mut Value) {
@@ -214,5 +283,40 @@ impl NodePlace {
             secrets: PathBuf::from(ROOT),
             app_containers: cluster.has_app_containers(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_version_does_not_know_is_left_out_and_named() {
+        let schema = json!({"properties": {
+            "old": {},
+            "new": {SINCE: "0.3.0", "default": 1},
+            "list": {"items": {"properties": {"name": {}, "rate": {SINCE: "0.2.0"}}}},
+        }});
+        let settings = json!({"old": 1, "new": 2, "list": [{"name": "a"}, {"name": "b", "rate": 3}]});
+        let (value, unknown) = known_to("0.1.4", &settings, &schema);
+        assert_eq!(value, json!({"old": 1, "list": [{"name": "a"}, {"name": "b"}]}));
+        let named: Vec<_> =
+            unknown.iter().map(|unknown| (unknown.path.as_str(), unknown.since.as_str())).collect();
+        assert_eq!(named, [("list[1].rate", "0.2.0"), ("new", "0.3.0")]);
+        for version in ["0.3.0", "0.3.0-rc.1", "1.0.0", "nightly"] {
+            assert_eq!(known_to(version, &settings, &schema), (settings.clone(), vec![]), "{version}");
+        }
+        let default = json!({"new": 1});
+        assert_eq!(known_to("0.1.0", &default, &schema), (json!({}), vec![]), "a default needs no version");
+    }
+
+    #[test]
+    fn the_older_of_two_versions_is_found_by_number() {
+        assert_eq!(older("0.10.0", "0.9.1"), "0.9.1");
+        assert_eq!(older("0.1.0", "0.1.0"), "0.1.0");
+        assert_eq!(older("nightly", "0.1.0"), "0.1.0");
+        assert_eq!(older("0.1.0", "nightly"), "0.1.0");
     }
 }
