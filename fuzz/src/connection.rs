@@ -11,7 +11,7 @@ use std::{
 
 use fanout_sidecar::{
     auth::{Auth, AuthRules},
-    domain::Publication,
+    domain::{CommandError, Publication},
     shard::{Completion, Mail, Mailbox, Shards, Task, Work},
 };
 use sidecar_config::LiveSettings;
@@ -65,6 +65,10 @@ async fn loop_back(mut work: mpsc::Receiver<Work>, mailboxes: Vec<Mailbox>) {
         let completion = match task {
             Task::Subscribe { channel } => Completion::Subscribed { channel, result: Ok(()) },
             Task::Unsubscribe { .. } => continue,
+            Task::Refresh { connection, id, .. } => {
+                let result = Err(CommandError::Unauthorized("no token is good here".to_owned()));
+                Completion::Refreshed { connection, id, result }
+            }
             Task::Publish { connection, channel, payload, id, .. } => {
                 let publication = Publication::bare(channel.clone(), payload);
                 // A full mailbox is a loss that nobody here counts.

@@ -195,6 +195,9 @@ pub struct JwtSettings {
     /// Required value of `aud`; absent means that any is accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
+    /// Whether a token must end, by `exp`; otherwise one without never does. Clocks may differ by 5 seconds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_exp: bool,
     /// Keys that may have signed a token. A token that names a `kid` is checked by the key of that name only.
     #[schemars(length(min = 1, max = 32))]
     pub keys: Vec<JwtKey>,

@@ -31,6 +31,7 @@ use crate::{
     bridge::{self, Counts},
     broker::{self, Broker, Bus, Events},
     config::{Config, Live},
+    domain::CommandError,
     drain::{self, DrainSignal, DrainWatch},
     http::{self, ClientPort},
     hub::Hub,
@@ -195,7 +196,13 @@ impl App {
         let work_metrics = work::Metrics::default();
         let max_bytes = settings.hub.max_message_bytes as usize;
         let publisher = Publisher::new(Arc::clone(&broker), run, max_bytes, work_metrics.clone());
-        let desk = Desk::new(hub.clone(), Arc::clone(&broker), publisher.clone(), Arc::clone(&mailboxes));
+        let (auth, reload) = (Arc::new(Auth::new(auth)), Arc::new(Notify::new()));
+        let tokens = Arc::clone(&auth);
+        let identify = move |token: &str| {
+            tokens.identify(Some(token)).map_err(|error| CommandError::Unauthorized(error.to_string()))
+        };
+        let desk = Desk::new(hub.clone(), Arc::clone(&broker), publisher.clone(), Arc::clone(&mailboxes))
+            .identifying(Arc::new(identify));
         tasks.spawn(named("the desk of waiting work", desk.run(work_queue)));
         let bridge_metrics = bridge::Metrics::default();
         let version = env!("CARGO_PKG_VERSION");
@@ -221,7 +228,6 @@ impl App {
         // Settings that change.
         let about = about(&boot, &name, run, &addresses);
         let (live_sender, live) = watch::channel(Arc::new(settings));
-        let (auth, reload) = (Arc::new(Auth::new(auth)), Arc::new(Notify::new()));
         let http_metrics = http::Metrics::default();
         let http = ClientPort::new(shards.door().clone(), Arc::clone(&auth), http_metrics.clone());
         http.set_tls(tls);

@@ -8,10 +8,12 @@ mod secret;
 mod tls;
 mod token;
 
+use std::{collections::HashSet, time::Instant};
+
 use arc_swap::ArcSwap;
 use sidecar_config::{LiveSettings, Mistake};
 
-use crate::domain::Identity;
+use crate::domain::{Identity, KeyId};
 
 pub use secret::{LastGood, Reading, SecretError, files as secret_files, read_secret};
 pub use tls::{H2, TlsIdentity};
@@ -37,9 +39,14 @@ impl Auth {
         Self(ArcSwap::from_pointee(rules))
     }
 
-    /// Follows other rules from now on.
-    pub fn replace(&self, rules: AuthRules) {
+    /// Follows other rules from now on. The keys of tokens that are good then: sessions of others have no right any more.
+    pub fn replace(&self, mut rules: AuthRules) -> HashSet<KeyId> {
+        if let (Some(tokens), Some(before)) = (&mut rules.tokens, &self.0.load().tokens) {
+            tokens.succeed(before, Instant::now());
+        }
+        let keys = rules.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         self.0.store(rules.into());
+        keys
     }
 
     /// Whether a request with this `Origin` may pass. Without one it comes from no browser and does.

@@ -49,6 +49,8 @@ pub enum Reply<'a> {
     Unsubscribed { channel: &'a ChannelName, id: Option<&'a str> },
     /// The broker took a publication.
     Published { channel: &'a ChannelName, id: &'a str, duplicate: bool },
+    /// The connection goes by its new token.
+    Refreshed { id: Option<&'a str> },
     /// A command failed.
     Error { error: &'a CommandError, channel: Option<&'a ChannelName>, id: Option<&'a str> },
     /// Publications were lost, between these offsets where known.
@@ -75,6 +77,8 @@ pub struct Advice {
 pub enum Message {
     /// A command.
     Command(Command),
+    /// A token in place of the one that opened the connection.
+    Refresh { token: String, id: Option<String> },
     /// A mistake, answered where the protocol can.
     Mistake { error: CommandError, id: Option<String> },
 }

@@ -126,7 +126,8 @@ fn every_error() -> Vec<CommandError> {
         CommandError::TooManyRequests { .. } => Some(CommandError::TooManyKeys { limit: 10_000 }),
         CommandError::TooManyKeys { .. } => Some(CommandError::NoHistory),
         CommandError::NoHistory => Some(CommandError::BadRequest("what is wrong".to_owned())),
-        CommandError::BadRequest(_) => None,
+        CommandError::BadRequest(_) => Some(CommandError::Unauthorized("what is wrong".to_owned())),
+        CommandError::Unauthorized(_) => None,
     };
     std::iter::successors(Some(CommandError::Unavailable), next).collect()
 }

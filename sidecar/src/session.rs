@@ -130,6 +130,9 @@ fn error_of(denied: Denied) -> CommandError {
     match denied {
         Denied::UnknownChannel => CommandError::UnknownChannel,
         Denied::Permission => CommandError::PermissionDenied,
+        Denied::NeedsToken => {
+            CommandError::Unauthorized("this channel needs a token that lists it".to_owned())
+        }
     }
 }
 

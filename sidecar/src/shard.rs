@@ -35,7 +35,7 @@ mod users;
 mod visit;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
@@ -46,7 +46,7 @@ use mio::{Poll, Waker};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{metrics::ShardMetrics, packing::Wanted, pulse::Pulse, reactor::Reactor};
-use crate::domain::{ChannelName, CloseReason, ConnectionId, NodeId};
+use crate::domain::{ChannelName, CloseReason, ConnectionId, KeyId, NodeId};
 
 pub use door::{Door, Ticket, Visitor};
 pub use ledger::{Guest, network_of};
@@ -209,6 +209,14 @@ impl Shards {
         });
         let latencies = latencies.unwrap_or_default();
         self.send_all(|| Mail::Settings { rules: Arc::clone(rules), latencies: latencies.clone() });
+    }
+
+    /// Ends the sessions whose token was signed with none of these keys, so many a second, and those that come later.
+    pub fn set_keys(&self, good: HashSet<KeyId>, per_second: u32) {
+        let good = Arc::new(good);
+        let apart = Duration::from_secs(1) * u32::try_from(self.members.len()).unwrap_or(u32::MAX)
+            / per_second.max(1);
+        self.send_all(|| Mail::Keys { good: Arc::clone(&good), apart });
     }
 
     /// Counters of all shards.

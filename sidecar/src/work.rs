@@ -17,7 +17,10 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    task::spawn_blocking,
+};
 
 use self::grace::Grace;
 pub(crate) use self::publish::now_us;
@@ -27,7 +30,7 @@ pub use self::{
 };
 use crate::{
     broker::{Broker, BrokerError, NotSubscribed},
-    domain::{ChannelName, CommandError, ConnectionId},
+    domain::{ChannelName, CommandError, ConnectionId, Identity},
     hub::{Hub, Join},
     shard::{Completion, Mail, Mailbox, Task, Work},
 };
@@ -47,8 +50,12 @@ pub struct Desk {
     publisher: Publisher,
     mailboxes: Arc<[Mailbox]>,
     grace: Grace,
+    identify: Identify,
     waiting: FuturesUnordered<Pin<Box<dyn Future<Output = Answer> + Send>>>,
 }
+
+/// Says who a token is for.
+pub type Identify = Arc<dyn Fn(&str) -> Result<Identity, CommandError> + Send + Sync>;
 
 /// What the broker said.
 enum Answer {
@@ -71,8 +78,15 @@ struct Waiting {
 impl Desk {
     /// A desk that answers to `mailboxes`, one a shard, in their order.
     pub fn new(hub: Hub, broker: Arc<dyn Broker>, publisher: Publisher, mailboxes: Arc<[Mailbox]>) -> Self {
+        let nobody = |_: &str| Err(CommandError::Unauthorized("no token is accepted here".to_owned()));
         let (taken, grace, waiting) = (VecDeque::new(), Grace::default(), FuturesUnordered::new());
-        Self { taken, hub, broker, publisher, mailboxes, grace, waiting }
+        Self { taken, hub, broker, publisher, mailboxes, grace, identify: Arc::new(nobody), waiting }
+    }
+
+    /// Asks this who a token is for.
+    #[must_use]
+    pub fn identifying(self, identify: Identify) -> Self {
+        Self { identify, ..self }
     }
 
     /// Works until every shard has dropped its end of `work`, then answers what is left.
@@ -115,6 +129,7 @@ impl Desk {
                     Join::Live => self.subscribed(shard, channel, Ok(())),
                 },
                 Task::Unsubscribe { channel } => self.grace.extend(self.hub.leave(&channel, shard)),
+                Task::Refresh { connection, token, id } => self.refresh(shard, connection, token, id),
                 Task::Publish { connection, channel, payload, id, idempotency_key, user, held } => {
                     let user = user.map(|user| user.to_string());
                     let draft =
@@ -156,6 +171,16 @@ impl Desk {
             let result = published.await.map(|published| published.duplicate);
             let result = result.map_err(|error| publish_error(&error, keyed));
             Answer::Published { shard, completion: Completion::Published { connection, channel, id, result } }
+        }));
+    }
+
+    /// A signature is work for a thread of its own.
+    fn refresh(&mut self, shard: u16, connection: ConnectionId, token: String, id: Option<String>) {
+        let identify = Arc::clone(&self.identify);
+        let identified = spawn_blocking(move || identify(&token));
+        self.waiting.push(Box::pin(async move {
+            let result = identified.await.unwrap_or(Err(CommandError::Overloaded));
+            Answer::Published { shard, completion: Completion::Refreshed { connection, id, result } }
         }));
     }
 

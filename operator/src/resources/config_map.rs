@@ -244,11 +244,16 @@ fn auth(cluster: &FanoutCluster, secrets: &Path) -> AuthSettings {
 }
 
 fn tokens(jwt: &Jwt, root: &Path) -> JwtSettings {
-    let Jwt { issuer, audience, keys } = jwt;
+    let Jwt { issuer, audience, require_exp, keys } = jwt;
     let key = |JwtKeySpec { kid, algorithm, secret_key_ref: SecretKeyRef { name, key } }: &JwtKeySpec| {
         JwtKey { kid: kid.clone(), algorithm: *algorithm, file: root.join(name).join(key) }
     };
-    JwtSettings { issuer: issuer.clone(), audience: audience.clone(), keys: keys.iter().map(key).collect() }
+    JwtSettings {
+        issuer: issuer.clone(),
+        audience: audience.clone(),
+        require_exp: *require_exp,
+        keys: keys.iter().map(key).collect(),
+    }
 }
 
 fn drain(cluster: &FanoutCluster) -> DrainSettings {

@@ -1,17 +1,24 @@
-//! Connection tokens: JSON Web Tokens (RFC 7519).
+//! Connection tokens: JSON Web Tokens (RFC 7519) in compact form (RFC 7515).
+//!
+//! Each check has an error of its own, and none of them repeats a word of the token. The library verifies signatures; all
+//! else is read here, strictly: a parameter or a claim that is given twice would be read by others in another way.
 
-use std::{collections::HashMap, sync::Arc};
+mod key;
 
-use jsonwebtoken::{
-    Algorithm, DecodingKey, Header, Validation,
-    crypto::rust_crypto::DEFAULT_PROVIDER,
-    errors::{Error, ErrorKind},
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
 };
-use serde_json::{Map, Value};
-use sidecar_config::{JwtAlgorithm, JwtKey, JwtSettings, Pattern};
 
-use super::secret::{self, Reading};
-use crate::domain::{Grants, Identity};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, get_current_timestamp};
+use serde_json::{Map, Value};
+use sidecar_config::{JsonError, JwtSettings, Pattern, strict_json};
+
+use self::key::Key;
+use super::secret::Reading;
+use crate::domain::{Grants, Identity, KeyId};
 
 /// Clocks of issuers and nodes may differ by this much.
 const LEEWAY_SECONDS: u64 = 5;
@@ -19,15 +26,45 @@ const LEEWAY_SECONDS: u64 = 5;
 /// Patterns that one token may list: each is compared with each channel that the client asks for.
 const MAX_PATTERNS: usize = 1_000;
 
+/// Claims that may be named in an error; others are the token's own.
+const CLAIMS: [&str; 7] = ["aud", "channels", "exp", "grants", "iss", "nbf", "sub"];
+
 /// The check that a token failed. Holds nothing of the token itself, for it is sent and logged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The settings name no keys.
     #[error("connection tokens are not accepted here: no key is configured")]
     NoneAccepted,
-    /// Not three parts of base64 with JSON inside.
-    #[error("the token is no JSON Web Token")]
-    Malformed,
+    /// Not three parts with dots between.
+    #[error("the token is no JSON Web Token: it has not three parts with dots between")]
+    Parts,
+    /// A part is padded, which base64url in tokens is not (RFC 7515 §2).
+    #[error("the token's parts have padding (`=`): base64url without is asked for")]
+    Padding,
+    /// A part is something else.
+    #[error("the token's parts are not base64url")]
+    Base64,
+    /// No JSON object inside.
+    #[error("the token's {0} is no JSON object")]
+    Json(&'static str),
+    /// A parameter of the header stands twice (RFC 7515 §4).
+    #[error("the token's header gives a parameter twice")]
+    RepeatedParameter,
+    /// A claim stands twice (RFC 7519 §4).
+    #[error("the token gives {} twice", .0.map_or_else(|| "a claim".to_owned(), |claim| format!("its `{claim}` claim")))]
+    RepeatedClaim(Option<&'static str>),
+    /// It asks for what its readers must understand (RFC 7515 §4.1.11), and nothing of it is understood here.
+    #[error("the token's `crit` asks for extensions, and none is understood here")]
+    Critical,
+    /// The header gives no algorithm, or none as a text.
+    #[error("the token's header has no `alg`")]
+    NoAlgorithm,
+    /// One that nobody here speaks, `none` among them.
+    #[error("the token's `alg` is none of HS256, HS384, HS512, RS256, ES256 and EdDSA")]
+    UnknownAlgorithm,
+    /// The key's name is no text.
+    #[error("the token's `kid` must be a string")]
+    KeyName,
     /// No key has the name that the header gives.
     #[error("the token's `kid` names no configured key")]
     UnknownKey,
@@ -73,13 +110,19 @@ pub enum TokenError {
 pub(super) struct Tokens {
     named: HashMap<String, Key>,
     unnamed: Vec<Key>,
+    issuer: Option<String>,
+    audience: Option<String>,
+    require_exp: bool,
 }
 
-/// A key is good for one algorithm: a token cannot choose how it is checked.
-#[derive(Debug)]
-struct Key {
-    key: DecodingKey,
-    validation: Validation,
+/// A token, taken apart.
+struct Parts<'a> {
+    /// Header and claims with their dot: what is signed.
+    signed: &'a str,
+    signature: &'a str,
+    claims: Vec<u8>,
+    algorithm: Algorithm,
+    kid: Option<String>,
 }
 
 // === impl Tokens ===
@@ -87,10 +130,17 @@ struct Key {
 impl Tokens {
     /// Reads the keys of checked settings.
     pub(super) fn load(settings: &JwtSettings, reading: &mut Reading<'_>) -> Self {
-        let mut tokens = Self { named: HashMap::new(), unnamed: Vec::new() };
-        for (at, key) in settings.keys.iter().enumerate() {
+        let JwtSettings { issuer, audience, require_exp, keys } = settings;
+        let mut tokens = Self {
+            named: HashMap::new(),
+            unnamed: Vec::new(),
+            issuer: issuer.clone(),
+            audience: audience.clone(),
+            require_exp: *require_exp,
+        };
+        for (at, key) in keys.iter().enumerate() {
             let path = |field: &str| format!("auth.jwt.keys[{at}].{field}");
-            let Some(loaded) = Key::load(key, settings, &path("file"), reading) else { continue };
+            let Some(loaded) = Key::load(key, &path("file"), reading) else { continue };
             match &key.kid {
                 None => tokens.unnamed.push(loaded),
                 Some(kid) if tokens.named.contains_key(kid) => {
@@ -105,171 +155,158 @@ impl Tokens {
         tokens
     }
 
-    /// Who a token is for.
-    pub(super) fn identify(&self, token: &str) -> Result<Identity, TokenError> {
-        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Malformed)?;
-        identity(&self.claims(token, &header)?)
+    /// Takes over from the keys that were good until `now`: what a key was before its value changed stays good for a
+    /// while.
+    pub(super) fn succeed(&mut self, before: &Self, now: Instant) {
+        for key in self.named.values_mut().chain(&mut self.unnamed) {
+            if let Some(old) = before.keys().find(|old| old.id == key.id) {
+                key.succeed(old, now);
+            }
+        }
     }
 
-    fn claims(&self, token: &str, header: &Header) -> Result<Map<String, Value>, TokenError> {
-        if let Some(kid) = &header.kid {
-            return self.named.get(kid).ok_or(TokenError::UnknownKey)?.check(token);
+    /// Which keys there are.
+    pub(super) fn ids(&self) -> HashSet<KeyId> {
+        self.keys().map(|key| key.id).collect()
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.named.values().chain(&self.unnamed)
+    }
+
+    /// Who a token is for.
+    pub(super) fn identify(&self, token: &str) -> Result<Identity, TokenError> {
+        let parts = Parts::of(token)?;
+        let key = self.verified(&parts)?;
+        let claims = claims_of(&parts.claims)?;
+        self.check(&claims, get_current_timestamp())?;
+        identity(&claims, key)
+    }
+
+    /// The key that the token was signed with.
+    fn verified(&self, parts: &Parts<'_>) -> Result<KeyId, TokenError> {
+        let now = Instant::now();
+        if let Some(kid) = &parts.kid {
+            let key = self.named.get(kid).ok_or(TokenError::UnknownKey)?;
+            return key.verify(parts, now).map(|()| key.id);
         }
         // During a rotation two keys without names may both be good: the error of the last one that fits is told.
         let mut answer = Err(if self.unnamed.is_empty() { TokenError::NoKey } else { TokenError::Algorithm });
-        for key in self.unnamed.iter().filter(|key| key.validation.algorithms.contains(&header.alg)) {
-            answer = key.check(token);
-            if answer != Err(TokenError::Signature) {
-                break;
+        for key in &self.unnamed {
+            match key.verify(parts, now) {
+                Ok(()) => return Ok(key.id),
+                Err(TokenError::Algorithm) => {}
+                Err(error) => answer = Err(error),
             }
         }
         answer
     }
-}
 
-// === impl Key ===
-
-impl Key {
-    /// `setting` names its file.
-    fn load(settings: &JwtKey, jwt: &JwtSettings, setting: &str, reading: &mut Reading<'_>) -> Option<Self> {
-        let path = &settings.file;
-        let bytes = reading.secret(setting, path)?;
-        let algorithm = algorithm(settings.algorithm);
-        if let Some(least) = hmac_bytes(algorithm) {
-            if is_pem(&bytes) {
-                reading.mistake(setting, format!("`{}` {PEM_AS_SECRET}", path.display()));
-                return None;
+    /// Time, issuer and audience.
+    fn check(&self, claims: &Map<String, Value>, now: u64) -> Result<(), TokenError> {
+        let now = now as f64;
+        match time(claims, "exp")? {
+            None if self.require_exp => return Err(TokenError::Missing("exp")),
+            Some(exp) if exp + (LEEWAY_SECONDS as f64) < now => return Err(TokenError::Expired),
+            _ => {}
+        }
+        if time(claims, "nbf")?.is_some_and(|nbf| nbf - LEEWAY_SECONDS as f64 > now) {
+            return Err(TokenError::NotYetValid);
+        }
+        if let Some(issuer) = &self.issuer {
+            match given(claims, "iss") {
+                None => return Err(TokenError::Missing("iss")),
+                Some(Value::String(found)) if found == issuer => {}
+                Some(Value::String(_)) => return Err(TokenError::Issuer),
+                Some(_) => return Err(TokenError::Claim { claim: "iss", expected: "a string" }),
             }
-            warn_of_secret(&bytes, least, settings, setting, reading);
         }
-        let Some(key) = parse_key(algorithm, &bytes) else {
-            let kind = kind(algorithm);
-            let text = format!("`{}` holds no {kind} key: expected a public key in PEM", path.display());
-            reading.mistake(setting, text);
-            return None;
-        };
-        Some(Self { key, validation: validation(algorithm, jwt) })
-    }
-
-    fn check(&self, token: &str) -> Result<Map<String, Value>, TokenError> {
-        jsonwebtoken::decode(token, &self.key, &self.validation)
-            .map(|token| token.claims)
-            .map_err(|error| classify(&error))
+        match &self.audience {
+            Some(audience) => check_audience(given(claims, "aud"), audience),
+            None => Ok(()),
+        }
     }
 }
 
-/// What is said of a PEM as the secret of an HMAC: whoever has the public key could sign.
-const PEM_AS_SECRET: &str = "holds a PEM, and an HMAC wants a secret that nobody else has: give the algorithm of that \
-    key, as RS256, ES256 or EdDSA, or a random secret";
-
-fn is_pem(bytes: &[u8]) -> bool {
-    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    text.trim_ascii_start().starts_with(b"-----BEGIN ")
-}
-
-/// Bytes that the secret of an HMAC must have: as many as its hash (RFC 7518 §3.2).
-fn hmac_bytes(algorithm: Algorithm) -> Option<usize> {
-    match algorithm {
-        Algorithm::HS256 => Some(32),
-        Algorithm::HS384 => Some(48),
-        Algorithm::HS512 => Some(64),
-        _ => None,
-    }
-}
-
-/// Told and used all the same: a cluster runs by it.
-fn warn_of_secret(bytes: &[u8], least: usize, key: &JwtKey, setting: &str, reading: &mut Reading<'_>) {
-    let JwtKey { algorithm, file, .. } = key;
-    if secret::is_marked(bytes) {
-        reading.warn(setting, secret::marked(file));
-    }
-    if bytes.len() < least {
-        let text = format!(
-            "`{}` has {} bytes, and RFC 7518 wants {least} or more for {algorithm:?}: a short secret can be guessed",
-            file.display(),
-            bytes.len()
-        );
-        reading.warn(setting, text);
-    }
-}
-
-fn validation(algorithm: Algorithm, jwt: &JwtSettings) -> Validation {
-    let JwtSettings { issuer, audience, keys: _ } = jwt;
-    let mut validation = Validation::new(algorithm);
-    validation.leeway = LEEWAY_SECONDS;
-    validation.validate_nbf = true;
-    validation.validate_aud = audience.is_some();
-    // A token may do without `exp`: then it never ends, as its issuer wished. What is configured must be there.
-    let required: Vec<_> = issuer.iter().map(|_| "iss").chain(audience.iter().map(|_| "aud")).collect();
-    validation.set_required_spec_claims(&required);
-    validation.iss = issuer.clone().map(|issuer| [issuer].into());
-    validation.aud = audience.clone().map(|audience| [audience].into());
-    validation
-}
-
-fn algorithm(algorithm: JwtAlgorithm) -> Algorithm {
-    match algorithm {
-        JwtAlgorithm::HS256 => Algorithm::HS256,
-        JwtAlgorithm::HS384 => Algorithm::HS384,
-        JwtAlgorithm::HS512 => Algorithm::HS512,
-        JwtAlgorithm::RS256 => Algorithm::RS256,
-        JwtAlgorithm::ES256 => Algorithm::ES256,
-        JwtAlgorithm::EdDSA => Algorithm::EdDSA,
-    }
-}
-
-fn kind(algorithm: Algorithm) -> &'static str {
-    match algorithm {
-        Algorithm::ES256 => "P-256",
-        Algorithm::EdDSA => "Ed25519",
-        _ => "RSA",
-    }
-}
-
-/// A key that works with the algorithm: what the library would find out at the first token, found out now.
-fn parse_key(algorithm: Algorithm, bytes: &[u8]) -> Option<DecodingKey> {
-    let key = match algorithm {
-        Algorithm::RS256 => DecodingKey::from_rsa_pem(bytes),
-        Algorithm::ES256 => DecodingKey::from_ec_pem(bytes),
-        Algorithm::EdDSA => DecodingKey::from_ed_pem(bytes),
-        _ => return Some(DecodingKey::from_secret(bytes)),
+fn check_audience(claim: Option<&Value>, audience: &str) -> Result<(), TokenError> {
+    let named = match claim {
+        None => return Err(TokenError::Missing("aud")),
+        Some(Value::String(one)) => one == audience,
+        Some(Value::Array(list)) if list.iter().all(Value::is_string) => {
+            list.iter().any(|one| one == audience)
+        }
+        Some(_) => return Err(TokenError::Claim { claim: "aud", expected: "a string or a list of strings" }),
     };
-    let key = key.ok()?;
-    let raw = key.try_get_as_bytes().ok()?;
-    let works = match algorithm {
-        Algorithm::RS256 => (DEFAULT_PROVIDER.key_utils.rsa_pub_components_from_public_key)(raw).is_ok(),
-        // The library slices the first 32 bytes without a look at the length.
-        Algorithm::EdDSA => raw.len() == 32,
-        _ => (DEFAULT_PROVIDER.verifier_factory)(&algorithm, &key).is_ok(),
-    };
-    works.then_some(key)
+    if named { Ok(()) } else { Err(TokenError::Audience) }
 }
 
-fn classify(error: &Error) -> TokenError {
-    match error.kind() {
-        ErrorKind::InvalidSignature => TokenError::Signature,
-        ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm | ErrorKind::MissingAlgorithm => {
-            TokenError::Algorithm
+/// A claim that is there; `null` says nothing.
+fn given<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    claims.get(name).filter(|value| !value.is_null())
+}
+
+fn time(claims: &Map<String, Value>, claim: &'static str) -> Result<Option<f64>, TokenError> {
+    match given(claims, claim).map(Value::as_f64) {
+        None => Ok(None),
+        Some(Some(seconds)) => Ok(Some(seconds)),
+        Some(None) => Err(TokenError::Claim { claim, expected: "a time in Unix seconds" }),
+    }
+}
+
+// === impl Parts ===
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Result<Self, TokenError> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Parts)?;
+        let (header, claims) = signed.split_once('.').ok_or(TokenError::Parts)?;
+        if claims.contains('.') {
+            return Err(TokenError::Parts);
         }
-        ErrorKind::ExpiredSignature => TokenError::Expired,
-        ErrorKind::ImmatureSignature => TokenError::NotYetValid,
-        ErrorKind::InvalidIssuer => TokenError::Issuer,
-        ErrorKind::InvalidAudience => TokenError::Audience,
-        ErrorKind::MissingRequiredClaim(claim) if claim == "iss" => TokenError::Missing("iss"),
-        ErrorKind::MissingRequiredClaim(_) => TokenError::Missing("aud"),
-        ErrorKind::InvalidClaimFormat(claim) if claim == "nbf" => {
-            TokenError::Claim { claim: "nbf", expected: "a time in Unix seconds" }
+        let (header, claims) = (bytes_of(header)?, bytes_of(claims)?);
+        bytes_of(signature)?;
+        let (algorithm, kid) = read_header(&header)?;
+        Ok(Self { signed, signature, claims, algorithm, kid })
+    }
+}
+
+fn bytes_of(part: &str) -> Result<Vec<u8>, TokenError> {
+    let error = |_| if part.contains('=') { TokenError::Padding } else { TokenError::Base64 };
+    URL_SAFE_NO_PAD.decode(part).map_err(error)
+}
+
+fn read_header(bytes: &[u8]) -> Result<(Algorithm, Option<String>), TokenError> {
+    let header = match strict_json(bytes) {
+        Ok(Value::Object(header)) => header,
+        Ok(_) | Err(JsonError::Syntax(_)) => return Err(TokenError::Json("header")),
+        Err(JsonError::Repeated(_)) => return Err(TokenError::RepeatedParameter),
+    };
+    if header.contains_key("crit") {
+        return Err(TokenError::Critical);
+    }
+    let algorithm = match header.get("alg") {
+        Some(Value::String(name)) => key::named(name).ok_or(TokenError::UnknownAlgorithm)?,
+        _ => return Err(TokenError::NoAlgorithm),
+    };
+    match header.get("kid") {
+        None => Ok((algorithm, None)),
+        Some(Value::String(kid)) => Ok((algorithm, Some(kid.clone()))),
+        Some(_) => Err(TokenError::KeyName),
+    }
+}
+
+fn claims_of(bytes: &[u8]) -> Result<Map<String, Value>, TokenError> {
+    match strict_json(bytes) {
+        Ok(Value::Object(claims)) => Ok(claims),
+        Ok(_) | Err(JsonError::Syntax(_)) => Err(TokenError::Json("payload")),
+        Err(JsonError::Repeated(path)) => {
+            Err(TokenError::RepeatedClaim(CLAIMS.into_iter().find(|claim| *claim == path)))
         }
-        ErrorKind::InvalidClaimFormat(_) => {
-            TokenError::Claim { claim: "exp", expected: "a time in Unix seconds" }
-        }
-        _ => TokenError::Malformed,
     }
 }
 
 // === claims ===
 
-fn identity(claims: &Map<String, Value>) -> Result<Identity, TokenError> {
+fn identity(claims: &Map<String, Value>, key: KeyId) -> Result<Identity, TokenError> {
     let user = match claims.get("sub") {
         None | Some(Value::Null) => None,
         // As for Centrifugo, nobody in particular.
@@ -284,7 +321,7 @@ fn identity(claims: &Map<String, Value>) -> Result<Identity, TokenError> {
     let expires_at = claims.get("exp").and_then(Value::as_f64);
     Ok(Identity {
         user,
-        grants: Arc::new(grants(claims.get("grants").unwrap_or(&Value::Null))?),
+        grants: Arc::new(Grants { key: Some(key), ..grants(claims.get("grants").unwrap_or(&Value::Null))? }),
         // Within the leeway a token is good, also for a connection that it opened.
         expires_at: expires_at.map(|exp| (exp as u64).saturating_add(LEEWAY_SECONDS)),
     })
@@ -296,7 +333,7 @@ fn grants(claim: &Value) -> Result<Grants, TokenError> {
         Value::Null => Ok(Grants::default()),
         Value::Array(list) => {
             let both = patterns(list)?;
-            Ok(Grants { subscribe: both.clone(), publish: both })
+            Ok(Grants { subscribe: both.clone(), publish: both, key: None })
         }
         Value::Object(object) if object.keys().all(|key| key == "subscribe" || key == "publish") => {
             let list = |key| match object.get(key) {
@@ -304,7 +341,7 @@ fn grants(claim: &Value) -> Result<Grants, TokenError> {
                 Some(Value::Array(list)) => patterns(list),
                 Some(_) => Err(GRANTS),
             };
-            Ok(Grants { subscribe: list("subscribe")?, publish: list("publish")? })
+            Ok(Grants { subscribe: list("subscribe")?, publish: list("publish")?, key: None })
         }
         _ => Err(GRANTS),
     }

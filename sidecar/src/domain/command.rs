@@ -43,6 +43,9 @@ pub enum CommandError {
     /// Nobody may, or the token does not list the channel.
     #[error("not allowed by the channel's namespace or by the token")]
     PermissionDenied,
+    /// A token that failed a check, or none where one is needed.
+    #[error("unauthorized: {0}")]
+    Unauthorized(String),
     /// A second subscription to the same channel.
     #[error("already subscribed to this channel")]
     AlreadySubscribed,
@@ -71,7 +74,7 @@ pub enum CommandError {
 
 impl CommandError {
     /// Names of all kinds, for metrics.
-    pub const KINDS: [&'static str; 14] = [
+    pub const KINDS: [&'static str; 15] = [
         "unavailable",
         "overloaded",
         "unknown_channel",
@@ -86,6 +89,7 @@ impl CommandError {
         "outcome_unknown",
         "too_many_keys",
         "cancelled",
+        "unauthorized",
     ];
 
     /// Its place in [`Self::KINDS`].
@@ -105,6 +109,7 @@ impl CommandError {
             Self::OutcomeUnknown { .. } => 11,
             Self::TooManyKeys { .. } => 12,
             Self::Cancelled => 13,
+            Self::Unauthorized(_) => 14,
         }
     }
 
@@ -114,6 +119,7 @@ impl CommandError {
             Self::Unavailable | Self::BrokerRefused => 100,
             Self::OutcomeUnknown { .. } => 120,
             Self::Overloaded => 111,
+            Self::Unauthorized(_) => 101,
             Self::UnknownChannel => 102,
             Self::PermissionDenied => 103,
             Self::AlreadySubscribed => 105,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZeroU64,
     sync::{Arc, LazyLock},
 };
 
@@ -20,6 +21,17 @@ pub struct Identity {
     pub expires_at: Option<u64>,
 }
 
+/// An entry among the keys of the settings, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyId(NonZeroU64);
+
+impl KeyId {
+    /// From a hash of its name.
+    pub fn new(hash: u64) -> Self {
+        Self(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
+    }
+}
+
 /// The channels that a token lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
@@ -27,6 +39,9 @@ pub struct Grants {
     pub subscribe: Vec<Pattern>,
     /// Channels that it may publish in.
     pub publish: Vec<Pattern>,
+    /// What the token was signed with; `None` without a token. It is here, behind a pointer that all clients without a
+    /// token share, and not in each [`Identity`].
+    pub key: Option<KeyId>,
 }
 
 /// The policy of every namespace.
@@ -56,6 +71,8 @@ pub enum Denied {
     UnknownChannel,
     /// Nobody may, or the token does not list the channel.
     Permission,
+    /// A token may open it, and there is none.
+    NeedsToken,
 }
 
 /// A client without a token. All of them share one list of grants, or each would hold an empty one of its own.
@@ -95,7 +112,7 @@ impl Policies {
     /// Why it may not.
     pub fn subscribe(&self, identity: &Identity, channel: &ChannelName) -> Result<&Arc<Policy>, Denied> {
         let policy = self.channel(channel)?;
-        permit(policy.subscribe, &identity.grants.subscribe, channel).map(|()| policy)
+        permit(policy.subscribe, &identity.grants, &identity.grants.subscribe, channel).map(|()| policy)
     }
 
     /// The policy of a channel that `identity` may publish in.
@@ -104,7 +121,7 @@ impl Policies {
     /// Why it may not.
     pub fn publish(&self, identity: &Identity, channel: &ChannelName) -> Result<&Arc<Policy>, Denied> {
         let policy = self.channel(channel)?;
-        permit(policy.publish, &identity.grants.publish, channel).map(|()| policy)
+        permit(policy.publish, &identity.grants, &identity.grants.publish, channel).map(|()| policy)
     }
 }
 
@@ -125,13 +142,13 @@ impl Policy {
     }
 }
 
-fn permit(access: Access, grants: &[Pattern], channel: &ChannelName) -> Result<(), Denied> {
-    let granted = match access {
-        Access::Allowed => true,
-        Access::Token => grants.iter().any(|pattern| pattern.matches(channel.as_str())),
-        Access::Denied => false,
-    };
-    if granted { Ok(()) } else { Err(Denied::Permission) }
+fn permit(access: Access, grants: &Grants, listed: &[Pattern], channel: &ChannelName) -> Result<(), Denied> {
+    match access {
+        Access::Allowed => Ok(()),
+        Access::Token if listed.iter().any(|pattern| pattern.matches(channel.as_str())) => Ok(()),
+        Access::Token if grants.key.is_none() => Err(Denied::NeedsToken),
+        Access::Token | Access::Denied => Err(Denied::Permission),
+    }
 }
 
 #[cfg(test)]
@@ -159,13 +176,14 @@ mod tests {
     #[test]
     fn a_token_opens_the_channels_it_lists() {
         let policies = policies("[{name: chat, subscribe: token, publish: token}]");
-        let grants = Grants { subscribe: vec!["chat:room-*".parse().unwrap()], publish: Vec::new() };
+        let subscribe = vec!["chat:room-*".parse().unwrap()];
+        let grants = Grants { subscribe, publish: Vec::new(), key: Some(KeyId::new(1)) };
         let member = Identity { grants: Arc::new(grants), ..Identity::default() };
         assert!(policies.subscribe(&member, &channel("chat:room-1")).is_ok());
         assert_eq!(policies.publish(&member, &channel("chat:room-1")).unwrap_err(), Denied::Permission);
         assert_eq!(
             policies.subscribe(&Identity::default(), &channel("chat:room-1")).unwrap_err(),
-            Denied::Permission
+            Denied::NeedsToken
         );
     }
 }

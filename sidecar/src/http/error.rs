@@ -197,6 +197,7 @@ impl Refused {
                 | CommandError::OutcomeUnknown { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 CommandError::UnknownChannel => StatusCode::NOT_FOUND,
                 CommandError::PermissionDenied => StatusCode::FORBIDDEN,
+                CommandError::Unauthorized(_) => StatusCode::UNAUTHORIZED,
                 CommandError::TooManyRequests { .. } | CommandError::TooManyKeys { .. } => {
                     StatusCode::TOO_MANY_REQUESTS
                 }

@@ -161,6 +161,9 @@ async fn loop_back(
                 assert!(interest.lock().unwrap().remove(&(shard, channel)), "given back once");
                 continue;
             }
+            Task::Refresh { connection, id, .. } => {
+                Completion::Refreshed { connection, id, result: Err(CommandError::PermissionDenied) }
+            }
             Task::Publish { connection, channel, payload, id, .. } => {
                 let publication = Arc::new(Publication::bare(channel.clone(), payload).into());
                 for (shard, mailbox) in (0..).zip(&mailboxes) {
@@ -293,7 +296,7 @@ async fn a_refused_request_says_why() {
     let node = Node::start().await;
     let framed = ("sec-websocket-protocol", "fanout.v1");
     for (path, headers, status, code) in [
-        ("/ws/secret:a", vec![], 403, 103),
+        ("/ws/secret:a", vec![], 401, 101),
         ("/ws/nowhere:a", vec![], 404, 102),
         ("/ws/broken:a", vec![], 503, 100),
         ("/ws/a%20b", vec![], 400, 107),

@@ -39,7 +39,10 @@ pub(super) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
 /// Appends what a stream can tell beside publications.
 pub(super) fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
     match reply {
-        Reply::Subscribed { .. } | Reply::Unsubscribed { .. } | Reply::Published { .. } => {}
+        Reply::Subscribed { .. }
+        | Reply::Unsubscribed { .. }
+        | Reply::Published { .. }
+        | Reply::Refreshed { .. } => {}
         Reply::Error { error, channel, .. } => put_event(
             out,
             "error",

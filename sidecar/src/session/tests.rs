@@ -95,7 +95,7 @@ fn a_refused_publication_costs_nothing_of_the_rate() {
 
 #[test]
 fn subscriptions_are_bounded_and_unique() {
-    let grants = Grants { subscribe: vec!["news:*".parse().unwrap()], publish: Vec::new() };
+    let grants = Grants { subscribe: vec!["news:*".parse().unwrap()], ..Grants::default() };
     let mut desk = Desk::of(Identity { grants: Arc::new(grants), ..Identity::default() });
     assert_eq!(desk.subscribe("news:a"), Ok(()));
     desk.subscriptions = 1;

@@ -3,7 +3,7 @@
 //! Reading is in `read`, writing in `visit`. Time comes from the reactor as [`Now`]; nothing here reads a clock.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     hash::{BuildHasher, RandomState},
     io::IoSlice,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -32,13 +32,18 @@ use super::{
     timer::{Entry, Kind, Wheel},
 };
 use crate::{
-    domain::{ChannelName, CloseReason, CommandError, ConnectionId, NodeId, Reconnect, client_id},
+    domain::{
+        ChannelName, CloseReason, CommandError, ConnectionId, Identity, KeyId, NodeId, Reconnect, client_id,
+    },
     protocol::{
         Advice, Protocol, Reply, WireForm,
         websocket::{Deflater, Inflater},
     },
     session::{Circumstances, Session},
 };
+
+/// How a connection leaves once what it asked for is answered.
+type Leave = (CloseReason, Option<Advice>);
 
 /// For a client whose handshake was answered to arrive here: a slow link's TCP, no more.
 const RESERVATION_MS: u64 = 10_000;
@@ -67,6 +72,8 @@ pub(crate) struct Core {
     pub(super) shard: u16,
     pub(super) node: NodeId,
     pub(super) rules: Arc<Rules>,
+    /// Keys of tokens that are good; all are until they have changed.
+    good_keys: Option<Arc<HashSet<KeyId>>>,
     pub(super) work: mpsc::Sender<Work>,
     /// Bytes that may still wait for the control runtime.
     pub(super) work_bytes: Arc<Semaphore>,
@@ -141,6 +148,7 @@ impl Core {
             shard,
             node: config.node,
             rules,
+            good_keys: None,
             work,
             work_bytes: Arc::new(Semaphore::new(config.work_bytes)),
             max_work_bytes: config.work_bytes,
@@ -245,6 +253,7 @@ impl Core {
             closing: None,
         };
         let (slot, _) = self.slots.open(protocol, passport);
+        self.end_if_keyless(slot);
         if deflate {
             self.slots[slot].flags.set(Flags::DEFLATE);
         }
@@ -534,6 +543,11 @@ impl Core {
                     self.published(slot, &channel, id.as_deref(), result);
                 }
             }
+            Completion::Refreshed { connection, id, result } => {
+                if let Some(slot) = self.slots.find(connection) {
+                    self.refreshed(slot, id.as_deref(), result);
+                }
+            }
         }
     }
 
@@ -595,15 +609,25 @@ impl Core {
         id: Option<&str>,
         result: Result<bool, CommandError>,
     ) {
-        let cold = self.slots[slot].cold();
-        cold.in_flight = cold.in_flight.saturating_sub(1);
-        let leaving = cold.leaving.take_if(|_| cold.in_flight == 0);
-        self.slots[slot].cool();
+        let leaving = self.answered(slot);
         match (result, id) {
             (Ok(duplicate), Some(id)) => self.reply(slot, &Reply::Published { channel, id, duplicate }),
             (Ok(_), None) => {}
             (Err(error), id) => self.fail(slot, &error, Some(channel), id),
         }
+        self.go_on(slot, leaving);
+    }
+
+    /// One thing less is waited for; how the connection is to leave, if it was the last.
+    fn answered(&mut self, slot: u32) -> Option<Leave> {
+        let cold = self.slots[slot].cold();
+        cold.in_flight = cold.in_flight.saturating_sub(1);
+        let leaving = cold.leaving.take_if(|_| cold.in_flight == 0);
+        self.slots[slot].cool();
+        leaving
+    }
+
+    fn go_on(&mut self, slot: u32, leaving: Option<Leave>) {
         if let Some((reason, advice)) = leaving
             && self.slots.is_taken(slot)
         {
@@ -612,6 +636,31 @@ impl Core {
         if self.slots.is_taken(slot) && !self.slots[slot].is_leaving() {
             self.resume_reading(slot);
         }
+    }
+
+    /// Goes by another token from here on: by its end and by its grants. Only its user stays.
+    fn refreshed(&mut self, slot: u32, id: Option<&str>, result: Result<Identity, CommandError>) {
+        let leaving = self.answered(slot);
+        let session = &mut self.slots[slot].passport.as_mut().expect("a taken slot").session;
+        match result {
+            Ok(identity) if identity.user != session.identity.user => {
+                let error =
+                    CommandError::Unauthorized("the token is for another user: connect again".to_owned());
+                self.fail(slot, &error, None, id);
+            }
+            Ok(identity) => {
+                session.identity = identity;
+                self.end_if_keyless(slot);
+                // Sooner than it must: who does not answer a ping is found out by the deadline behind it.
+                self.arm(slot, self.now.ms + self.pong_timeout_ms());
+                self.reply(slot, &Reply::Refreshed { id });
+                if self.slots.is_taken(slot) {
+                    self.review(slot);
+                }
+            }
+            Err(error) => self.fail(slot, &error, None, id),
+        }
+        self.go_on(slot, leaving);
     }
 
     /// Tells a client that its command failed, as its protocol can.
@@ -1026,6 +1075,46 @@ impl Core {
             self.reply(slot, &Reply::Error { error, channel: Some(&name), id: id.as_deref() });
             self.reply(slot, &Reply::Unsubscribed { channel: &name, id: None });
         }
+    }
+
+    /// Ends the sessions whose token was signed with none of the `good` keys, one each `apart`, by making it the end of
+    /// their tokens.
+    pub(crate) fn set_keys(&mut self, good: Arc<HashSet<KeyId>>, apart: Duration) {
+        self.good_keys = Some(good);
+        let mut after = Duration::ZERO;
+        for slot in self.slots.taken() {
+            if self.has_good_key(slot) || self.slots[slot].flags.has(Flags::CLOSING) {
+                continue;
+            }
+            self.end_token(slot, after);
+            after += apart;
+            if self.slots[slot].link.is_some() {
+                self.arm(slot, self.now.ms + self.pong_timeout_ms());
+            }
+        }
+    }
+
+    /// Whether its token's key, if it has a token, is among those of the settings. All are until those are known.
+    fn has_good_key(&self, slot: u32) -> bool {
+        let identity = &self.slots[slot].passport.as_ref().expect("a taken slot").session.identity;
+        match (&self.good_keys, identity.grants.key) {
+            (Some(good), Some(key)) => good.contains(&key),
+            (None, _) | (_, None) => true,
+        }
+    }
+
+    /// A token that was read by older settings than those of this shard ends at once.
+    fn end_if_keyless(&mut self, slot: u32) {
+        if !self.has_good_key(slot) {
+            self.end_token(slot, Duration::ZERO);
+        }
+    }
+
+    /// Its token ends then, if it does not end before.
+    fn end_token(&mut self, slot: u32, after: Duration) {
+        let at = self.now.unix_us / 1_000_000 + after.as_secs();
+        let identity = &mut self.slots[slot].passport.as_mut().expect("a taken slot").session.identity;
+        identity.expires_at = Some(identity.expires_at.map_or(at, |ends| ends.min(at)));
     }
 
     // === panics ===

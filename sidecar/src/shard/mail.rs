@@ -1,6 +1,7 @@
 //! What crosses the border of a shard, in both directions.
 
 use std::{
+    collections::HashSet,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,7 +11,9 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Delivery, Guest, Link, Visitor, metrics::Latencies};
-use crate::domain::{ChannelName, CloseReason, CommandError, ConnectionId, Payload, Policies};
+use crate::domain::{
+    ChannelName, CloseReason, CommandError, ConnectionId, Identity, KeyId, Payload, Policies,
+};
 
 /// Mail to a shard. One queue, first in first out: a publication that is sent after a completion is seen after it.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub enum Mail {
     Force,
     /// New settings. Subscriptions that they no longer allow end with [`CloseReason::PermissionDenied`].
     Settings { rules: Arc<Rules>, latencies: Latencies },
+    /// Sessions whose token was signed with none of these keys end with [`CloseReason::TokenExpired`], one each `apart`.
+    Keys { good: Arc<HashSet<KeyId>>, apart: Duration },
     /// Which channels have subscribers here, and how many.
     Channels { reply: oneshot::Sender<Vec<(ChannelName, u32)>> },
     /// Finish what can be written at once, then end the thread.
@@ -138,6 +143,8 @@ pub enum Task {
     Subscribe { channel: ChannelName },
     /// This shard has no subscriber of the channel left. Not answered.
     Unsubscribe { channel: ChannelName },
+    /// Say who a token is for; answered by [`Completion::Refreshed`].
+    Refresh { connection: ConnectionId, token: String, id: Option<String> },
     /// Send a payload to the channel's subscribers; answered by [`Completion::Published`]. The tasks of a
     /// connection reach the broker in the order in which they were sent.
     Publish {
@@ -167,6 +174,8 @@ pub struct Work {
 pub enum Completion {
     /// From here on the channel's publications come to this shard, or why not.
     Subscribed { channel: ChannelName, result: Result<(), CommandError> },
+    /// Who the connection is from here on, or why not. A stale connection's answer is dropped.
+    Refreshed { connection: ConnectionId, id: Option<String>, result: Result<Identity, CommandError> },
     /// The broker has it, `true` if it had it before, or why not. A stale connection's answer is dropped.
     Published {
         connection: ConnectionId,

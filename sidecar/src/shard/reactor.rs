@@ -153,6 +153,7 @@ impl Reactor {
             Mail::Shed { count, after, jitter } => core.shed(count, Advice { after, jitter }),
             Mail::Force => core.force(),
             Mail::Settings { rules, latencies } => core.set_rules(rules, latencies),
+            Mail::Keys { good, apart } => core.set_keys(good, apart),
             Mail::Channels { reply } => drop(reply.send(core.channel_counts())),
             Mail::Stop => unreachable!("seen before"),
             #[cfg(test)]

@@ -292,6 +292,7 @@ impl Core {
         self.slots[slot].passport.as_mut().expect("a taken slot").received.messages += 1;
         match message {
             Message::Command(command) => self.command(slot, command),
+            Message::Refresh { token, id } => self.refresh(slot, token, id),
             Message::Mistake { error, id } => self.fail(slot, &error, None, id.as_deref()),
         }
     }
@@ -359,6 +360,17 @@ impl Core {
         if cold.in_flight >= MAX_IN_FLIGHT {
             self.slots[slot].flags.set(Flags::PAUSED);
         }
+    }
+
+    fn refresh(&mut self, slot: u32, token: String, id: Option<String>) {
+        let connection = self.id(slot);
+        let Ok(room) = self.work.try_reserve() else {
+            return self.fail(slot, &CommandError::Overloaded, None, id.as_deref());
+        };
+        room.send(Work { shard: self.shard, task: Task::Refresh { connection, token, id } });
+        // A signature takes as long as many messages: one at a time.
+        self.slots[slot].cold().in_flight += 1;
+        self.slots[slot].flags.set(Flags::PAUSED);
     }
 
     /// The broker has answered: goes on with what the client has sent meanwhile.

@@ -42,8 +42,8 @@ async fn without_settings_nothing_is_open() {
 async fn a_token_opens_its_channels_whichever_way_it_comes() {
     with_sidecar(Setup::open(), async |node| {
         let token = token(&json!({"sub": "ann", "exp": now() + 60, "grants": ["chat:room-*"]}));
-        let (status, _) = node.try_connect("/ws/chat:room-1", &[]).await.map(drop).unwrap_err();
-        assert_eq!(status, StatusCode::FORBIDDEN);
+        let (status, body) = node.try_connect("/ws/chat:room-1", &[]).await.map(drop).unwrap_err();
+        assert_eq!((status, &body["error"]["code"]), (StatusCode::UNAUTHORIZED, &json!(101)), "{body}");
         let bearer = format!("Bearer {token}");
         let listed = format!("fanout.v1, fanout.token.{token}");
         let query = format!("/ws/chat:room-1?token={token}");
@@ -152,11 +152,95 @@ async fn what_a_namespace_does_not_allow_is_told_and_the_connection_stays() {
         let publish = |channel: &str| json!({"publish": {"channel": channel, "data": 1, "id": "1"}});
         assert_eq!(refused(&mut client, publish("feed:news")).await, 103);
         assert_eq!(refused(&mut client, publish("cellar")).await, 102);
-        assert_eq!(refused(&mut client, json!({"subscribe": {"channel": "chat:a"}})).await, 103);
+        assert_eq!(refused(&mut client, json!({"subscribe": {"channel": "chat:a"}})).await, 101);
         client.send_json(&json!({"subscribe": {"channel": "feed:news", "id": "2"}})).await;
         assert_eq!(client.json().await, json!({"subscribed": {"channel": "feed:news", "id": "2"}}));
         node.publish("feed:news", &json!("from the backend")).await;
         assert_eq!(client.json().await["pub"]["data"], "from the backend");
+    })
+    .await;
+}
+
+/// A token of this `kid`, signed with this secret.
+fn signed(kid: &str, secret: &str, claims: &Value) -> String {
+    let header = jsonwebtoken::Header { kid: Some(kid.to_owned()), ..jsonwebtoken::Header::default() };
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&header, claims, &key).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_a_removed_key_end_and_those_of_a_rotated_one_stay() {
+    let files = tempfile::tempdir().unwrap();
+    let [old, kept, new] =
+        ["old", "kept", "new"].map(|name| format!("{name}: thirty-two bytes and some more"));
+    let write = |name: &str, secret: &str| fs::write(files.path().join(name), secret).unwrap();
+    write("a", &old);
+    write("b", &kept);
+    let key = |name: &str| json!({"kid": name, "algorithm": "HS256", "file": files.path().join(name)});
+    let auth = |keys: Value| json!({"jwt": {"keys": keys}});
+    with_sidecar(Setup::open().live("auth", auth(json!([key("a"), key("b")]))), async |node| {
+        let claims = json!({"sub": "ann", "grants": ["chat:*"]});
+        let connect = async |kid: &str, secret: &str| {
+            let path = format!("/ws/chat:room-1?token={}", signed(kid, secret, &claims));
+            node.try_connect(&path, &[]).await
+        };
+        let mut of_a = connect("a", &old).await.expect("its key is there");
+        let mut of_b = connect("b", &kept).await.expect("its key is there");
+        let mut anonymous = node.connect("/ws/lobby").await;
+        // A new value under the same name.
+        write("b", &new);
+        node.until_metric("fanout_settings_reloads_total", 1.0).await;
+        let _late = connect("b", &kept).await.expect("the old value is good for a while");
+        let _new = connect("b", &new).await.expect("and so is the new one");
+        // An entry that goes.
+        node.write_live(&{
+            let mut live = node.live.clone();
+            live["auth"] = auth(json!([key("b")]));
+            live.to_string()
+        });
+        assert_eq!(of_a.closed().await.0, 3005);
+        let (status, body) = connect("a", &old).await.map(drop).unwrap_err();
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{body}");
+        of_b.send("still here").await;
+        assert_eq!(of_b.text().await, "still here");
+        anonymous.send("so am I").await;
+        assert_eq!(anonymous.text().await, "so am I");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_framed_connection_renews_its_token_and_goes_by_it() {
+    with_sidecar(Setup::open(), async |node| {
+        let of = |user: &str, seconds: u64, grants: Value| {
+            token(&json!({"sub": user, "exp": now() + seconds, "grants": grants}))
+        };
+        let first = of("ann", 2, json!(["chat:a", "chat:b"]));
+        let path = format!("/ws?channel=chat:a&channel=chat:b&token={first}");
+        let mut client = node.framed(&path).await;
+        client.json().await;
+        client.json().await;
+        let ask = async |client: &mut crate::support::Client, token: &str| {
+            client.send_json(&json!({"refresh": {"token": token, "id": "1"}})).await;
+            client.json().await
+        };
+        for (bad, part) in
+            [("nonsense".to_owned(), "no JSON Web Token"), (of("eve", 60, json!(["chat:*"])), "another user")]
+        {
+            let answer = ask(&mut client, &bad).await;
+            assert_eq!((&answer["error"]["code"], &answer["error"]["id"]), (&json!(101), &json!("1")));
+            assert!(answer["error"]["message"].as_str().unwrap().contains(part), "{answer}");
+        }
+        let answer = ask(&mut client, &of("ann", 60, json!(["chat:b", "chat:c"]))).await;
+        assert_eq!(answer, json!({"refreshed": {"id": "1"}}));
+        // What the new one does not list ends, what it lists opens, and the old one's end is none.
+        assert_eq!(client.json().await["error"]["channel"], "chat:a");
+        assert_eq!(client.json().await["unsubscribed"]["channel"], "chat:a");
+        client.send_json(&json!({"subscribe": {"channel": "chat:c"}})).await;
+        assert_eq!(client.json().await["subscribed"]["channel"], "chat:c");
+        tokio::time::sleep(std::time::Duration::from_secs(8)).await;
+        node.publish("chat:b", &json!("past the first token's end")).await;
+        assert_eq!(client.json().await["pub"]["data"], "past the first token's end");
     })
     .await;
 }

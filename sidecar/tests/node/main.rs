@@ -15,6 +15,7 @@ mod fanout;
 mod hot;
 mod ingress;
 mod limits;
+mod observability;
 mod outage;
 mod prometheus;
 #[path = "../redis/server.rs"]

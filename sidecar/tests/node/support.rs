@@ -58,7 +58,7 @@ hub: {allowedOrigins: ['https://*.example.com']}
 pub(crate) struct Setup {
     name: String,
     boot: Value,
-    live: Value,
+    pub(crate) live: Value,
     bus: Option<Bus>,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct Node {
     pub(crate) app: App,
     pub(crate) directory: TempDir,
     addresses: Addresses,
-    live: Value,
+    pub(crate) live: Value,
 }
 
 /// A WebSocket client.

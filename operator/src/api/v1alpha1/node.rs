@@ -167,6 +167,10 @@ pub struct Jwt {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1_024), extend("x-fanout-change" = "hot"))]
     pub audience: Option<String>,
+    /// Whether a token must end, by `exp`; otherwise one without never does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("x-fanout-change" = "hot"))]
+    pub require_exp: bool,
     /// Keys that may have signed a token. A token that names a `kid` is checked by the key of that name only.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(validation = Rule::new("self.all(k, !has(k.kid) || self.exists_one(o, has(o.kid) && o.kid == k.kid))")

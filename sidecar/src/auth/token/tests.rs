@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use jsonwebtoken::{EncodingKey, encode, get_current_timestamp};
+use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
 use serde_json::json;
 
 use super::*;
@@ -83,7 +83,7 @@ fn every_algorithm_opens_with_its_own_key() {
         let (head, signature) = token.rsplit_once('.').unwrap();
         let forged = format!("{head}.{}", signature.chars().rev().collect::<String>());
         assert!(
-            matches!(tokens.identify(&forged), Err(TokenError::Signature | TokenError::Malformed)),
+            matches!(tokens.identify(&forged), Err(TokenError::Signature | TokenError::Base64)),
             "{name}"
         );
     }
@@ -102,7 +102,7 @@ fn a_token_cannot_choose_its_algorithm() {
     }
     // {"alg":"none"} without a signature.
     let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJldmUifQ.";
-    assert_eq!(tokens.identify(none), Err(TokenError::Malformed));
+    assert_eq!(tokens.identify(none), Err(TokenError::UnknownAlgorithm));
 }
 
 #[test]
@@ -182,9 +182,17 @@ fn a_token_with_the_old_claim_alone_is_refused_by_the_name_of_the_new_one() {
 #[test]
 fn what_is_no_token_is_told_without_a_word_of_it() {
     let tokens = tokens(HS256);
-    for text in ["", "a", "a.b", "a.b.c", "....", "eyJhbGciOiJIUzI1NiJ9.e30", "\u{0}\u{fffd}"] {
-        let error = tokens.identify(text).unwrap_err();
-        assert_eq!(error, TokenError::Malformed, "{text}");
+    for (text, error) in [
+        ("", TokenError::Parts),
+        ("a", TokenError::Parts),
+        ("eyJhbGciOiJIUzI1NiJ9.e30", TokenError::Parts),
+        ("a.b.c.d", TokenError::Parts),
+        ("....", TokenError::Parts),
+        ("\u{0}\u{fffd}..", TokenError::Base64),
+        ("..", TokenError::Json("header")),
+        ("a.b.c", TokenError::Base64),
+    ] {
+        assert_eq!(tokens.identify(text), Err(error), "{text}");
     }
     let sub = issuer(Algorithm::HS256, None).token(&json!({"sub": 7}));
     assert_eq!(tokens.identify(&sub), Err(TokenError::Claim { claim: "sub", expected: "a string" }));
@@ -235,4 +243,104 @@ fn a_key_that_does_not_fit_its_algorithm_is_a_mistake_with_its_place() {
     }
     let twice = "keys: [{kid: a, algorithm: HS256, file: '{dir}/secret'}, {kid: a, algorithm: HS256, file: '{dir}/secret'}]";
     assert!(load(twice).unwrap_err()[0].starts_with("auth.jwt.keys[1].kid: `a` is listed twice"));
+}
+
+/// A token of these texts, signed by the tests' secret, whatever they are.
+fn signed(header: &str, claims: &str) -> String {
+    let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &key, Algorithm::HS256).unwrap();
+    format!("{text}.{signature}")
+}
+
+#[test]
+fn each_check_that_fails_has_a_text_of_its_own() {
+    const HEADER: &str = r#"{"alg":"HS256"}"#;
+    let tokens = tokens(&format!("{{issuer: me, audience: you, requireExp: true, {HS256}}}"));
+    let soon = soon();
+    let good = format!(r#""iss":"me","aud":"you","exp":{soon}"#);
+    assert!(tokens.identify(&signed(HEADER, &format!("{{{good}}}"))).is_ok());
+    let mut texts = std::collections::HashSet::new();
+    for (header, claims, error) in [
+        (r#"{"alg":"HS256","crit":["b64"],"b64":false}"#, format!("{{{good}}}"), TokenError::Critical),
+        (r#"{"alg":"HS256","crit":[]}"#, format!("{{{good}}}"), TokenError::Critical),
+        (r#"{"alg":"HS257"}"#, format!("{{{good}}}"), TokenError::UnknownAlgorithm),
+        (r#"{"alg":"none"}"#, format!("{{{good}}}"), TokenError::UnknownAlgorithm),
+        (r#"{"typ":"JWT"}"#, format!("{{{good}}}"), TokenError::NoAlgorithm),
+        (r#"{"alg":"RS256"}"#, format!("{{{good}}}"), TokenError::Algorithm),
+        (r#"{"alg":"HS256","kid":7}"#, format!("{{{good}}}"), TokenError::KeyName),
+        (r#"{"alg":"HS256","kid":"other"}"#, format!("{{{good}}}"), TokenError::UnknownKey),
+        (r#"{"alg":"HS256","alg":"HS256"}"#, format!("{{{good}}}"), TokenError::RepeatedParameter),
+        (r#"["HS256"]"#, format!("{{{good}}}"), TokenError::Json("header")),
+        (HEADER, "[]".to_owned(), TokenError::Json("payload")),
+        (HEADER, format!(r#"{{{good},"exp":9999999999}}"#), TokenError::RepeatedClaim(Some("exp"))),
+        (HEADER, format!(r#"{{{good},"x":1,"\u0078":2}}"#), TokenError::RepeatedClaim(None)),
+        (HEADER, r#"{"iss":"me","aud":"you"}"#.to_owned(), TokenError::Missing("exp")),
+        (HEADER, r#"{"iss":"me","aud":"you","exp":null}"#.to_owned(), TokenError::Missing("exp")),
+        (
+            HEADER,
+            format!(r#"{{"iss":"me","aud":7,"exp":{soon}}}"#),
+            TokenError::Claim { claim: "aud", expected: "a string or a list of strings" },
+        ),
+        (
+            HEADER,
+            format!(r#"{{"iss":"me","aud":["you",7],"exp":{soon}}}"#),
+            TokenError::Claim { claim: "aud", expected: "a string or a list of strings" },
+        ),
+        (
+            HEADER,
+            format!(r#"{{"iss":["me"],"aud":"you","exp":{soon}}}"#),
+            TokenError::Claim { claim: "iss", expected: "a string" },
+        ),
+    ] {
+        assert_eq!(tokens.identify(&signed(header, &claims)), Err(error.clone()), "{header} {claims}");
+        texts.insert(error.to_string());
+    }
+    assert_eq!(texts.len(), 14, "{texts:#?}");
+    let token = signed(HEADER, &format!("{{{good}}}"));
+    let (text, signature) = token.rsplit_once('.').unwrap();
+    assert_eq!(tokens.identify(&format!("{text}.{signature}=")), Err(TokenError::Padding));
+    assert_eq!(tokens.identify(&format!("{text}=.{signature}")), Err(TokenError::Padding));
+    assert_eq!(tokens.identify(&format!("{text}.{}", &signature[4..])), Err(TokenError::Signature));
+}
+
+#[test]
+fn a_changed_value_under_the_same_name_is_a_rotation_and_the_old_one_is_good_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    let entry = |kid: &str| format!("{{kid: {kid}, algorithm: HS256, file: '{}'}}", file.display());
+    let load = |secret: &str, keys: &str| {
+        fs::write(&file, secret).unwrap();
+        let mut reading = Reading::default();
+        Tokens::load(&serde_yaml::from_str(&format!("keys: [{keys}]")).unwrap(), &mut reading)
+    };
+    let sign = |kid: &str, secret: &str| {
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        Issuer { key, ..issuer(Algorithm::HS256, Some(kid)) }.token(&json!({"sub": "ann"}))
+    };
+    let secrets = ["first", "second", "third"].map(|name| format!("{name}: thirty-two bytes and some more"));
+    let [first, second, third] = &secrets;
+    let began = Instant::now();
+    let before = load(first, &[entry("a"), entry("b")].join(", "));
+    let mut now = load(second, &entry("a"));
+    now.succeed(&before, began);
+    assert!(now.ids().is_subset(&before.ids()) && now.ids().len() == 1, "`b` is gone");
+    assert!(now.identify(&sign("a", second)).is_ok());
+    let rotated = now.identify(&sign("a", first)).unwrap();
+    assert_eq!(
+        rotated.grants.key,
+        before.identify(&sign("a", first)).unwrap().grants.key,
+        "of the same entry"
+    );
+    assert_eq!(now.identify(&sign("b", first)), Err(TokenError::UnknownKey));
+    // The same value again is no rotation, and keeps what was good.
+    let mut again = load(second, &entry("a"));
+    again.succeed(&now, began);
+    assert!(again.identify(&sign("a", first)).is_ok());
+    // Once its time is over, the old one is good no more.
+    let Some(late) = began.checked_sub(std::time::Duration::from_secs(601)) else { return };
+    let mut over = load(third, &entry("a"));
+    over.succeed(&load(second, &entry("a")), late);
+    assert_eq!(over.identify(&sign("a", second)), Err(TokenError::Signature));
+    assert!(over.identify(&sign("a", third)).is_ok());
 }

@@ -45,7 +45,9 @@ pub fn close_reason(error: &CommandError) -> CloseReason {
         CommandError::TooManyRequests { .. } | CommandError::TooManyKeys { .. } => {
             CloseReason::TooManyRequests
         }
-        CommandError::UnknownChannel | CommandError::PermissionDenied => CloseReason::PermissionDenied,
+        CommandError::UnknownChannel | CommandError::PermissionDenied | CommandError::Unauthorized(_) => {
+            CloseReason::PermissionDenied
+        }
         CommandError::AlreadySubscribed
         | CommandError::Cancelled
         | CommandError::NotSubscribed

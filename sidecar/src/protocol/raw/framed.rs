@@ -24,6 +24,7 @@ enum ClientMessage<'a> {
     Subscribe(Object<Target>),
     Unsubscribe(Object<Target>),
     Ack(Object<Acknowledge>),
+    Refresh(Object<Refresh>),
 }
 
 #[derive(Deserialize)]
@@ -59,6 +60,13 @@ struct Acknowledge {
     id: Option<String>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refresh {
+    token: String,
+    id: Option<String>,
+}
+
 /// What the server sends beside publications.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -66,6 +74,7 @@ enum ServerMessage<'a> {
     Subscribed(Told<'a>),
     Unsubscribed(Told<'a>),
     Published(Published<'a>),
+    Refreshed(Renewed<'a>),
     Gap(Gap<'a>),
     Error(Failed<'a>),
     Reconnect(ReconnectAt),
@@ -84,6 +93,12 @@ struct Published<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     duplicate: bool,
+}
+
+#[derive(Serialize)]
+struct Renewed<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -143,6 +158,12 @@ pub fn parse(message: &str, max_payload: usize) -> Message {
             target.into_command(|channel, id| Command::Unsubscribe { channel, id })
         }
         Ok(ClientMessage::Ack(Object(acknowledge))) => acknowledge.into_command(),
+        Ok(ClientMessage::Refresh(Object(Refresh { token, id }))) => {
+            return match short(id) {
+                Ok(id) => Message::Refresh { token, id },
+                Err((error, id)) => Message::Mistake { error, id },
+            };
+        }
         Err(error) => return mistake(&format!("no message of fanout.v1: {error}"), None),
     };
     match command {
@@ -285,6 +306,7 @@ pub(in crate::protocol) fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
             Reply::Published { channel, id, duplicate } => {
                 ServerMessage::Published(Published { channel: channel.as_str(), id, duplicate: *duplicate })
             }
+            Reply::Refreshed { id } => ServerMessage::Refreshed(Renewed { id: *id }),
             Reply::Error { error, channel, id } => ServerMessage::Error(Failed {
                 code: error.code(),
                 message: error.to_string(),

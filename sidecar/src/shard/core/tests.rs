@@ -178,6 +178,7 @@ impl Bench {
                     self.core.complete(Completion::Subscribed { channel, result: result.clone() });
                 }
                 Task::Unsubscribe { channel } => asked.push(format!("-{channel}")),
+                Task::Refresh { token, .. } => asked.push(format!("?{token}")),
                 Task::Publish { connection, channel, payload, id, .. } => {
                     asked.push(String::from_utf8_lossy(payload.bytes()).into_owned());
                     let result = result.clone().map(|()| false);
@@ -1364,7 +1365,7 @@ fn new_settings_end_what_they_no_longer_allow_and_nothing_else() {
     let mut bench = Bench::new();
     let mut bare = bench.connect(Protocol::RawBare, &["a"]);
     let mut framed = bench.connect(Protocol::RawFramed, &["a", "small:b"]);
-    let grants = Grants { subscribe: vec!["a".parse().unwrap()], publish: Vec::new() };
+    let grants = Grants { subscribe: vec!["a".parse().unwrap()], ..Grants::default() };
     let member = Identity { grants: Arc::new(grants), ..Identity::default() };
     let mut member = bench.connect_as(Protocol::RawBare, member, &["a"]);
     bench.frames(&mut framed);

@@ -25,14 +25,14 @@ fn encoded(publication: &Publication) -> Value {
 fn command(text: &str) -> Command {
     match parse(text, 100) {
         Message::Command(command) => command,
-        other @ Message::Mistake { .. } => panic!("{text} gave {other:?}"),
+        other @ (Message::Mistake { .. } | Message::Refresh { .. }) => panic!("{text} gave {other:?}"),
     }
 }
 
 fn error(text: &str) -> (String, Option<String>) {
     match parse(text, 100) {
         Message::Mistake { error, id } => (error.to_string(), id),
-        other @ Message::Command(_) => panic!("{text} gave {other:?}"),
+        other @ (Message::Command(_) | Message::Refresh { .. }) => panic!("{text} gave {other:?}"),
     }
 }
 
