@@ -129,7 +129,10 @@ pub(crate) fn commands(data: &[u8]) {
             | Command::Acknowledge { channel, id, .. },
         ) => check_told(&channel, id.as_deref()),
         Message::Refresh { token: _, id } => {
-            assert_eq!(json_of(&Reply::Refreshed { id: id.as_deref() })["refreshed"]["id"].as_str(), id.as_deref());
+            assert_eq!(
+                json_of(&Reply::Refreshed { id: id.as_deref() })["refreshed"]["id"].as_str(),
+                id.as_deref()
+            );
         }
         Message::Mistake { error, id } => {
             let reply = Reply::Error { error: &error, channel: None, id: id.as_deref() };
