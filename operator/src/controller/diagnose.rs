@@ -209,7 +209,7 @@ fn waits_for(pod: &Pod, mount: Option<&str>) -> String {
     if let Some(mount) = mount {
         return format!("the kubelet says: {}", mount.trim());
     }
-    let init = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    let mut init = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
     let sidecars: Vec<_> = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).collect();
     let stays = |name: &str| {
         sidecars.iter().any(|init| init.name == name && init.restart_policy.as_deref() == Some("Always"))
@@ -218,7 +218,7 @@ fn waits_for(pod: &Pod, mount: Option<&str>) -> String {
         status.state.as_ref().is_some_and(|state| state.terminated.is_some())
             || (stays(&status.name) && status.started == Some(true))
     };
-    if let Some(status) = init.filter(|status| !ended(status)).next().filter(|_| phase(pod) == "Pending") {
+    if let Some(status) = init.find(|status| !ended(status)).filter(|_| phase(pod) == "Pending") {
         let what = if stays(&status.name) { "has not started" } else { "has not ended" };
         return format!("its init container {} {what}", status.name);
     }
