@@ -1011,7 +1011,7 @@ async fn what_works_and_should_be_otherwise_is_advised_once_and_stands_in_nobody
     );
     let message = advisory["message"].as_str().unwrap();
     assert!(message.contains("a FanoutCluster with the prefix `pfx`"), "{message}");
-    assert!(message.contains("spec.namespaces[0].slowConsumer.maxLagBytes: is 1024"), "{message}");
+    assert!(message.contains("spec.namespaces[0].slowConsumer.maxLagBytes: 1024"), "{message}");
     assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
     assert_eq!(told(&server, "AmbiguousChannelPrefix").len(), 1);
     assert_eq!(told(&server, "ContradictingBounds").len(), 1);

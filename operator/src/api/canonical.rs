@@ -146,7 +146,7 @@ fn plain(billionths: i128) -> String {
 }
 
 /// A quantity in billionths, the finest that Kubernetes keeps; `None` for what is none, or too large for this.
-fn amount(quantity: &Value) -> Option<i128> {
+pub(crate) fn amount(quantity: &Value) -> Option<i128> {
     let text = match quantity {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),

@@ -146,6 +146,7 @@ impl CommandError {
             | Self::TooManyChannels { .. }
             | Self::NoHistory
             | Self::Cancelled
+            | Self::Unauthorized(_)
             | Self::BadRequest(_) => false,
         }
     }

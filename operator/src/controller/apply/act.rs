@@ -116,7 +116,7 @@ impl Stored {
 }
 
 /// An object of this kind with the name and the owners of `set`, and of its metadata only what we write.
-fn described(mut object: Value, set: &DynamicObject, kind: &str) -> Result<Value, String> {
+pub(super) fn described(mut object: Value, set: &DynamicObject, kind: &str) -> Result<Value, String> {
     let api_version = mirror::resource_of(kind).api_version;
     let metadata = &object["metadata"];
     let is_it = object["apiVersion"] == api_version

@@ -10,6 +10,8 @@ use kube::api::DynamicObject;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::api::canonical::amount;
+
 /// Fields that hold quantities, or objects of them.
 const QUANTITIES: [&str; 5] = ["requests", "limits", "overhead", "sizeLimit", "divisor"];
 
@@ -366,49 +368,6 @@ pub(super) fn is_at_least(quantity: &Value, other: &Value) -> bool {
 /// Whether two quantities are the same amount: `1024Mi` is stored as `1Gi`, `0.5` as `500m`.
 fn is_same_amount(desired: &Value, live: &Value) -> bool {
     amount(desired).is_some_and(|desired| Some(desired) == amount(live))
-}
-
-/// A quantity in billionths, the finest that Kubernetes keeps; `None` for what is none, or too large for this.
-fn amount(quantity: &Value) -> Option<i128> {
-    let text = match quantity {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
-    };
-    let end = text.find(|c: char| !c.is_ascii_digit() && !"+-.".contains(c)).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let (factor, tenths) = unit(suffix)?;
-    let tenths = tenths + 9 - i32::try_from(fraction.len()).ok()?;
-    let scale = 10_i128.checked_pow(tenths.unsigned_abs())?;
-    let scaled = digits.checked_mul(factor)?;
-    if tenths >= 0 { scaled.checked_mul(scale) } else { (scaled % scale == 0).then_some(scaled / scale) }
-}
-
-/// What a suffix multiplies by: a power of two, and a power of ten.
-fn unit(suffix: &str) -> Option<(i128, i32)> {
-    const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    const DECIMAL: [(&str, i32); 10] = [
-        ("n", -9),
-        ("u", -6),
-        ("m", -3),
-        ("", 0),
-        ("k", 3),
-        ("M", 6),
-        ("G", 9),
-        ("T", 12),
-        ("P", 15),
-        ("E", 18),
-    ];
-    let binary = BINARY.iter().zip(1..).find(|(name, _)| **name == suffix);
-    let decimal = DECIMAL.iter().find(|(name, _)| *name == suffix);
-    let exponent = || suffix.strip_prefix(['e', 'E'])?.parse().ok();
-    match (binary, decimal) {
-        (Some((_, power)), _) => Some((1 << (10 * power), 0)),
-        (None, Some((_, power))) => Some((1, *power)),
-        (None, None) => exponent().map(|power| (1, power)),
-    }
 }
 
 /// What the API server may leave out: the zero values of its types.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::{ResourceExt, api::DynamicObject};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tracing::warn;
 
-use super::act::{RENDERED, bare};
+use super::act::{RENDERED, bare, described};
 use crate::{plan::DesiredRedis, redis::managed, resources::labels};
 
 const DIGEST: &str = "/spec/template/metadata/annotations/fanout.dev~1password-digest";
@@ -37,7 +37,7 @@ impl StoredRedis {
             live.annotations().get(RENDERED).and_then(|text| serde_json::from_str::<Value>(text).ok());
         let spec =
             live.annotations().get(labels::REDIS_SPEC).and_then(|text| serde_json::from_str(text).ok());
-        match (stored.filter(|stored| is_of(stored, live)), spec) {
+        match (stored.and_then(|stored| checked(stored, live)), spec) {
             (Some(stateful_set), Some(spec)) => Self { stateful_set, spec },
             _ => Self::adopt(live, rendered),
         }
@@ -85,11 +85,9 @@ impl StoredRedis {
     }
 }
 
-fn is_of(stored: &Value, live: &DynamicObject) -> bool {
-    let metadata = &stored["metadata"];
-    stored["kind"] == "StatefulSet"
-        && metadata["name"] == json!(live.metadata.name)
-        && metadata["namespace"] == json!(live.metadata.namespace)
-        && metadata["ownerReferences"] == json!(live.metadata.owner_references)
-        && stored["spec"]["template"]["spec"]["containers"].is_array()
+/// An annotation is input: what it describes has to be this object, and no more of it is taken than we write.
+fn checked(stored: Value, live: &DynamicObject) -> Option<Value> {
+    let stored = described(stored, live, "StatefulSet").ok()?;
+    let containers = stored["spec"]["template"]["spec"]["containers"].as_array();
+    containers.is_some_and(|containers| !containers.is_empty()).then_some(stored)
 }
