@@ -57,8 +57,14 @@ pub struct Report {
     pub broker_connected: Option<bool>,
     /// Whether its last canary came back.
     pub broker_verified: Option<bool>,
+    /// The broker's access rules refuse its publications.
+    pub publish_refused: bool,
+    /// There are other nodes and none of them hears it.
+    pub unheard: bool,
     /// Whether it refused its live settings.
     pub settings_rejected: bool,
+    /// Number of settings that work and are hardly meant, and of secrets that it cannot read.
+    pub settings_warnings: u64,
     /// Hash of the live settings it runs by.
     pub settings_hash: Option<String>,
     /// Whether its clients are leaving.
@@ -108,6 +114,9 @@ impl Report {
                 "fanout_node_channels" => report.channels += count(number),
                 "fanout_broker_connected" => report.broker_connected = flag,
                 "fanout_broker_verified" => report.broker_verified = flag,
+                "fanout_broker_publish_refused" => report.publish_refused = flag == Some(true),
+                "fanout_broker_unheard" => report.unheard = flag == Some(true),
+                "fanout_settings_warnings" => report.settings_warnings = count(number),
                 "fanout_settings_rejected" => report.settings_rejected = flag == Some(true),
                 "fanout_drain_draining" => report.draining = flag == Some(true),
                 "fanout_settings_info" => report.settings_hash = label(line, "hash"),
@@ -341,6 +350,7 @@ mod tests {
     fn a_page_is_read_with_and_without_labels() {
         let page = "# TYPE fanout_node_connections gauge\nfanout_node_connections 12\nfanout_node_channels{shard=\"0\"} 3\n\
             fanout_node_channels{shard=\"1\"} 4\nfanout_broker_connected 1\nfanout_broker_verified 0\n\
+            fanout_broker_publish_refused 1\nfanout_broker_unheard 0\nfanout_settings_warnings 2\n\
             fanout_settings_info{hash=\"ab12\"} 1\nfanout_settings_rejected 1 1700000000\nother 5\n# EOF\n";
         let report = Report::parse(page);
         let expected = Report {
@@ -349,7 +359,10 @@ mod tests {
             channels: 7,
             broker_connected: Some(true),
             broker_verified: Some(false),
+            publish_refused: true,
+            unheard: false,
             settings_rejected: true,
+            settings_warnings: 2,
             settings_hash: Some("ab12".to_owned()),
             draining: false,
             drained_since: None,

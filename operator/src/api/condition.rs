@@ -76,6 +76,8 @@ pub enum Reason {
     AmbiguousChannelPrefix,
     /// Two bounds leave each other no room.
     ContradictingBounds,
+    /// A node warns of a setting that is hardly meant, or of a secret that it cannot read.
+    SettingsWarning,
     /// A setting needs a newer version of the sidecar than `spec.version`.
     VersionTooOld,
     /// A child could not be written.
@@ -94,6 +96,10 @@ pub enum Reason {
     RedisUnreachable,
     /// A node is connected, but its canary does not come back.
     CanaryLost,
+    /// Redis refuses a node's publications by its access rules.
+    PublishRefused,
+    /// There are several nodes, and none of the others hears some node: it may be on another Redis.
+    NodesApart,
     /// No node could be asked yet.
     NotObserved,
     /// `redis.memory`: there is no broker between nodes.

@@ -169,7 +169,7 @@ impl Reporter {
         applied: &Applied,
     ) -> Result<Option<Duration>, Error> {
         let mut told = conditions::problems(cluster, found, applied);
-        told.extend(validate::advice(cluster));
+        told.extend(conditions::advice_of(cluster, found));
         self.tell_problems(cluster, &told).await;
         let status = compute(cluster, found, applied);
         let key = key(&cluster.metadata);

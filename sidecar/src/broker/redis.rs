@@ -1,12 +1,13 @@
 //! Redis or Valkey Pub/Sub, standalone: at most once.
 //!
-//! A [`link`] has two connections to a server. The subscriber's is read by our own parser, without a copy: a general
+//! A `link` has two connections to a server. The subscriber's is read by our own parser, without a copy: a general
 //! client costs five times as much a message. The publisher's is the `redis` crate's pipeline. Each is made again by
 //! itself, with the address resolved and the files of its credentials read again, so that a moved primary and a rotated
-//! password heal without a restart. Which channel lives on which link is the [`topology`]'s.
+//! password heal without a restart. Which channel lives on which link is the `topology`'s.
 //!
-//! A channel is `<prefix>:<channel>` in Redis; [`Prefix`] says what the nodes' own channels are. Where the bridge does not keep up, the subscriber stops reading;
-//! Redis then closes the connection at its output buffer's limit, and what was lost is told as by any reconnect.
+//! A channel is `<prefix>:<channel>` in Redis; [`nodes_pattern`] names the nodes' own channels. Where the bridge does not
+//! keep up, the subscriber stops reading; Redis then closes the connection at its output buffer's limit, and what was
+//! lost is told as by any reconnect.
 
 mod address;
 mod connector;

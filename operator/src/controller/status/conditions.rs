@@ -57,7 +57,7 @@ pub(super) fn judge(
         ConditionType::RedisReachable => redis(cluster, found),
         ConditionType::SettingsInSync => in_sync(found, settings),
         ConditionType::Paused => paused(cluster),
-        ConditionType::Advisory => advisory(&validate::advice(cluster)),
+        ConditionType::Advisory => advisory(&advice_of(cluster, found)),
     };
     ConditionType::ALL.into_iter().map(judge).collect()
 }
@@ -321,18 +321,64 @@ fn redis(cluster: &FanoutCluster, found: &Found) -> Verdict {
         );
         return verdict("False", Reason::RedisUnreachable, message);
     }
-    if !lost.is_empty() {
-        let (count, names) = named(lost);
-        let message = format!(
-            "{count} of {} connected to {}, but their own messages do not come back ({names}): see its load and its logs",
-            nodes_that(answers.len(), "are"),
-            target(cluster)
-        );
-        return verdict("False", Reason::CanaryLost, message);
+    // The diagnosis that says most: a node that may not publish hears nothing of itself either.
+    for (reason, of, words) in [
+        (
+            Reason::PublishRefused,
+            refused_publishing as fn(&Report) -> bool,
+            "Redis refuses their messages by its ACL: docs/redis.md has the rules, and their logs the refusal",
+        ),
+        (
+            Reason::NodesApart,
+            unheard,
+            "no other node hears them: they may be on another server, see the address and its DNS",
+        ),
+        (Reason::CanaryLost, |_| true, "their own messages do not come back: see its load and its logs"),
+    ] {
+        let these: Vec<_> = lost.iter().copied().filter(|(_, report)| of(report)).collect();
+        if !these.is_empty() {
+            let (count, names) = named(these);
+            let connected = nodes_that(answers.len(), "are");
+            let message =
+                format!("{count} of {connected} connected to {}, but {words} ({names})", target(cluster));
+            return verdict("False", reason, message);
+        }
     }
     let seen = nodes_that(answers.len(), "see");
     let message = format!("{seen} their own messages come back through {}", target(cluster));
     verdict("True", Reason::CanaryReturned, message)
+}
+
+fn refused_publishing(report: &Report) -> bool {
+    report.publish_refused
+}
+
+fn unheard(report: &Report) -> bool {
+    report.unheard
+}
+
+/// Nodes that warn of their settings.
+fn warned(node: &Node) -> Option<Problem> {
+    let (name, report) = (node.pod.name_any(), node.report.as_ref()?);
+    (report.answered && report.settings_warnings > 0).then(|| Problem {
+        reason: Reason::SettingsWarning,
+        object: format!("Pod/{name}"),
+        key: None,
+        message: format!(
+            "node {name} warns of {} of its settings or secrets: `kubectl logs {name}` names each",
+            report.settings_warnings
+        ),
+    })
+}
+
+/// What works, and should be asked for otherwise: by the spec itself, and by what its nodes say.
+pub(super) fn advice_of(cluster: &FanoutCluster, found: &Found) -> Vec<Problem> {
+    let mut advice = validate::advice(cluster);
+    // Nodes warn of what the spec shows as well; what is left are secrets, which only they read.
+    if advice.iter().all(|problem| problem.reason != Reason::ContradictingBounds) {
+        advice.extend(nodes::existing(found).filter_map(warned).take(1));
+    }
+    advice
 }
 
 /// `1 node serves`, `2 nodes serve`.
@@ -499,6 +545,34 @@ mod tests {
         assert_eq!(shown("True", &[Some("new")]), Some(2));
         assert_eq!(shown("True", &[None]), Some(2), "nobody can be asked");
         assert_eq!(shown("False", &[Some("old")]), Some(2));
+    }
+
+    #[test]
+    fn the_reason_says_why_messages_do_not_get_through() {
+        let mut cluster = FanoutCluster::new("chat", Default::default());
+        cluster.spec.redis.external =
+            Some(serde_json::from_value(serde_json::json!({"addresses": ["redis:6379"]})).expect("external"));
+        let judged = |change: fn(&mut Report)| {
+            let mut report = Report { answered: true, broker_connected: Some(true), ..Report::default() };
+            report.broker_verified = Some(false);
+            change(&mut report);
+            let pod = serde_json::json!({"metadata": {"name": "n"}, "status": {"phase": "Running"}});
+            let node = Node {
+                pod: std::sync::Arc::new(serde_json::from_value(pod).expect("a pod")),
+                report: Some(report),
+            };
+            redis(&cluster, &Found { nodes: vec![node], ..Found::nothing() })
+        };
+        assert_eq!(judged(|_| {}).reason, Reason::CanaryLost);
+        let refused = judged(|report| report.publish_refused = true);
+        assert_eq!(refused.reason, Reason::PublishRefused);
+        assert!(
+            refused.message.contains("docs/redis.md") && refused.message.contains("(n)"),
+            "{}",
+            refused.message
+        );
+        assert_eq!(judged(|report| report.unheard = true).reason, Reason::NodesApart);
+        assert_eq!(judged(|report| report.broker_verified = Some(true)).reason, Reason::CanaryReturned);
     }
 
     #[test]
