@@ -229,6 +229,7 @@ async fn a_publication_that_this_version_cannot_read_is_a_gap_on_its_channel_tol
     f.join("b", 1).await;
     let unreadable = |name| BrokerEvent::Malformed { channel: channel(name) };
     let came = [
+        BrokerEvent::Connected { link: LinkId(0) },
         BrokerEvent::Publication(stamped("a", 0, 1)),
         unreadable("a"),
         unreadable("a"),
@@ -239,8 +240,8 @@ async fn a_publication_that_this_version_cannot_read_is_a_gap_on_its_channel_tol
     ];
     events.send(came.into()).await.unwrap();
     settle().await;
-    let gap = "gap Some(\"a\"): the node cannot read the message";
-    assert_eq!(f.mail(0), ["1", gap, "3", "gap Some(\"a\"): lost between nodes", "5"]);
+    let gap = "gap [\"a\"]: the node cannot read the message";
+    assert_eq!(f.mail(0), ["1", gap, "3", "gap [\"a\"]: lost between nodes", "5"]);
     assert_eq!(f.mail(1), Vec::<String>::new());
     assert_eq!((f.metrics.malformed.get(), f.metrics.gaps_of(GapCause::Unreadable)), (3, 1));
 }
@@ -257,7 +258,7 @@ async fn a_publication_that_no_node_checked_is_not_delivered_beyond_the_limit_bu
         settle().await;
         told.extend(f.mail(0).into_iter().map(|text| text.replace(&fits, "_")));
     }
-    assert_eq!(told, ["_", "gap Some(\"a\"): the message is larger than hub.maxMessageBytes", "_x"]);
+    assert_eq!(told, ["_", "gap [\"a\"]: the message is larger than hub.maxMessageBytes", "_x"]);
     assert_eq!((f.metrics.too_large.get(), f.metrics.gaps_of(GapCause::TooLarge)), (1, 1));
 }
 

@@ -211,9 +211,10 @@ impl Sidecar {
         until(&format!("{name} {value}"), || self.metric(name) == value);
     }
 
-    /// Once as much memory has gone back as is to go back.
+    /// Waits until so much memory has gone back. The allocator gives back what was free for some seconds, by a thread that
+    /// a busy machine starves.
     pub(crate) fn until_memory(&self, most: u64) {
-        until(&format!("at most {most} MiB"), || self.memory() <= most);
+        until_by(Instant::now() + 3 * SOON, &format!("at most {most} MiB"), || self.memory() <= most);
     }
 }
 
@@ -260,8 +261,11 @@ pub(crate) fn raise_open_files(needed: u64) {
     );
 }
 
-pub(crate) fn until(what: &str, mut check: impl FnMut() -> bool) {
-    let end = Instant::now() + SOON;
+pub(crate) fn until(what: &str, check: impl FnMut() -> bool) {
+    until_by(Instant::now() + SOON, what, check);
+}
+
+fn until_by(end: Instant, what: &str, mut check: impl FnMut() -> bool) {
     while !check() {
         assert!(Instant::now() < end, "not in time: {what}");
         thread::sleep(Duration::from_millis(20));
