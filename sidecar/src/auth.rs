@@ -39,14 +39,14 @@ impl Auth {
         Self(ArcSwap::from_pointee(rules))
     }
 
-    /// Follows other rules from now on. The keys of tokens that are good then: sessions of others have no right any more.
-    pub fn replace(&self, mut rules: AuthRules) -> HashSet<KeyId> {
+    /// Follows other rules from now on. `tell` gets the keys of tokens that are good then, before a token by a new one is
+    /// accepted: sessions of other keys have no right any more.
+    pub fn replace(&self, mut rules: AuthRules, tell: impl FnOnce(HashSet<KeyId>)) {
         if let (Some(tokens), Some(before)) = (&mut rules.tokens, &self.0.load().tokens) {
             tokens.succeed(before, Instant::now());
         }
-        let keys = rules.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
+        tell(rules.tokens.as_ref().map(Tokens::ids).unwrap_or_default());
         self.0.store(rules.into());
-        keys
     }
 
     /// Whether a request with this `Origin` may pass. Without one it comes from no browser and does.

@@ -314,7 +314,8 @@ impl Pump {
     fn count_refused(&mut self) {
         // Without subscribers a channel is no longer tried.
         let Self { deliver, refused, .. } = self;
-        refused.retain(|channel| deliver.is_wanted(channel));
+        // The nodes' own are wanted always.
+        refused.retain(|channel| channel.namespace() == INTERNAL_NAMESPACE || deliver.is_wanted(channel));
         self.metrics.refused_channels.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
     }
 }

@@ -43,8 +43,8 @@ const BATCH: usize = 1_024;
 
 /// Does what the shards ask for.
 pub struct Desk {
-    /// Taken and not begun, because the first of it waits for room.
-    taken: VecDeque<Work>,
+    /// Publications behind one that waits for room, in their order. Bounded by what each shard may have waiting.
+    held_back: VecDeque<Waiting>,
     hub: Hub,
     broker: Arc<dyn Broker>,
     publisher: Publisher,
@@ -79,8 +79,8 @@ impl Desk {
     /// A desk that answers to `mailboxes`, one a shard, in their order.
     pub fn new(hub: Hub, broker: Arc<dyn Broker>, publisher: Publisher, mailboxes: Arc<[Mailbox]>) -> Self {
         let nobody = |_: &str| Err(CommandError::Unauthorized("no token is accepted here".to_owned()));
-        let (taken, grace, waiting) = (VecDeque::new(), Grace::default(), FuturesUnordered::new());
-        Self { taken, hub, broker, publisher, mailboxes, grace, identify: Arc::new(nobody), waiting }
+        let (held_back, grace, waiting) = (VecDeque::new(), Grace::default(), FuturesUnordered::new());
+        Self { held_back, hub, broker, publisher, mailboxes, grace, identify: Arc::new(nobody), waiting }
     }
 
     /// Asks this who a token is for.
@@ -93,22 +93,21 @@ impl Desk {
     pub async fn run(mut self, mut work: mpsc::Receiver<Work>) {
         let mut batch = Vec::new();
         let mut open = true;
-        // The publication that waits for room. What came behind it waits too, for the order of a connection's
-        // commands is kept; the queue fills, and the shards answer "overloaded".
+        // The publication that waits for room. Those behind it wait too, so that they keep their order, and nothing else
+        // does: whoever subscribes has no part in it.
         let mut blocked: Option<Blocked> = None;
         while open || blocked.is_some() || !self.waiting.is_empty() {
-            let room = open && blocked.is_none() && self.waiting.len() < MAX_WAITING;
+            let room = open && self.waiting.len() + self.held_back.len() < MAX_WAITING;
             tokio::select! {
                 taken = work.recv_many(&mut batch, BATCH), if room => {
                     open = taken > 0;
-                    self.taken.extend(batch.drain(..));
-                    blocked = self.take();
+                    self.take(batch.drain(..), &mut blocked);
                 }
                 room = until_room(&mut blocked), if blocked.is_some() => {
                     if let Some((_, waiting)) = blocked.take() {
                         self.publish(waiting, room);
                     }
-                    blocked = self.take();
+                    self.resume(&mut blocked);
                 }
                 Some(answer) = self.waiting.next() => self.answer(answer),
                 emptied = self.grace.next() => self.give_back(&emptied),
@@ -116,12 +115,10 @@ impl Desk {
         }
     }
 
-    /// Begins what was taken, up to a publication that has to wait for room.
-    fn take(&mut self) -> Option<Blocked> {
-        let (mut first, mut blocked) = (Vec::new(), None);
-        while blocked.is_none()
-            && let Some(Work { shard, task }) = self.taken.pop_front()
-        {
+    /// Begins what was taken, but for publications behind one that has to wait for room.
+    fn take(&mut self, batch: impl Iterator<Item = Work>, blocked: &mut Option<Blocked>) {
+        let mut first = Vec::new();
+        for Work { shard, task } in batch {
             match task {
                 Task::Subscribe { channel } => match self.hub.join(&channel, shard) {
                     Join::First => first.push(channel),
@@ -134,12 +131,21 @@ impl Desk {
                     let user = user.map(|user| user.to_string());
                     let draft =
                         Draft { id: id.clone(), user, idempotency_key, ..Draft::new(channel, payload) };
-                    blocked = self.publish_or_wait(Waiting { shard, connection, id, draft, held });
+                    self.held_back.push_back(Waiting { shard, connection, id, draft, held });
                 }
             }
         }
+        self.resume(blocked);
         self.ask(first);
-        blocked
+    }
+
+    /// Publishes what is held back, up to the next one that has to wait for room.
+    fn resume(&mut self, blocked: &mut Option<Blocked>) {
+        while blocked.is_none()
+            && let Some(waiting) = self.held_back.pop_front()
+        {
+            *blocked = self.publish_or_wait(waiting);
+        }
     }
 
     fn publish_or_wait(&mut self, waiting: Waiting) -> Option<Blocked> {

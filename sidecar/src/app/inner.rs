@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, serve::Listener};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -79,9 +80,12 @@ async fn converse(
         request.extensions_mut().insert(ConnectInfo(peer));
         let (answering, answer) = (place.answering(), router.clone().oneshot(request.map(Body::new)));
         async move {
-            let answer = answer.await;
-            drop(answering);
-            answer
+            // Until its last byte was taken.
+            let held = move |frame| {
+                let _ = &answering;
+                frame
+            };
+            answer.await.map(|answer| answer.map(|body| body.map_frame(held)))
         }
     });
     let connection = http1::Builder::new()

@@ -108,11 +108,11 @@ impl Joined {
     fn put_in_force(&self, live: Live) {
         let Live { settings, auth, tls, hash, warnings } = live;
         let Self { auth: in_force, http, shards, publisher, log, live, warnings: shown, metrics } = self;
-        let keys = in_force.replace(auth);
+        let pace = settings.drain.max_disconnects_per_second;
+        in_force.replace(auth, |keys| shards.set_keys(keys, pace));
         http.set_tls(tls);
         publisher.set_max_bytes(settings.hub.max_message_bytes as usize);
         shards.set_rules(&rules(&settings));
-        shards.set_keys(keys, settings.drain.max_disconnects_per_second);
         tell_if_lowered(settings.hub.max_connections, shards.door().capacity());
         log.set(settings.log_level);
         live.send_replace(Arc::new(settings));

@@ -310,7 +310,8 @@ impl State {
     fn sent(&mut self, outcome: Result<(), BrokerError>, now: Instant) {
         match outcome {
             Ok(()) => {
-                self.taken = true;
+                // One that is back already was heard of before its outcome.
+                self.taken |= !self.out.is_empty();
                 self.refused = None;
             }
             Err(BrokerError::Refused(text)) => self.publish_refused(&text),
@@ -496,6 +497,23 @@ mod tests {
         }
         let reason = state.health.reason.as_deref();
         assert_eq!(reason, Some("the broker is not available: no connection"));
+    }
+
+    #[test]
+    fn a_publisher_that_is_lost_leaves_the_subscriber_alone() {
+        let start = Instant::now();
+        let mut state = connected(start);
+        state.returned(b"1", start);
+        // Redis delivers before it answers.
+        state.sent(Ok(()), start);
+        for quarter in 1..=240 {
+            let now = start + quarter * SECOND / 4;
+            match state.due(now) {
+                Due::Send(_) => state.sent(Err(BrokerError::Unavailable("no connection".into())), now),
+                due => assert_eq!(due, Due::Nothing),
+            }
+        }
+        assert!(!state.health.verified);
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl Echo {
             return Verdict::Heard;
         }
         let rested = self.rebuilt_at.is_none_or(|at| now - at >= PAUSE);
-        if silence < PATIENCE || self.tried || !rested {
+        // Before the first echo the others may be listed and not have started yet.
+        if echoed_at.is_none() || silence < PATIENCE || self.tried || !rested {
             return Verdict::Doubt;
         }
         (self.rebuilt_at, self.tried) = (Some(now), true);
@@ -124,11 +125,11 @@ mod tests {
     }
 
     #[test]
-    fn others_that_never_echo_are_a_doubt_and_one_new_link() {
+    fn others_that_never_echoed_are_a_doubt_and_no_more() {
         let start = Instant::now();
         let mut echo = Echo::new(start);
         assert_eq!(echo.judge(seen(None), start), Verdict::Doubt);
-        assert_eq!(watch(&mut echo, start, 1, 3_600, seen(None)), (vec![60], Verdict::Doubt));
+        assert_eq!(watch(&mut echo, start, 1, 3_600, seen(None)), (vec![], Verdict::Doubt));
     }
 
     #[test]

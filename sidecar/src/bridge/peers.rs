@@ -484,7 +484,7 @@ impl Peers {
         let (hello, node, is_mute) = (announcement.hello, announcement.node(), announcement.is_mute());
         let mut state = self.state();
         if names == Names::Former {
-            state.former.expected();
+            state.former.heard();
             self.follow_former(&state);
         }
         state.members.met(announcement, names, self.id(), Instant::now());

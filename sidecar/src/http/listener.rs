@@ -24,7 +24,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
@@ -237,7 +237,7 @@ impl Conversation {
         let streams = tls.is_some().then(Streams::default);
         let carried = streams.clone();
         let asked = Asked::default();
-        let whole = asked.clone();
+        let (whole, tls_place) = (asked.clone(), place.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             whole.count();
             let extensions = request.extensions_mut();
@@ -259,7 +259,10 @@ impl Conversation {
         match (tls, streams) {
             (Some(identity), Some(streams)) => {
                 // In a box: it is some kilobytes that a plain connection need not carry.
-                Box::pin(serve_tls(socket, identity, asked, service, port, rules, streams, stopping)).await
+                let stream = shake_hands(socket, &identity, &rules, &tls_place).await?;
+                // The next handshake may be by another certificate.
+                drop(identity);
+                Box::pin(serve_tls(stream, asked, service, port, rules, streams, stopping)).await
             }
             _ => serve_socket(Wire::new(socket, asked), service, rules, claim, stopping).await,
         }
@@ -305,10 +308,25 @@ where
     Ok(())
 }
 
-#[expect(clippy::too_many_arguments, reason = "all that a conversation has")]
-async fn serve_tls<S>(
+/// TLS with a client. Each of its messages is a word: whoever shakes hands is not silent.
+async fn shake_hands(
     socket: TcpStream,
-    identity: Arc<TlsIdentity>,
+    identity: &TlsIdentity,
+    rules: &Rules,
+    place: &Place,
+) -> Result<TlsStream<TcpStream>, Cut> {
+    let accepted = async {
+        socket.peek(&mut [0]).await.map_err(Cut::Socket)?;
+        place.heard();
+        let accepted = TlsAcceptor::from(identity.config()).accept(socket).await.map_err(Cut::Tls);
+        place.heard();
+        accepted
+    };
+    timeout(patience(rules), accepted).await.map_err(|_| Cut::Late)?
+}
+
+async fn serve_tls<S>(
+    mut stream: TlsStream<TcpStream>,
     asked: Asked,
     service: S,
     port: ClientPort,
@@ -320,10 +338,6 @@ where
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
     S::Future: Send + 'static,
 {
-    let accepted = TlsAcceptor::from(identity.config()).accept(socket);
-    // The next handshake may be by another certificate.
-    drop(identity);
-    let mut stream = timeout(patience(&rules), accepted).await.map_err(|_| Cut::Late)?.map_err(Cut::Tls)?;
     let (_, session) = stream.get_mut();
     session.set_buffer_limit(Some(TLS_BYTES));
     if session.alpn_protocol() == Some(H2) {

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -106,6 +106,8 @@ struct Shared {
     /// Held while the broker is called, so that sequences and calls have one order.
     sequences: Mutex<Recent<ChannelName, Sequence>>,
     keys: Mutex<Keys>,
+    /// Publications that the broker refused.
+    refused: AtomicU64,
     api: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     metrics: Metrics,
@@ -167,7 +169,8 @@ impl Publisher {
         let lane = || Arc::new(Semaphore::new(LANE_BYTES));
         let (api, clients, keys) = (lane(), lane(), Mutex::new(Keys::new(Instant::now())));
         let max_bytes = max_bytes.into();
-        Self(Arc::new(Shared { broker, node, max_bytes, sequences, keys, api, clients, metrics }))
+        let refused = AtomicU64::new(0);
+        Self(Arc::new(Shared { broker, node, max_bytes, sequences, keys, refused, api, clients, metrics }))
     }
 
     /// The node that it publishes for.
@@ -214,7 +217,12 @@ impl Publisher {
         async move {
             let answer = match sent {
                 Err(error) => Err(error),
-                Ok(sent) => sent.await.map_err(|error| shared.not_published(&channel, error)),
+                Ok((sequence, sent)) => {
+                    let awaited = Awaited { shared: &shared, channel: &channel, over: false };
+                    let outcome = sent.await;
+                    awaited.over();
+                    shared.judge(&channel, sequence, outcome)
+                }
             };
             shared.count(&answer);
             answer
@@ -236,33 +244,77 @@ impl Publisher {
         Ok(())
     }
 
-    fn send(&self, draft: Draft, room: OwnedSemaphorePermit) -> Reply<Result<Published, BrokerError>> {
+    /// The publication's number on its channel, and its outcome, later.
+    fn send(&self, draft: Draft, room: OwnedSemaphorePermit) -> (u64, Reply<Result<Published, BrokerError>>) {
+        let keyed = draft.idempotency_key.is_some();
         let options = PublishOptions { idempotency: draft.idempotency(), room: Some(room) };
         let Draft { channel, payload, id, key, tags, user, idempotency_key: _ } = draft;
         let NodeRun { id: node, start: node_start } = self.0.node;
         let mut sequences = self.0.sequences.lock().unwrap_or_else(PoisonError::into_inner);
-        let (previous_sequence, sequence) = sequences.entry(&channel, Sequence::default).next();
+        let entry = sequences.entry(&channel, Sequence::default);
+        let (previous_sequence, sequence) = entry.next();
+        // The broker may refuse the key and take the next publication, which is not to name this one before it is certain.
+        entry.failed = keyed;
         let origin = Some(Origin { node, node_start, sequence, previous_sequence });
         let published_at_us = Some(now_us());
         self.0.metrics.sequences_forgotten.inc_by(sequences.take_forgotten());
         let publication =
             Publication { channel, payload, origin, position: None, published_at_us, id, key, tags, user };
-        self.0.broker.publish(publication, options)
+        (sequence, self.0.broker.publish(publication, options))
+    }
+}
+
+/// Marks a channel's last publication as failed where nobody waited for its outcome.
+struct Awaited<'a> {
+    shared: &'a Shared,
+    channel: &'a ChannelName,
+    over: bool,
+}
+
+impl Awaited<'_> {
+    fn over(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.shared.failed(self.channel);
+        }
     }
 }
 
 impl Shared {
-    fn not_published(&self, channel: &ChannelName, error: BrokerError) -> PublishError {
-        match &error {
-            // Should it be lost, subscribers miss it.
-            BrokerError::Unknown(_) => {}
-            BrokerError::Refused(text) => {
-                tracing::warn!(%channel, error = %text, "the broker refused a publication");
+    /// Keeps the sequence of the channel in line with what became of a publication.
+    fn judge(
+        &self,
+        channel: &ChannelName,
+        sequence: u64,
+        outcome: Result<Published, BrokerError>,
+    ) -> Result<Published, PublishError> {
+        match &outcome {
+            // Should an unknown one be lost, subscribers miss it.
+            Ok(_) | Err(BrokerError::Unknown(_)) => self.sent(channel, sequence),
+            Err(BrokerError::Refused(text)) => {
+                let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+                // All are counted, every nth is told.
+                if refused.is_power_of_two() || refused.is_multiple_of(10_000) {
+                    tracing::warn!(%channel, error = %text, refused, "the broker refuses publications");
+                }
                 self.failed(channel);
             }
-            BrokerError::Unavailable(_) | BrokerError::Closed => self.failed(channel),
+            Err(BrokerError::Unavailable(_) | BrokerError::Closed) => self.failed(channel),
         }
-        PublishError::Broker(error)
+        outcome.map_err(PublishError::Broker)
+    }
+
+    /// This number was used, so that the next publication may name it, if none was sent since.
+    fn sent(&self, channel: &ChannelName, number: u64) {
+        let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sequence) = sequences.get_mut(channel).filter(|sequence| sequence.last == number) {
+            sequence.failed = false;
+        }
     }
 
     fn failed(&self, channel: &ChannelName) {

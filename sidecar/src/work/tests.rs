@@ -226,6 +226,8 @@ async fn publications_wait_for_room_in_order_and_backends_have_their_own() {
     f.ask(0, publish("a", "2", large)).await;
     f.ask(0, publish("a", "3", "small")).await;
     assert_eq!(f.script.calls(), ["publish a"], "the second waits for room, the third for its turn");
+    f.ask(0, subscribe("other")).await;
+    assert_eq!(f.script.calls(), ["subscribe [\"other\"]"], "who subscribes has no part in it");
     let draft = Draft::new(channel("b"), Payload::Text(Bytes::from_static(large.as_bytes())));
     let room = publisher.room(Lane::Api, &draft).now_or_never().expect("backends have room of their own");
     drop(publisher.publish(draft, room));
@@ -274,6 +276,34 @@ async fn each_publication_names_the_one_before_it_unless_that_one_failed() {
     let pairs: Vec<_> = origins.iter().map(|o| (o.previous_sequence, o.sequence)).collect();
     assert_eq!(pairs, [(0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (5, 6), (0, 1)]);
     assert!(origins.iter().all(|Origin { node, node_start, .. }| (*node, *node_start) == (NodeId(7), 8)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_with_a_key_is_named_once_it_is_certain() {
+    let f = fixture();
+    let keyed = || Task::Publish {
+        connection: ConnectionId { shard: 0, slot: 1, generation: 2 },
+        channel: channel("a"),
+        payload: Payload::Text(Bytes::new()),
+        id: None,
+        idempotency_key: Some("k".to_owned()),
+        user: Some("ann".into()),
+        held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+    };
+    f.ask(0, publish("a", "1", "x")).await;
+    f.ask(0, keyed()).await;
+    // Redis may still refuse the key.
+    f.ask(0, publish("a", "3", "x")).await;
+    (0..3).for_each(|_| f.script.answer(Ok(false)));
+    f.settle().await;
+    f.ask(0, keyed()).await;
+    f.script.answer(Ok(false));
+    f.settle().await;
+    f.ask(0, publish("a", "5", "x")).await;
+    let publications = f.script.publications.lock().unwrap();
+    let pairs: Vec<_> = publications.iter().map(|p| p.origin.unwrap()).collect();
+    let pairs: Vec<_> = pairs.iter().map(|o| (o.previous_sequence, o.sequence)).collect();
+    assert_eq!(pairs, [(0, 1), (1, 2), (0, 3), (3, 4), (4, 5)]);
 }
 
 #[tokio::test(start_paused = true)]
