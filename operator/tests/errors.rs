@@ -50,8 +50,22 @@ impl Operator {
         Self::of(server, "operator", config).await
     }
 
+    /// One that watches every namespace.
+    async fn everywhere(server: &ApiServer) -> Self {
+        Self::watching(server, "operator", OperatorConfig::default(), Vec::new()).await
+    }
+
     /// One process of the installation `name`, with a Lease of its own.
     async fn of(server: &ApiServer, name: &str, config: OperatorConfig) -> Self {
+        Self::watching(server, name, config, vec!["test".to_owned()]).await
+    }
+
+    async fn watching(
+        server: &ApiServer,
+        name: &str,
+        config: OperatorConfig,
+        namespaces: Vec<String>,
+    ) -> Self {
         let mut lease = lease_of(server, name, "one");
         lease.acquire().await;
         let claim = lease.claim();
@@ -67,7 +81,7 @@ impl Operator {
         };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let work = tokio::spawn(async move { controller::run(shared, &["test".to_owned()], stopped).await });
+        let work = tokio::spawn(async move { controller::run(shared, &namespaces, stopped).await });
         Self { stop, work, keep, metrics, readiness }
     }
 
@@ -117,6 +131,17 @@ fn with_managed_redis() -> ApiServer {
     let mut managed = cluster("chat");
     managed["spec"]["redis"] = json!({"managed": {}});
     server.put(&format!("{CLUSTERS}/chat"), managed);
+    server
+}
+
+/// A cluster with app containers, which have the key of the server API.
+fn with_app() -> ApiServer {
+    let server = with_cluster();
+    let containers = json!([{"name": "app", "image": "shop/app:1"}]);
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"spec": {"podTemplate": {"spec": {"containers": containers}}}}),
+    );
     server
 }
 
@@ -569,6 +594,80 @@ async fn a_redis_that_was_made_before_it_was_stored_stays_as_it_is() {
     second.stop().await;
 }
 
+/// The pod of the managed Redis on machine `m1`, not ready.
+fn put_unready_redis(server: &ApiServer, ends: Value) {
+    let set = server.get(REDIS).unwrap();
+    let mut pod = ready_pod("chat-redis-0", &set["spec"]["template"]["metadata"]["labels"], &set);
+    pod["metadata"]["deletionTimestamp"] = ends;
+    pod["spec"] = json!({"nodeName": "m1", "containers": []});
+    pod["status"]["conditions"] =
+        json!([{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    server.put(&format!("{PODS}/chat-redis-0"), pod);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_of_single_namespaces_asks_for_no_machine() {
+    let server = with_managed_redis();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    put_unready_redis(&server, Value::Null);
+    seconds(60).await;
+    let asked = |server: &ApiServer| server.take_reads().iter().any(|path| path == "/api/v1/nodes/m1");
+    assert!(!asked(&server));
+    operator.stop().await;
+    let operator = Operator::everywhere(&server).await;
+    seconds(60).await;
+    assert!(asked(&server));
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_that_lost_its_label_stays_as_it_was_rendered() {
+    for lost in [json!({}), json!({"fanout.dev/rendered": null})] {
+        let server = with_managed_redis();
+        let first = Operator::start(&server).await;
+        seconds(5).await;
+        first.stop().await;
+        let template = server.get(REDIS).unwrap()["spec"]["template"].take();
+        let stripped = json!({"labels": {"fanout.dev/cluster": null}, "annotations": lost});
+        server.edit(REDIS, &json!({"metadata": stripped}));
+        let second = newer_operator(&server).await;
+        seconds(60).await;
+        let live = server.get(REDIS).unwrap();
+        assert_eq!(live["spec"]["template"], template);
+        assert_eq!(live["metadata"]["labels"]["fanout.dev/cluster"], "chat");
+        nothing_is_written_for_an_hour(&server).await;
+        second.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn metadata_of_children_reaches_the_pod_of_the_managed_redis_and_is_no_loss_of_a_secret() {
+    let server = with_managed_redis();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let given =
+        json!({"spec": {"childMetadata": {"labels": {"team": "chat"}, "annotations": {"owner": "x"}}}});
+    server.edit(&format!("{CLUSTERS}/chat"), &given);
+    seconds(5).await;
+    let metadata = server.get(REDIS).unwrap()["spec"]["template"]["metadata"].take();
+    assert_eq!(
+        (&metadata["labels"]["team"], &metadata["annotations"]["owner"]),
+        (&json!("chat"), &json!("x"))
+    );
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+
+    let again = Operator::start(&server).await;
+    seconds(5).await;
+    assert!(told(&server, "ChildApplied").iter().all(|note| !note.contains("Secret")), "nothing was lost");
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"childMetadata": null}}));
+    seconds(5).await;
+    assert_eq!(told(&server, "RedisChanged").len(), 2, "nor does what is taken away stay");
+    nothing_is_written_for_an_hour(&server).await;
+    again.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_redis_on_a_lost_machine_is_replaced_and_only_without_a_volume() {
     for (storage, ends, expected) in [
@@ -581,16 +680,11 @@ async fn a_redis_on_a_lost_machine_is_replaced_and_only_without_a_volume() {
         let mut managed = cluster("chat");
         managed["spec"]["redis"] = json!({"managed": {"storage": storage}});
         server.put(&format!("{CLUSTERS}/chat"), managed);
-        let operator = Operator::start(&server).await;
+        let operator = Operator::everywhere(&server).await;
         seconds(5).await;
         let ready = |status: &str| json!([{"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
         server.put("/api/v1/nodes/m1", json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "m1"}, "status": {"conditions": ready("True")}}));
-        let set = server.get(REDIS).unwrap();
-        let mut pod = ready_pod("chat-redis-0", &set["spec"]["template"]["metadata"]["labels"], &set);
-        pod["metadata"]["deletionTimestamp"] = ends;
-        pod["spec"] = json!({"nodeName": "m1", "containers": []});
-        pod["status"]["conditions"] = ready("False");
-        server.put(&format!("{PODS}/chat-redis-0"), pod);
+        put_unready_redis(&server, ends);
         server.take_sent();
         seconds(60).await;
         let deleted = || {
@@ -618,12 +712,7 @@ async fn a_redis_on_a_lost_machine_is_replaced_and_only_without_a_volume() {
 
 #[tokio::test(start_paused = true)]
 async fn app_containers_are_replaced_when_the_api_key_is_another() {
-    let server = with_cluster();
-    let app = json!({"name": "app", "image": "shop/app:1"});
-    server.edit(
-        &format!("{CLUSTERS}/chat"),
-        &json!({"spec": {"podTemplate": {"spec": {"containers": [app]}}}}),
-    );
+    let server = with_app();
     let operator = Operator::start(&server).await;
     seconds(5).await;
     assert_eq!(server.below(SETS).len(), 1);
@@ -636,6 +725,39 @@ async fn app_containers_are_replaced_when_the_api_key_is_another() {
     assert!(server.get(SECRET).is_some());
     assert_eq!(server.below(SETS).len(), 2);
     nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_key_that_cannot_be_made_is_tried_seldom_and_stops_no_scaling() {
+    let server = with_app();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.fail(Method::POST, "/secrets", 403, usize::MAX);
+    server.delete(SECRET);
+    seconds(60).await;
+    assert_eq!(condition(&server, "chat", "Degraded")["status"], "True");
+    scale(&server, 3);
+    seconds(5).await;
+    assert_eq!(asked_for(&server), 3);
+    let tries = || operator.metric("fanout_operator_writes_total{kind=\"Secret\"}").parse::<u32>().unwrap();
+    let before = tries();
+    seconds(3_600).await;
+    assert!(tries() - before <= 400, "tried {} times in an hour", tries() - before);
+    server.recover();
+    seconds(700).await;
+    assert!(server.get(SECRET).is_some());
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn settings_that_were_not_written_are_not_said_to_spread() {
+    let server = with_cluster();
+    server.fail(Method::PATCH, "/configmaps/chat-live", 403, usize::MAX);
+    let operator = Operator::start(&server).await;
+    seconds(10).await;
+    let settings = condition(&server, "chat", "SettingsInSync");
+    assert_eq!(settings["message"], "the settings were not written", "{settings}");
     operator.stop().await;
 }
 
@@ -1541,6 +1663,10 @@ async fn a_finalizer_of_somebody_else_does_not_end_repair() {
     server.delete(SERVICE);
     seconds(1).await;
     assert!(server.get(SERVICE).is_some(), "the cluster serves as long as it is there");
+    scale(&server, 3);
+    seconds(5).await;
+    assert_eq!(asked_for(&server), 3, "and is scaled");
+    nothing_is_written_for_an_hour(&server).await;
     server.edit(&format!("{CLUSTERS}/chat"), &json!({"metadata": {"finalizers": ["foregroundDeletion"]}}));
     server.delete(SERVICE);
     seconds(60).await;

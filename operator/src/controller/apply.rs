@@ -141,13 +141,18 @@ impl Applier {
         let version = &cluster.spec.version;
         applied.problems =
             resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)).collect();
-        applied.settings = Some(config_map::live_hash(&resources.live_config_map));
         let rendered = self.children(cluster, found, resources, &mut applied).await?;
         if cluster.has_app_containers() && found.named.api_key.is_none() {
-            // The key was made a moment ago. The revision rests on it, and the watch tells of it.
-            let soon = found.at.checked_add(SignedDuration::from_secs(1)).ok();
-            applied.again = applied.again.into_iter().chain(soon).min();
-            return Ok(applied);
+            if rendered.has_api_key {
+                // The key was made a moment ago. The revision rests on it, and the watch tells of it.
+                let soon = found.at.checked_add(SignedDuration::from_secs(1)).ok();
+                applied.again = applied.again.into_iter().chain(soon).min();
+                return Ok(applied);
+            }
+            if !found.of_kind("ReplicaSet").any(|set| set.labels().get(labels::REVISION) == Some(&name)) {
+                // A new revision waits for its key; one that runs has the key of before.
+                return Ok(applied);
+            }
         }
         let redis = rendered.redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
         let desired = Desired { redis, ..desired(cluster, name) };
@@ -182,11 +187,12 @@ impl Applier {
         let mut wanted = Wanted::default();
         wanted.add(&service_account);
         wanted.add(&live_config_map);
+        let settings = config_map::live_hash(&live_config_map);
         services.iter().for_each(|service| wanted.add(service));
         network_policies.iter().for_each(|policy| wanted.add(policy));
         pdb.iter().for_each(|pdb| wanted.add(pdb));
         // Secrets first: pods wait for them, and find them there.
-        applied.note(self.secret(cluster, &api_key).await)?;
+        let has_api_key = applied.note(self.secret(cluster, &api_key).await)?.is_some();
         let mut redis = None;
         if let Some(ManagedRedisResources { stateful_set, canonical, service, password, claim }) =
             managed_redis
@@ -194,24 +200,39 @@ impl Applier {
             let digest = applied.note(self.secret(cluster, &password).await)?;
             claim.iter().for_each(|claim| wanted.add(claim));
             wanted.add(&service);
-            match digest {
-                Some(digest) => {
+            let live = applied.note(self.redis(cluster, found).await)?;
+            match digest.zip(live) {
+                Some((digest, live)) => {
                     let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
-                    let live = found.child("StatefulSet", &managed::name(cluster));
-                    let stored = live.map(|live| StoredRedis::of(live, &rendered));
+                    let stored = live.map(|live| StoredRedis::of(&live, &rendered));
                     wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
                     redis = Some(rendered);
                 }
-                // Without the password's digest it stays as it is.
+                // Without the password's digest, or where it cannot be read, it stays as it is.
                 None => wanted.keep(&stateful_set),
             }
         }
         for child in &wanted.children {
-            applied.note(self.writer.ensure(cluster, found, child.clone(), &self.events).await)?;
+            let done = applied.note(self.writer.ensure(cluster, found, child.clone(), &self.events).await)?;
+            if done.is_some() && child["kind"] == "ConfigMap" {
+                // The only one here is that of the live settings.
+                applied.settings = Some(settings.clone());
+            }
         }
         self.revisions(cluster, found, applied).await?;
         self.orphans(cluster, found, &wanted, &revision, applied).await?;
-        Ok(Rendered { revision, redis })
+        Ok(Rendered { revision, redis, has_api_key })
+    }
+
+    /// The StatefulSet of the managed Redis. One that lost the cluster's label is in no mirror, and is still the cluster's:
+    /// what it was rendered as is read from the API server then.
+    async fn redis(&self, cluster: &FanoutCluster, found: &Found) -> Result<Option<DynamicObject>, Trouble> {
+        let name = managed::name(cluster);
+        if let Some(live) = found.child("StatefulSet", &name) {
+            return Ok(Some(live.clone()));
+        }
+        let read = self.writer.read(cluster, "StatefulSet", &name).await?;
+        Ok(read.filter(|live| write::is_owned_by(live, cluster)))
     }
 
     async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Trouble> {
@@ -299,6 +320,8 @@ impl Applier {
 struct Rendered {
     revision: RevisionSpec,
     redis: Option<StoredRedis>,
+    /// Whether the Secret of the server API's key is there.
+    has_api_key: bool,
 }
 
 /// Children that should exist.

@@ -19,7 +19,7 @@ use super::validate::Validated;
 use crate::{
     api::{FanoutCluster, OPERATOR_CLASS},
     redis::managed,
-    resources::{config_map, network_policy, pdb, replica_set, secret, service, service_account},
+    resources::{config_map, labels, network_policy, pdb, replica_set, secret, service, service_account},
 };
 
 pub use crate::resources::config_map::{NodePlace, Unknown, render_node};
@@ -171,7 +171,9 @@ impl GeneratedSecret {
             _ => held(live, key) != Some(text.as_bytes()),
         });
         let due: BTreeMap<_, _> = due.collect();
-        let labels = self.shell.metadata.labels.iter().flatten();
+        // Those of `spec.childMetadata` are of the moment that it was made.
+        let ours = |name: &str| name.starts_with(labels::PREFIX) || name.starts_with(labels::STANDARD);
+        let labels = self.shell.metadata.labels.iter().flatten().filter(|(name, _)| ours(name));
         let lost: BTreeMap<_, _> =
             labels.filter(|(name, label)| live.labels().get(*name) != Some(*label)).collect();
         let owners = self.shell.metadata.owner_references.iter().flatten();

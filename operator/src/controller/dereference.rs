@@ -106,9 +106,11 @@ pub(super) async fn dereference(
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
     named.versions = children.iter().filter_map(|(_, child)| version_of(child)).collect();
     let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
+    let machines =
+        if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
     let mut found = Found {
         named,
-        machines: machines(&secrets.client, &redis).await,
+        machines,
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
         redis,
         children,
@@ -134,8 +136,8 @@ fn version_of(set: &DynamicObject) -> Option<String> {
     stored["spec"]["version"].as_str().map(str::to_owned)
 }
 
-/// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many, change often,
-/// and are nothing that a namespaced operator may see.
+/// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many and change
+/// often.
 async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machine> {
     let api: Api<KubernetesNode> = Api::all(client.clone());
     let mut machines = BTreeMap::new();

@@ -61,6 +61,7 @@ pub(crate) enum Scope {
 /// Copies of what the API server has.
 #[derive(Clone)]
 pub(crate) struct Mirrors {
+    scope: Scope,
     clusters: Store<Guarded>,
     children: Arc<[(ApiResource, Store<DynamicObject>)]>,
     pods: Store<Pod>,
@@ -176,7 +177,15 @@ impl Mirrors {
         changes.push(all.concerned(touched, move |secret| users_of(&index, secret)));
 
         (
-            Self { clusters, children: children.into(), pods, redis, secrets, stage: Arc::default() },
+            Self {
+                scope: scope.clone(),
+                clusters,
+                children: children.into(),
+                pods,
+                redis,
+                secrets,
+                stage: Arc::default(),
+            },
             select_all(changes),
         )
     }
@@ -184,7 +193,7 @@ impl Mirrors {
     /// Waits until the mirrors have been filled once. For one caller: of several that wait for a store, only the last
     /// is woken. The store of clusters is not waited for, for the applier does that.
     pub(crate) async fn fill(&self) {
-        let Self { clusters: _, children, pods, redis, secrets, stage } = self;
+        let Self { scope: _, clusters: _, children, pods, redis, secrets, stage } = self;
         // A writer that is gone means that the process ends; there is nothing to wait for then.
         _ = pods.wait_until_ready().await;
         _ = redis.wait_until_ready().await;
@@ -204,6 +213,14 @@ impl Mirrors {
     pub(crate) async fn reach(&self, stage: Stage) {
         // The sender is in `self`, so it cannot be gone.
         _ = self.stage.subscribe().wait_for(|reached| *reached >= stage).await;
+    }
+
+    /// Whether Kubernetes nodes may be read: the rights in single namespaces reach none.
+    pub(crate) fn may_read_machines(&self) -> bool {
+        match self.scope {
+            Scope::All => true,
+            Scope::Namespace(_) => false,
+        }
     }
 
     /// The clusters themselves.

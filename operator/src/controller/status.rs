@@ -26,7 +26,7 @@ use super::{
     apply::Applied,
     dereference::{Found, is_ready},
     mirror::Guarded,
-    validate::{self, Problem},
+    validate::Problem,
 };
 use crate::{
     api::{ConditionType, FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},

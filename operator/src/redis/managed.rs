@@ -40,6 +40,8 @@ pub const PASSWORD: &str = "password";
 const CONF: &str = "redis.conf";
 const CONF_DIR: &str = "/etc/fanout-redis";
 const DATA_DIR: &str = "/data";
+/// The part of the spec that holds labels and annotations of the pod.
+const CHILD_METADATA: &str = "childMetadata";
 /// User and group of the official images.
 const REDIS_USER: i64 = 999;
 
@@ -89,6 +91,10 @@ fn canonical(cluster: &FanoutCluster, managed: &ManagedRedis) -> Value {
     let pull_secrets: Vec<_> = cluster.spec.image.pull_secrets.iter().map(|secret| &secret.name).collect();
     part.insert("persistent".to_owned(), managed.storage.is_some().into());
     part.insert("pullSecrets".to_owned(), json!(pull_secrets));
+    let given = &cluster.spec.child_metadata;
+    if *given != ChildMetadata::default() {
+        part.insert(CHILD_METADATA.to_owned(), json!(given));
+    }
     part.into()
 }
 
@@ -113,13 +119,19 @@ pub fn stands_for(stored: &Value, wanted: &Value) -> bool {
     })
 }
 
-/// Whether a pod specification has what the part of a spec says outright; what the operator adds is not looked at.
-pub fn is_as_spec_says(pod: &Value, canonical: &Value) -> bool {
+/// Whether a pod template has what the part of a spec says outright; what the operator adds is not looked at.
+pub fn is_as_spec_says(template: &Value, canonical: &Value) -> bool {
+    let pod = &template["spec"];
     let container = &pod["containers"][0];
+    let given = ["labels", "annotations"].into_iter().all(|part| {
+        let stated = canonical[CHILD_METADATA][part].as_object();
+        stated.into_iter().flatten().all(|(name, text)| template["metadata"][part][name] == *text)
+    });
     let image = canonical.get("image").is_none_or(|image| *image == container["image"]);
     let resources = canonical::resources(container["resources"].clone());
     let names = pod["imagePullSecrets"].as_array().into_iter().flatten().map(|secret| secret["name"].clone());
-    image
+    given
+        && image
         && resources == canonical["resources"]
         && Value::from(names.collect::<Vec<_>>()) == canonical["pullSecrets"]
 }

@@ -9,6 +9,8 @@ use crate::api::{FanoutCluster, v1alpha1::ChildMetadata};
 
 /// What the names of our labels and annotations begin with.
 pub const PREFIX: &str = "fanout.dev/";
+/// What the labels that Kubernetes recommends begin with.
+pub const STANDARD: &str = "app.kubernetes.io/";
 /// Name of the FanoutCluster; on every child, and on the pods of nodes.
 pub const CLUSTER: &str = "fanout.dev/cluster";
 /// Name of the revision; on ReplicaSets and pods.

@@ -29,6 +29,7 @@ struct State {
     /// All that ever happened: version, path of the collection, event.
     history: Vec<(u64, String, Value)>,
     watches: Vec<(String, String, mpsc::UnboundedSender<Value>)>,
+    reads: Vec<String>,
     writes: Vec<String>,
     /// What was sent with each write: method, path and body.
     sent: Vec<(Method, String, Value)>,
@@ -142,6 +143,11 @@ impl ApiServer {
         sent
     }
 
+    /// Paths that were read since the last call.
+    pub(crate) fn take_reads(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().reads)
+    }
+
     /// From here on the watches of a collection tell nothing, as those of a slow API server.
     pub(crate) fn silence(&self, collection: &str) {
         self.lock().silent.push(collection.to_owned());
@@ -163,6 +169,9 @@ impl ApiServer {
         let query = parts.uri.query().unwrap_or_default();
         let query: BTreeMap<String, String> = form(query);
         let sent: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        if parts.method == Method::GET {
+            self.lock().reads.push(path.clone());
+        }
         let fault = self.lock().fault(&parts.method, &path);
         match fault {
             Some((NEVER, _)) => std::future::pending().await,
@@ -204,7 +213,7 @@ impl State {
         let items: Vec<_> = self
             .objects
             .iter()
-            .filter(|(known, object)| collection(known) == path && selects(selector, object))
+            .filter(|(known, object)| is_listed(collection(known), path) && selects(selector, object))
             .map(|(_, object)| object)
             .collect();
         success(
@@ -219,7 +228,7 @@ impl State {
             .history
             .iter()
             .filter(|(version, known, event)| {
-                *version > since && known == path && selects(&selector, &event["object"])
+                *version > since && is_listed(known, path) && selects(&selector, &event["object"])
             })
             .map(|(_, _, event)| event.clone())
             .collect();
@@ -343,7 +352,9 @@ impl State {
         }
         self.history.push((self.version, of.to_owned(), event.clone()));
         self.watches.retain(|(watched, selector, sender)| {
-            watched != of || !selects(selector, object) || sender.unbounded_send(event.clone()).is_ok()
+            !is_listed(of, watched)
+                || !selects(selector, object)
+                || sender.unbounded_send(event.clone()).is_ok()
         });
     }
 }
@@ -356,6 +367,11 @@ fn encode(sent: &mut Value) {
     for (key, text) in plain {
         sent["data"][key] = json!(ByteString(text.as_str().unwrap_or_default().into()));
     }
+}
+
+/// Whether a path lists a collection: by its own path, or by that of all namespaces.
+fn is_listed(collection: &str, path: &str) -> bool {
+    collection == path || collection.replacen("namespaces/test/", "", 1) == path
 }
 
 fn collection(path: &str) -> &str {

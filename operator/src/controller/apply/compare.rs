@@ -284,7 +284,7 @@ impl Place {
             set(&mut corrected, name, value);
         }
         for (name, value) in live.iter().filter(|(name, _)| !desired.contains_key(*name)) {
-            if self.child(name).is_foreign(value) {
+            if !is_key_default(name, value) && self.child(name).is_foreign(value) {
                 deviations.push(self.child(name).path);
                 set(&mut corrected, name, Value::Null);
             }
@@ -358,6 +358,11 @@ fn key(keys: &[&str], item: &Value) -> String {
         other => Some(other.to_string()),
     });
     parts.collect::<Vec<_>>().join("/")
+}
+
+/// Whether this is what the API server fills in for a key that is left out.
+fn is_key_default(name: &str, value: &Value) -> bool {
+    KEY_DEFAULTS.iter().any(|(key, default)| *key == name && value == default)
 }
 
 /// Whether a quantity is as large as another.
@@ -495,6 +500,13 @@ mod tests {
         let mut opened = ours.clone();
         opened["ingress"] = json!([{"ports": [{"port": 1}]}, {}]);
         assert_eq!(deviations(&policy(ours), policy(opened)), ["spec.ingress"]);
+
+        let egress = json!({"podSelector": {}, "egress": [{"ports": [{"port": 443}]}]});
+        let mut stored = egress.clone();
+        stored["egress"][0]["ports"][0]["protocol"] = json!("TCP");
+        assert_eq!(deviations(&policy(egress.clone()), policy(stored.clone())), [""; 0], "it is the default");
+        stored["egress"][0]["ports"][0]["protocol"] = json!("UDP");
+        assert_eq!(deviations(&policy(egress), policy(stored)), ["spec.egress"]);
     }
 
     #[test]

@@ -50,8 +50,13 @@ impl StoredRedis {
         if let Some(annotations) = stateful_set["metadata"]["annotations"].as_object_mut() {
             annotations.remove(labels::REDIS_SPEC);
         }
+        // One that lost its labels gets them back.
+        let labels = rendered.stateful_set["metadata"]["labels"].as_object();
+        for (label, value) in labels.into_iter().flatten() {
+            stateful_set["metadata"]["labels"][label] = value.clone();
+        }
         // Where it differs from what the spec says itself, it stands for nothing, and the plan moves it.
-        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"]["spec"], &rendered.spec);
+        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"], &rendered.spec);
         Self { stateful_set, spec: if stands { rendered.spec.clone() } else { Value::Null } }
     }
 

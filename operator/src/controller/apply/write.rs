@@ -32,7 +32,7 @@ use super::{
     memory::{Attempt, Memory, Written},
 };
 use crate::{
-    api::{FanoutCluster, RESTARTED_AT, Reason},
+    api::{FanoutCluster, OPERATOR_CLASS, RESTARTED_AT, Reason},
     controller::{
         Error, ErrorClass, Shared,
         build::GeneratedSecret,
@@ -186,7 +186,7 @@ impl Writer {
         live.as_ref().map_or(Ok(()), |live| is_staying(live, &kind, &name))
     }
 
-    async fn read(
+    pub(super) async fn read(
         &self,
         cluster: &FanoutCluster,
         kind: &str,
@@ -659,13 +659,17 @@ impl Writer {
     }
 }
 
-/// Whether all that a plan rests on is the same: not the status, which is the operator's own.
+/// Whether all that a plan rests on is the same: not the status, which is the operator's own. One that is being deleted
+/// and held by a finalizer is served as long as both stay so.
 fn is_unchanged(before: &FanoutCluster, now: &FanoutCluster) -> bool {
     let restart = |cluster: &FanoutCluster| cluster.annotations().get(RESTARTED_AT).cloned();
+    let class = |cluster: &FanoutCluster| cluster.labels().get(OPERATOR_CLASS).cloned();
     before.metadata.uid == now.metadata.uid
-        && now.metadata.deletion_timestamp.is_none()
+        && before.metadata.deletion_timestamp == now.metadata.deletion_timestamp
+        && before.finalizers() == now.finalizers()
         && before.spec == now.spec
         && restart(before) == restart(now)
+        && class(before) == class(now)
 }
 
 /// A child is ours if we own it, or where nobody does and it was handed to us; a claim, which nobody owns, if it
@@ -870,5 +874,34 @@ impl Sealed {
     /// Whether the watch shows what is known already, or what was there before our own last write.
     fn covers(&self, live: &PartialObjectMeta<Secret>) -> bool {
         self.uid == live.metadata.uid && version(live) <= self.version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_rests_on_the_spec_the_class_and_what_holds_the_cluster() {
+        let with = |metadata: Value, replicas: u32| -> FanoutCluster {
+            let cluster = json!({"apiVersion": "fanout.dev/v1alpha1", "kind": "FanoutCluster",
+                "metadata": metadata, "spec": {"replicas": replicas}});
+            serde_json::from_value(cluster).expect("a cluster")
+        };
+        let held = json!({"name": "chat", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["theirs/x"]});
+        let before = with(held.clone(), 2);
+        assert!(is_unchanged(&before, &before), "it is served as long as it is held");
+        assert!(!is_unchanged(&before, &with(held.clone(), 3)));
+        for (field, value) in [
+            ("uid", json!("other")),
+            ("deletionTimestamp", Value::Null),
+            ("finalizers", json!(["theirs/x", "foregroundDeletion"])),
+            ("labels", json!({"fanout.dev/operator-class": "blue"})),
+            ("annotations", json!({"fanout.dev/restarted-at": "2026-01-01T00:00:00Z"})),
+        ] {
+            let mut now = held.clone();
+            now[field] = value;
+            assert!(!is_unchanged(&before, &with(now, 2)), "{field}");
+        }
     }
 }

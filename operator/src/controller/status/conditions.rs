@@ -243,15 +243,19 @@ fn some_nodes(count: usize) -> String {
     if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") }
 }
 
-/// The generation that readiness is told of: the one before, while nodes are ready and some run by its settings.
+/// The generation that readiness is told of: the one before, while nothing but time stands in the way and some nodes run by
+/// its settings.
 pub(super) fn generation_in_force(
     cluster: &FanoutCluster,
     before: &FanoutClusterStatus,
     verdicts: &[Verdict],
 ) -> Option<i64> {
-    let is =
-        |type_, status| verdicts.iter().any(|verdict| verdict.type_ == type_ && verdict.status == status);
-    let behind = is(ConditionType::Ready, "True") && is(ConditionType::SettingsInSync, "False");
+    let verdict = |type_| verdicts.iter().find(|verdict| verdict.type_ == type_);
+    let comes = |ready: &Verdict| {
+        ready.status == "True" || [Reason::RollingOut, Reason::NodesNotReady].contains(&ready.reason)
+    };
+    let behind = verdict(ConditionType::Ready).is_some_and(comes)
+        && verdict(ConditionType::SettingsInSync).is_some_and(|settings| settings.status == "False");
     let earlier = find(&before.conditions, ConditionType::Ready).and_then(|ready| ready.observed_generation);
     if behind { earlier.or(before.observed_generation) } else { cluster.metadata.generation }
 }
@@ -544,7 +548,15 @@ mod tests {
         assert_eq!(shown("True", &[Some("old")]), Some(1));
         assert_eq!(shown("True", &[Some("new")]), Some(2));
         assert_eq!(shown("True", &[None]), Some(2), "nobody can be asked");
-        assert_eq!(shown("False", &[Some("old")]), Some(2));
+        assert_eq!(shown("False", &[Some("old")]), Some(2), "something stands in the way");
+        let moving = |reason| {
+            let mut verdicts = verdict("False", "");
+            verdicts[0].reason = reason;
+            verdicts.push(in_sync(&found(&[Some("old")]), Some("new")));
+            generation_in_force(&cluster, &before, &verdicts)
+        };
+        assert_eq!(moving(Reason::RollingOut), Some(1), "it may be ready before the settings are there");
+        assert_eq!(moving(Reason::NodesNotReady), Some(1));
     }
 
     #[test]
