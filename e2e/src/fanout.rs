@@ -116,6 +116,18 @@ impl<'a> Fanout<'a> {
             .await
     }
 
+    /// Scales to `count` and waits until they are ready, `nodes` still among them: the operator works and replaces
+    /// nobody.
+    ///
+    /// # Errors
+    /// When that takes too long, or a pod was replaced.
+    pub async fn grow(&self, nodes: &[Pod], count: usize) -> Result<()> {
+        self.scale(count).await?;
+        let grown = self.ready(count).await?;
+        ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+        Ok(())
+    }
+
     /// Waits until a condition has a status, and gives it.
     ///
     /// # Errors

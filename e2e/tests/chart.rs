@@ -50,9 +50,7 @@ async fn alone_uninstalling_the_chart_leaves_clusters_serving_and_installing_it_
         operator::install(namespace.cluster()).await?;
         definition?;
         served?;
-        fanout.scale(3).await?;
-        let grown = fanout.ready(3).await?;
-        ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+        fanout.grow(&nodes, 3).await?;
         exchange(&mut clients).await?;
         Ok(())
     })
@@ -92,9 +90,7 @@ async fn upgrade(namespace: &Namespace) -> Result<()> {
     );
     ensure!(self::definition(cluster).await? == definition, "the CRD is another one");
     // It is the new ones that do this.
-    fanout.scale(3).await?;
-    let grown = fanout.ready(3).await?;
-    ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+    fanout.grow(&nodes, 3).await?;
     ensure!(clients.iter().all(WebSocket::is_open), "a client was disconnected");
     exchange(&mut clients).await.map(drop)
 }

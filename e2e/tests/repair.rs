@@ -48,9 +48,7 @@ async fn what_somebody_took_from_a_generated_secret_or_a_replica_set_is_put_back
         namespace.kubectl(&["annotate", set.trim(), "fanout.dev/rendered-"]).await?;
         let rendered = "/metadata/annotations/fanout.dev~1rendered";
         until(namespace, set.trim(), |object| object.pointer(rendered).is_some()).await?;
-        fanout.scale(3).await?;
-        let grown = fanout.ready(3).await?;
-        ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+        fanout.grow(&nodes, 3).await?;
         fanout.condition("Degraded", "False").await?;
         Ok(())
     })
@@ -101,9 +99,7 @@ async fn what_server_side_apply_cannot_undo_is_taken_back_at_once() {
             object.pointer(rendered).and_then(Value::as_str).is_some_and(|text| text.len() > 1_000)
         })
         .await?;
-        fanout.scale(3).await?;
-        let grown = fanout.ready(3).await?;
-        ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "pods were replaced");
+        fanout.grow(&nodes, 3).await?;
         fanout.condition("Degraded", "False").await?;
         Ok(())
     })
@@ -173,9 +169,7 @@ async fn under_a_policy(namespace: &Namespace, audit: &AuditLog) -> Result<()> {
     let requests = audit.requests_since(began, operator::USER)?;
     let writes = requests.iter().filter(|request| concerns(request, namespace.name())).count();
     ensure!(writes <= 2, "{writes} writes in 30 s");
-    fanout.scale(3).await?;
-    let grown = fanout.ready(3).await?;
-    ensure!(nodes.iter().all(|pod| grown.iter().any(|node| node.uid == pod.uid)), "nodes were replaced");
+    fanout.grow(&nodes, 3).await?;
     ensure!(uid(namespace, "pod/chat-redis-0").await? == redis, "the Redis was restarted");
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Fourth step: makes the API server's objects what build and plan say.
 //!
 //! Children are written by server-side apply with one field manager, and only where something differs: see
-//! `write`. What is refused or disputed is noted in [`Applied`] and stops nothing else. Then the plan's actions are performed in order. A plan that wants something is made again
-//! from a fresh reading, so that no disruptive step rests on an old one.
+//! `write`. What is refused or disputed is noted in [`Applied`] and stops nothing else. Then the plan's actions are
+//! performed in order. A plan that wants something is made again from a fresh reading, so that no disruptive step
+//! rests on an old one.
 
 mod act;
 mod compare;
