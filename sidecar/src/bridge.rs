@@ -31,7 +31,7 @@ use self::{
 };
 pub use self::{
     metrics::Metrics,
-    peers::{Counts, Disconnected, NodeInfo, Peers, Who},
+    peers::{Counts, Disconnected, NodeInfo, Peers, Survey, Who},
 };
 use crate::{
     broker::{Broker, BrokerError, BrokerEvent, Events, INTERNAL_NAMESPACE, LinkId},

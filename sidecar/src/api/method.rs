@@ -16,7 +16,7 @@ use super::{
     error::{ApiError, ErrorBody},
 };
 use crate::{
-    bridge::{Disconnected, Who},
+    bridge::{Disconnected, NodeInfo, Survey, Who},
     broker::Published,
     domain::{ChannelName, CloseReason, Payload, StreamPosition, parse_client_id},
     work::{Draft, Lane},
@@ -198,6 +198,8 @@ pub(super) struct ChannelsRequest {
 pub(super) struct ChannelsReply {
     /// By name.
     channels: BTreeMap<String, ChannelInfo>,
+    /// Whether every node has answered. Where not, there may be more channels and more subscribers.
+    complete: bool,
 }
 
 /// One channel.
@@ -218,9 +220,9 @@ impl Method for Channels {
         let parse = |text: String| text.parse::<Pattern>();
         let pattern = request.pattern.filter(|text| !text.is_empty()).map(parse).transpose();
         let pattern = pattern.map_err(|error| ApiError::BadRequest(format!("`pattern`: {error}")))?;
-        let channels = api.peers.channels(pattern).await.into_iter();
+        let Survey { found, complete } = api.peers.channels(pattern).await;
         let info = |(name, num_clients): (ChannelName, u32)| (name.to_string(), ChannelInfo { num_clients });
-        Ok(ChannelsReply { channels: channels.map(info).collect() })
+        Ok(ChannelsReply { channels: found.into_iter().map(info).collect(), complete })
     }
 }
 
@@ -237,6 +239,9 @@ pub(super) struct InfoRequest {}
 pub(super) struct InfoReply {
     /// Its nodes, by name.
     nodes: Vec<NodeReply>,
+    /// Whether these are all. Not while Redis is away, for five minutes after a node fell silent without saying that it
+    /// leaves, and where DNS lists more nodes than are heard.
+    complete: bool,
 }
 
 /// One node.
@@ -264,7 +269,7 @@ impl Method for Info {
     type Reply = InfoReply;
 
     async fn call(api: &Api, _: InfoRequest) -> Result<InfoReply, ApiError> {
-        let node = |node: crate::bridge::NodeInfo| NodeReply {
+        let node = |node: NodeInfo| NodeReply {
             uid: node.id.to_string(),
             name: node.name,
             version: node.version,
@@ -272,7 +277,8 @@ impl Method for Info {
             num_channels: node.counts.channels,
             uptime: node.uptime.as_secs(),
         };
-        Ok(InfoReply { nodes: api.peers.nodes().into_iter().map(node).collect() })
+        let Survey { found, complete } = api.peers.nodes();
+        Ok(InfoReply { nodes: found.into_iter().map(node).collect(), complete })
     }
 }
 

@@ -16,6 +16,8 @@ use crate::broker::Watchdog;
 const SILENCE: Duration = Duration::from_secs(15);
 /// A doubt that lasts this long has the link made again. Longer than DNS names nodes that are gone.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a node that was never heard: the others are listed before they are ready, so they may still be starting.
+const PATIENCE_AT_FIRST: Duration = Duration::from_secs(300);
 /// Between two times that the link is made again because of a doubt.
 const PAUSE: Duration = Duration::from_secs(600);
 
@@ -72,7 +74,7 @@ impl Echo {
         if echoed || !are_others || are_mute {
             self.watchdog.heard(now);
             self.tried &= !echoed;
-            // Without an echo ever, others were not there until now.
+            // Without any echo so far, there were no others until now.
             return if echoed_at.is_some() || !are_others || are_mute {
                 Verdict::Heard
             } else {
@@ -84,8 +86,8 @@ impl Echo {
             return Verdict::Heard;
         }
         let rested = self.rebuilt_at.is_none_or(|at| now - at >= PAUSE);
-        // Before the first echo the others may be listed and not have started yet.
-        if echoed_at.is_none() || silence < PATIENCE || self.tried || !rested {
+        let patience = if echoed_at.is_some() { PATIENCE } else { PATIENCE_AT_FIRST };
+        if silence < patience || self.tried || !rested {
             return Verdict::Doubt;
         }
         (self.rebuilt_at, self.tried) = (Some(now), true);
@@ -125,11 +127,16 @@ mod tests {
     }
 
     #[test]
-    fn others_that_never_echoed_are_a_doubt_and_no_more() {
+    fn others_that_never_echoed_are_given_time_to_start() {
         let start = Instant::now();
         let mut echo = Echo::new(start);
         assert_eq!(echo.judge(seen(None), start), Verdict::Doubt);
-        assert_eq!(watch(&mut echo, start, 1, 3_600, seen(None)), (vec![], Verdict::Doubt));
+        assert_eq!(watch(&mut echo, start, 1, 3_600, seen(None)), (vec![300], Verdict::Doubt));
+        let mut echo = Echo::new(start);
+        let alone = Seen { are_others: false, ..seen(None) };
+        assert_eq!(watch(&mut echo, start, 0, 1_000, alone), (vec![], Verdict::Heard));
+        assert_eq!(watch(&mut echo, start, 1_001, 1_299, seen(None)), (vec![], Verdict::Doubt));
+        assert_eq!(watch(&mut echo, start, 1_300, 5_000, seen(None)), (vec![1_300], Verdict::Doubt));
     }
 
     #[test]

@@ -129,6 +129,15 @@ pub enum Who {
     Client { node: NodeId, connection: ConnectionId, user: Option<Arc<str>> },
 }
 
+/// What is known of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey<T> {
+    /// What the nodes that are heard say.
+    pub found: T,
+    /// Every node has said it: none is silent, missed, or known from elsewhere without being heard.
+    pub complete: bool,
+}
+
 /// What became of a disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disconnected {
@@ -166,16 +175,17 @@ fn channel(names: Names, local: &str) -> ChannelName {
 
 impl Peers {
     /// All live nodes, this one included, by name.
-    pub fn nodes(&self) -> Vec<NodeInfo> {
+    pub fn nodes(&self) -> Survey<Vec<NodeInfo>> {
         let now = now_us() / 1_000;
         let own = self.announcement(false, Vec::new()).info(now);
         let state = self.state();
         let mut nodes: Vec<_> =
             state.members.live().map(|(_, member)| member.announcement.info(now)).collect();
+        let complete = state.left(HashSet::new(), None).is_empty();
         drop(state);
         nodes.push(own);
         nodes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
-        nodes
+        Survey { found: nodes, complete }
     }
 
     /// Other nodes that were heard lately.
@@ -223,17 +233,19 @@ impl Peers {
     }
 
     /// Channels with subscribers, of all nodes that answer in time, and how many subscribers each has.
-    pub async fn channels(&self, pattern: Option<Pattern>) -> BTreeMap<ChannelName, u32> {
+    pub async fn channels(&self, pattern: Option<Pattern>) -> Survey<BTreeMap<ChannelName, u32>> {
         let question = Question::Channels { pattern: pattern.map(|pattern| pattern.to_string()) };
         let mut channels = BTreeMap::new();
-        let answers = self.ask(question, None).await.answers;
+        let Asked { answers, silent, done: _ } = self.ask(question, None).await;
+        let complete =
+            !answers.iter().any(|answer| answer.partial) && self.state().left(silent, None).is_empty();
         for (name, count) in answers.into_iter().flat_map(|answer| answer.channels) {
             // A name that is none can only come from a broken node.
             if let Ok(name) = name.parse() {
                 *channels.entry(name).or_default() += count;
             }
         }
-        channels
+        Survey { found: channels, complete }
     }
 
     /// Asks every node, or only `target`; what came in time, this node's own answer included.
@@ -593,7 +605,7 @@ impl Peers {
             }
             Question::Channels { pattern } => {
                 let pattern = pattern.as_ref().and_then(|pattern| pattern.parse::<Pattern>().ok());
-                Answer { channels: self.channels_here(pattern.as_ref()).await, ..Answer::default() }
+                self.channels_here(pattern.as_ref()).await
             }
         }
     }
@@ -611,27 +623,28 @@ impl Peers {
         in_time(counts).await.into_iter().sum()
     }
 
-    async fn channels_here(&self, pattern: Option<&Pattern>) -> BTreeMap<String, u32> {
+    async fn channels_here(&self, pattern: Option<&Pattern>) -> Answer {
         let ask = |mailbox: &Mailbox| {
             let (reply, channels) = oneshot::channel();
             mailbox.send(Mail::Channels { reply });
             channels
         };
-        let asked = self.0.mailboxes.iter().map(ask).collect();
+        let came = in_time(self.0.mailboxes.iter().map(ask).collect()).await;
+        let partial = came.len() < self.0.mailboxes.len();
         let mut channels = BTreeMap::new();
-        for (name, count) in in_time(asked).await.into_iter().flatten() {
+        for (name, count) in came.into_iter().flatten() {
             if pattern.is_none_or(|pattern| pattern.matches(name.as_str())) {
                 *channels.entry(name.as_str().to_owned()).or_default() += count;
             }
         }
-        channels
+        Answer { channels, partial, ..Answer::default() }
     }
 }
 
 // === impl State ===
 
 impl State {
-    /// Who may hold connections that a disconnect means, beside those that have answered.
+    /// Who may hold connections, or those that a disconnect means, beside the nodes that have answered.
     fn left(&self, silent: HashSet<NodeId>, target: Option<NodeId>) -> Left {
         let mut nodes = silent;
         nodes.extend(self.members.missing().filter(|node| target.is_none_or(|target| target == *node)));

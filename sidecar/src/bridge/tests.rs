@@ -344,14 +344,14 @@ async fn nodes_know_each_other_and_notice_who_leaves() {
     let nodes: Vec<_> = ["a", "b", "c"].iter().map(|name| node(&bus, name)).collect();
     settle().await;
     for node in &nodes {
-        let seen: Vec<_> = node.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
+        let seen: Vec<_> = node.bridge.peers.nodes().found.into_iter().map(|info| info.name).collect();
         assert_eq!(seen, ["a", "b", "c"]);
-        assert_eq!(node.bridge.peers.nodes()[2].counts.channels, 2);
+        assert_eq!(node.bridge.peers.nodes().found[2].counts.channels, 2);
     }
     nodes[1].shutdown.cancel();
     nodes[1].bridge.tasks.wait().await;
     settle().await;
-    assert_eq!(nodes[0].bridge.peers.nodes().len(), 2, "it said that it goes");
+    assert_eq!(nodes[0].bridge.peers.nodes().found.len(), 2, "it said that it goes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -359,11 +359,11 @@ async fn a_node_that_falls_silent_is_forgotten() {
     let bus = Bus::default();
     let (here, gone) = (node(&bus, "here"), node(&bus, "gone"));
     settle().await;
-    assert_eq!(here.bridge.peers.nodes().len(), 2);
+    assert_eq!(here.bridge.peers.nodes().found.len(), 2);
     gone.broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
     here.broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
     sleep(Duration::from_secs(11)).await;
-    let left: Vec<_> = here.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
+    let left: Vec<_> = here.bridge.peers.nodes().found.into_iter().map(|info| info.name).collect();
     assert_eq!(left, ["here"]);
 }
 
@@ -376,9 +376,10 @@ async fn channels_are_surveyed_over_all_nodes_by_pattern() {
     settle().await;
     let all = nodes[0].bridge.peers.channels(None).await;
     // Each of a node's two shards tells the same.
-    assert_eq!(all, [("chat:1", 10), ("chat:2", 2), ("lobby", 2)].map(|(n, c)| (channel(n), c)).into());
+    assert!(all.complete);
+    assert_eq!(all.found, [("chat:1", 10), ("chat:2", 2), ("lobby", 2)].map(|(n, c)| (channel(n), c)).into());
     let chat = nodes[1].bridge.peers.channels(Some("chat:*".parse().unwrap())).await;
-    assert_eq!(chat.len(), 2);
+    assert_eq!((chat.found.len(), chat.complete), (2, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -411,7 +412,8 @@ async fn a_node_that_does_not_answer_is_not_waited_for_longer_than_the_limit() {
     settle().await;
     nodes[1].broker.unsubscribe(vec![peers::nodes_channel(Names::Present)]);
     let started = Instant::now();
-    assert_eq!(nodes[0].bridge.peers.channels(None).await.len(), 1);
+    let Survey { found, complete } = nodes[0].bridge.peers.channels(None).await;
+    assert_eq!((found.len(), complete), (1, false));
     assert!(started.elapsed() < Duration::from_secs(3));
 }
 
@@ -464,7 +466,7 @@ async fn a_node_of_the_first_version_is_listed_and_hears_who_is_there() {
     assert!(!f.bridge.peers.are_mute(), "nobody is there");
     old.announce().await;
     settle().await;
-    let names: Vec<_> = f.bridge.peers.nodes().into_iter().map(|info| info.name).collect();
+    let names: Vec<_> = f.bridge.peers.nodes().found.into_iter().map(|info| info.name).collect();
     assert_eq!(names, ["new", "old"]);
     assert!(f.bridge.peers.are_mute());
     let answer = old.heard("node");
@@ -520,14 +522,14 @@ async fn the_former_names_are_used_while_an_old_node_speaks_and_not_30_s_longer(
         old.announce().await;
         sleep(Duration::from_secs(3)).await;
     }
-    assert_eq!((f.metrics.former_names.get(), f.bridge.peers.nodes().len()), (1, 2));
+    assert_eq!((f.metrics.former_names.get(), f.bridge.peers.nodes().found.len()), (1, 2));
     sleep(Duration::from_secs(31)).await;
     assert_eq!(f.metrics.former_names.get(), 0);
     old.heard("node");
     old.announce().await;
     sleep(Duration::from_secs(10)).await;
     assert_eq!(
-        (old.heard("node").len(), f.bridge.peers.nodes().len()),
+        (old.heard("node").len(), f.bridge.peers.nodes().found.len()),
         (0, 1),
         "nobody listens or speaks there"
     );
@@ -622,7 +624,7 @@ async fn where_redis_does_not_grant_the_present_names_nodes_go_on_by_the_former_
     let told = nodes[0].bridge.peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
     assert_eq!(told, Disconnected { closed: 4, complete: true });
     assert_eq!(
-        nodes[1].bridge.peers.channels(None).await,
+        nodes[1].bridge.peers.channels(None).await.found,
         [(channel("lobby"), 4)].into(),
         "each node counts once"
     );
@@ -653,9 +655,9 @@ async fn a_process_that_was_stopped_forgets_no_node_that_spoke_meanwhile() {
     let nodes = [node(&bus, "a"), node(&bus, "b")];
     settle().await;
     tokio::time::advance(Duration::from_secs(60)).await;
-    assert_eq!(nodes[0].bridge.peers.nodes().len(), 2);
+    assert_eq!(nodes[0].bridge.peers.nodes().found.len(), 2);
     settle().await;
-    assert_eq!(nodes[0].bridge.peers.nodes().len(), 2);
+    assert_eq!(nodes[0].bridge.peers.nodes().found.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -728,7 +730,7 @@ async fn nonsense_on_the_nodes_channel_is_skipped() {
     let binary = crate::domain::Payload::Binary(Bytes::from_static(b"\xff"));
     f.publish(Publication::bare(peers::nodes_channel(Names::Present), binary)).await;
     settle().await;
-    assert_eq!(f.bridge.peers.nodes().len(), 1);
+    assert_eq!(f.bridge.peers.nodes().found.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -759,7 +761,7 @@ async fn nodes_that_come_back_together_answer_each_other_once() {
     listener.subscribe(vec![peers::nodes_channel(Names::Present)]).await;
     let nodes: Vec<_> = (0..20).map(|number| node(&bus, &number.to_string())).collect();
     settle().await;
-    assert!(nodes.iter().all(|node| node.bridge.peers.nodes().len() == 20));
+    assert!(nodes.iter().all(|node| node.bridge.peers.nodes().found.len() == 20));
     let mut announcements = 0;
     while events.try_recv().is_ok() {
         announcements += 1;

@@ -108,16 +108,16 @@ async fn channels_info_and_disconnect_speak_for_the_whole_cluster() {
     let mut three = third.connect(&format!("/ws/chat:a?token={user}")).await;
     let counted = async || {
         let reply = first.api("channels", &json!({})).await;
-        let expected =
-            json!({"result": {"channels": {"lobby": {"num_clients": 1}, "chat:a": {"num_clients": 2}}}});
-        (reply == expected).then_some(())
+        let expected = json!({"lobby": {"num_clients": 1}, "chat:a": {"num_clients": 2}});
+        (reply == json!({"result": {"channels": expected, "complete": true}})).then_some(())
     };
     eventually("the channels of all nodes", counted).await;
     let some = third.api("channels", &json!({"pattern": "chat:*"})).await;
-    assert_eq!(some, json!({"result": {"channels": {"chat:a": {"num_clients": 2}}}}));
+    assert_eq!(some, json!({"result": {"channels": {"chat:a": {"num_clients": 2}}, "complete": true}}));
     let clients = async || {
         let info = third.api("info", &json!({})).await;
         let nodes = info["result"]["nodes"].as_array().unwrap();
+        assert_eq!(info["result"]["complete"], true);
         let names: Vec<_> = nodes.iter().map(|node| node["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["node-0", "node-1", "node-2"]);
         nodes.iter().all(|node| node["num_clients"] == 1).then_some(())

@@ -75,6 +75,14 @@ impl Program {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
+    /// The result of a call of the server API that has no arguments.
+    pub(crate) async fn api(&self, method: &str) -> Value {
+        let url = format!("http://{}/api/{method}", self.addresses.api);
+        let call = http().post(url).header("x-api-key", KEY).json(&json!({})).send();
+        let mut answer: Value = soon(soon(call).await.unwrap().json()).await.unwrap();
+        answer["result"].take()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    binary::Program,
+    binary::{Program, sidecar},
     redis_server::{PREFIX, Server},
-    support::{Client, Node, Setup, token},
+    support::{Client, Node, Setup, eventually, http, token},
 };
 
 fn over(server: &Server) -> Setup {
@@ -115,4 +115,67 @@ async fn a_node_that_was_stopped_delivers_what_lies_in_its_socket() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(program.metric("fanout_broker_rebuilds_total").await, 0);
     assert_eq!(program.metric("fanout_broker_reconnects_total").await, 0);
+}
+
+/// Stands for the address of another node in DNS. Nothing listens there.
+const OTHER_NODE: &str = "127.0.0.2";
+
+/// A node that knows from outside of Redis that there is another.
+async fn listed(server: &Server) -> Program {
+    Program::start_by(sidecar().env("FANOUT_NODES_SERVICE", OTHER_NODE), &over(server)).await
+}
+
+/// Whether the node is ready, whether another hears it, and how many connections it gave up by itself.
+async fn state(program: &Program) -> (bool, bool, u64) {
+    let ready = http().get(format!("http://{}/ready", program.addresses.admin)).send().await.unwrap();
+    let heard = program.metric("fanout_broker_unheard").await == 0;
+    (ready.status().is_success(), heard, program.metric("fanout_broker_rebuilds_total").await)
+}
+
+async fn heard(program: &Program, expected: bool) {
+    eventually("it knows whether it is heard", async || (state(program).await.1 == expected).then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_node_stays_ready_where_all_others_were_killed_or_stopped() {
+    let server = Server::start();
+    let (last, mut killed, stopped) = (listed(&server).await, listed(&server).await, listed(&server).await);
+    for program in [&last, &killed, &stopped] {
+        heard(program, true).await;
+    }
+    killed.child.kill().unwrap();
+    stopped.signal(Signal::STOP);
+    // Within 15 s of the last echo. DNS still lists a node, so nobody takes this for solitude.
+    heard(&last, false).await;
+    // Longer than the canary's and the subscriber's deadlines: a missing echo tears nothing down.
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        assert_eq!(state(&last).await, (true, false, 0));
+        sleep(Duration::from_millis(250)).await;
+    }
+    let mut client = last.connect("/ws/lobby").await;
+    server.cli(&["PUBLISH", &format!("{PREFIX}:lobby"), "still here"]);
+    assert_eq!(client.text().await, "still here");
+    let info = last.api("info").await;
+    assert_eq!((info["nodes"].as_array().unwrap().len(), &info["complete"]), (1, &json!(false)), "{info}");
+    stopped.signal(Signal::CONT);
+    heard(&last, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_on_two_servers_stay_ready_and_each_says_that_nobody_hears_it() {
+    let servers = [Server::start(), Server::start()];
+    let nodes = [listed(&servers[0]).await, listed(&servers[1]).await];
+    for (node, server) in nodes.iter().zip(&servers) {
+        heard(node, false).await;
+        assert_eq!(state(node).await, (true, false, 0));
+        assert_eq!(node.metric("fanout_broker_verified").await, 0);
+        let mut client = node.connect("/ws/lobby").await;
+        server.cli(&["PUBLISH", &format!("{PREFIX}:lobby"), "here alone"]);
+        assert_eq!(client.text().await, "here alone");
+        let channels = node.api("channels").await;
+        assert_eq!(channels["channels"]["lobby"]["num_clients"], 1);
+        assert_eq!(channels["complete"], false, "{channels}");
+    }
 }

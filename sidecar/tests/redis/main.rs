@@ -601,7 +601,7 @@ async fn a_node_is_verified_soon_after_its_start() {
     let (bridge, shutdown) = bridge(&server.settings());
     let took = verified(&bridge, true, Duration::from_secs(2)).await;
     println!("verified {took:?} after the start, round trip {:?}", bridge.health.borrow().round_trip);
-    assert_eq!(bridge.peers.nodes().len(), 1);
+    assert_eq!(bridge.peers.nodes().found.len(), 1);
     shutdown.cancel();
     timeout(Duration::from_secs(3), bridge.tasks.wait()).await.expect("the bridge ends");
 }
@@ -668,7 +668,7 @@ async fn a_node_of_the_first_version_is_known_asked_and_answered_by_its_own_name
     until("both listen", || server.cli(&["PUBSUB", "NUMSUB", "test.site:fanout:nodes"]).contains('2')).await;
     let node = r#"{"type":"node","from":10,"name":"old","version":"0.0.9","startedAtMs":5,"connections":1,"users":0,"channels":3,"hello":true}"#;
     publish(&old, &channel("nodes"), node).await;
-    until("it is known", || bridge.peers.nodes().len() == 2).await;
+    until("it is known", || bridge.peers.nodes().found.len() == 2).await;
     assert!(bridge.peers.are_mute());
 
     let peers = bridge.peers.clone();

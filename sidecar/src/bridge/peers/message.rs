@@ -84,6 +84,9 @@ pub(super) enum Question {
 pub(super) struct Answer {
     pub(super) closed: usize,
     pub(super) channels: BTreeMap<String, u32>,
+    /// Some of the node's shards did not answer in time.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(super) partial: bool,
 }
 
 /// Whom a question disconnects, and why.
@@ -214,15 +217,15 @@ impl Question {
 impl Answer {
     /// In messages of bounded size; at least one.
     pub(super) fn into_parts(self) -> impl Iterator<Item = Self> {
-        let Self { closed, channels } = self;
+        let Self { closed, channels, partial } = self;
         let mut channels = channels.into_iter();
-        let mut next = Some(closed);
+        let mut next = Some(Self { closed, partial, ..Self::default() });
         std::iter::from_fn(move || {
             let part: BTreeMap<_, _> = channels.by_ref().take(CHANNELS_PER_REPLY).collect();
             match next.take() {
-                Some(closed) => Some(Self { closed, channels: part }),
+                Some(first) => Some(Self { channels: part, ..first }),
                 None if part.is_empty() => None,
-                None => Some(Self { closed: 0, channels: part }),
+                None => Some(Self { channels: part, ..Self::default() }),
             }
         })
     }
@@ -235,8 +238,9 @@ mod tests {
     #[test]
     fn a_long_answer_is_sent_in_parts_and_an_empty_one_is_still_sent() {
         let channels = (0..4_001).map(|number| (number.to_string(), 1)).collect();
-        let parts: Vec<_> = Answer { closed: 3, channels }.into_parts().collect();
+        let parts: Vec<_> = Answer { closed: 3, channels, partial: true }.into_parts().collect();
         assert_eq!(parts.iter().map(|part| part.channels.len()).collect::<Vec<_>>(), [2_000, 2_000, 1]);
+        assert_eq!(parts.iter().filter(|part| part.partial).count(), 1);
         assert_eq!(parts.iter().map(|part| part.closed).sum::<usize>(), 3);
         assert_eq!(Answer::default().into_parts().count(), 1);
     }
