@@ -1,7 +1,7 @@
 //! Ends of connections, and what is counted of them up to the sums that the metrics page shows.
 
 use super::*;
-use crate::shard::Totals;
+use crate::{domain::KeyId, shard::Totals};
 
 /// How many connections ended so.
 fn ended(bench: &Bench, reason: CloseReason) -> u64 {
@@ -109,4 +109,31 @@ fn every_reason_that_is_documented_to_come_with_advice_does() {
     for reason in CloseReason::ALL {
         assert_eq!(bench.core.advice(reason).is_some(), reason.reconnect() == Reconnect::Yes, "{reason:?}");
     }
+}
+
+#[test]
+fn sessions_of_a_removed_key_end_at_the_pace_that_is_given_and_no_others_do() {
+    const MANY: u32 = 60;
+    let [removed, kept] = [1, 2].map(KeyId::new);
+    let mut bench = Bench::new();
+    let by = |key| Identity {
+        grants: Arc::new(Grants { key: Some(key), ..Grants::default() }),
+        ..Identity::default()
+    };
+    let _ending: Vec<_> =
+        (0..MANY).map(|_| bench.connect_as(Protocol::RawBare, by(removed), &["a"])).collect();
+    let _staying = bench.connect_as(Protocol::RawBare, by(kept), &["a"]);
+    let _anonymous = bench.connect(Protocol::RawBare, &["a"]);
+    bench.core.set_keys(Arc::new([kept].into()), Duration::from_millis(100));
+    // No client answers the close frame, so each end is counted after the time for that.
+    let counts: Vec<_> = (0..14)
+        .map(|_| {
+            bench.pass(1_000);
+            ended(&bench, CloseReason::TokenExpired)
+        })
+        .collect();
+    // Tokens end at whole seconds, ten in each.
+    let in_a_second: Vec<_> = counts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(counts[0] <= 20 && in_a_second.iter().all(|count| *count <= 10), "{counts:?}");
+    assert_eq!(counts.last(), Some(&u64::from(MANY)));
 }
