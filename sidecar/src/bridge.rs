@@ -263,6 +263,10 @@ impl Pump {
         if let Some(published) = publication.published_at_us {
             self.metrics.lag.record(now_us.saturating_sub(published));
         }
+        if !self.refused.is_empty() && self.refused.contains(&publication.channel) {
+            // It was told of an earlier stay of the channel at this node.
+            self.channel_resumed(&publication.channel);
+        }
         if publication.channel.namespace() != INTERNAL_NAMESPACE {
             self.deliver.publication(publication);
         } else if publication.origin.is_some() {
@@ -300,13 +304,13 @@ impl Pump {
 
     fn channel_lost(&mut self, channel: ChannelName, reason: &str) {
         tracing::warn!(%channel, reason, "the broker no longer delivers a channel, trying again with back-off");
-        self.deliver.refused(&channel);
+        self.deliver.set_refused(&channel, true);
         self.refused.insert(channel);
     }
 
     fn channel_resumed(&mut self, channel: &ChannelName) {
         tracing::info!(%channel, "the broker delivers a channel again");
-        self.deliver.refused(channel);
+        self.deliver.set_refused(channel, false);
         self.refused.remove(channel);
         self.count_refused();
     }

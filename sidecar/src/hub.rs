@@ -39,6 +39,8 @@ enum State {
     Joining(Vec<u16>),
     /// The broker brings it.
     Live,
+    /// The broker brought it and refuses it now.
+    Refused,
 }
 
 /// What a join asks of its caller.
@@ -50,6 +52,8 @@ pub enum Join {
     Wait,
     /// The channel is live.
     Live,
+    /// The broker refuses the channel although it was live: nobody is joined.
+    Refused,
 }
 
 /// A channel without shards, still brought by the broker. Give it back to [`Hub::expire`] after a grace.
@@ -105,7 +109,7 @@ impl Hub {
         let Some(entry) = channels.entries.get_mut(channel) else { return Joined::default() };
         let waiting = match std::mem::replace(&mut entry.state, State::Live) {
             State::Joining(waiting) => waiting,
-            State::Live => Vec::new(),
+            State::Live | State::Refused => Vec::new(),
         };
         if !live {
             channels.entries.remove(channel);
@@ -120,8 +124,17 @@ impl Hub {
         let mut channels = self.lock();
         let entry = channels.entries.get_mut(channel)?;
         entry.shards.retain(|other| *other != shard);
-        let emptied = entry.shards.is_empty() && matches!(entry.state, State::Live);
+        let emptied = entry.shards.is_empty() && !matches!(entry.state, State::Joining(_));
         emptied.then(|| channels.emptied(channel))
+    }
+
+    /// The broker refuses a channel that was live, or brings it again. Without an effect on other channels.
+    pub fn set_refused(&self, channel: &ChannelName, refused: bool) {
+        let mut channels = self.lock();
+        let Some(Entry { state, .. }) = channels.entries.get_mut(channel) else { return };
+        if !matches!(state, State::Joining(_)) {
+            *state = if refused { State::Refused } else { State::Live };
+        }
     }
 
     /// The grace is over. Whether nobody came back: then the channel is gone, tell the broker.
@@ -152,11 +165,14 @@ impl Hub {
 
 impl Entry {
     fn join(&mut self, shard: u16) -> Join {
+        if matches!(self.state, State::Refused) {
+            return Join::Refused;
+        }
         if !self.shards.contains(&shard) {
             self.shards.push(shard);
         }
         match &mut self.state {
-            State::Live => Join::Live,
+            State::Refused | State::Live => Join::Live,
             State::Joining(waiting) => {
                 waiting.push(shard);
                 Join::Wait
@@ -242,6 +258,23 @@ mod tests {
         let joined = hub.joined(&channel(), true);
         assert_eq!(joined.waiting, [0]);
         assert!(hub.expire(&joined.emptied.expect("nobody is left")));
+    }
+
+    #[test]
+    fn nobody_joins_a_channel_that_is_refused_since_it_was_live_until_it_is_back_or_gone() {
+        let hub = Hub::default();
+        hub.join(&channel(), 0);
+        hub.set_refused(&channel(), true);
+        assert_eq!(hub.joined(&channel(), true).waiting, [0], "the answer is newer");
+        hub.set_refused(&channel(), true);
+        assert_eq!(hub.join(&channel(), 1), Join::Refused);
+        assert_eq!(shards(&hub), [0]);
+        hub.set_refused(&channel(), false);
+        assert_eq!(hub.join(&channel(), 1), Join::Live);
+        hub.set_refused(&channel(), true);
+        hub.leave(&channel(), 0);
+        assert!(hub.expire(&hub.leave(&channel(), 1).expect("the last one")));
+        assert_eq!(hub.join(&channel(), 0), Join::First);
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Desk {
                     Join::First => first.push(channel),
                     Join::Wait => {}
                     Join::Live => self.subscribed(shard, channel, Ok(())),
+                    Join::Refused => self.subscribed(shard, channel, Err(CommandError::BrokerRefused)),
                 },
                 Task::Unsubscribe { channel } => self.grace.extend(self.hub.leave(&channel, shard)),
                 Task::Refresh { connection, token, id } => self.refresh(shard, connection, token, id),

@@ -146,7 +146,14 @@ impl Deliver {
     }
 
     /// The channel alone is not delivered any more, or is again.
-    pub(super) fn refused(&mut self, channel: &ChannelName) {
+    pub(super) fn set_refused(&mut self, channel: &ChannelName, refused: bool) {
+        self.hub.set_refused(channel, refused);
+        // Those that join from here on hear it from the hub.
+        for shard in self.shards_of(channel) {
+            if let Some(shard) = self.shards.get(usize::from(shard)) {
+                shard.mailbox.send(Mail::Refused { channel: channel.clone(), refused });
+            }
+        }
         self.lost(channel, GapCause::Refused);
     }
 
@@ -157,14 +164,19 @@ impl Deliver {
     }
 
     fn channel_gap(&mut self, channel: &ChannelName, cause: GapCause) {
-        let route = self.hub.routes().of(channel).map(|route| SmallVec::<[u16; 6]>::from_slice(route.shards));
-        let Some(route) = route else { return };
-        for shard in route {
+        if !self.is_wanted(channel) {
+            return;
+        }
+        for shard in self.shards_of(channel) {
             if let Some(shard) = self.shards.get_mut(usize::from(shard)) {
                 shard.tell_gap(vec![channel.clone()], cause, &self.metrics);
             }
         }
         self.metrics.gap(cause);
+    }
+
+    fn shards_of(&self, channel: &ChannelName) -> SmallVec<[u16; 6]> {
+        self.hub.routes().of(channel).map(|route| SmallVec::from_slice(route.shards)).unwrap_or_default()
     }
 
     /// Mails what waits.

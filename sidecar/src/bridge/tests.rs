@@ -70,6 +70,7 @@ impl Fixture {
             Mail::Gap { channels, certain, reason } => {
                 format!("gap {channels:?}: {reason}{}", if certain { "" } else { ", perhaps" })
             }
+            Mail::Refused { channel, refused } => format!("refused {channel}: {refused}"),
             other => panic!("unexpected {other:?}"),
         };
         self.inboxes[shard].take().into_iter().map(tell).collect()
@@ -210,14 +211,23 @@ async fn a_lost_channel_is_told_alone_and_a_void_leaves_no_hole() {
     ];
     events.send(told.into()).await.unwrap();
     settle().await;
-    assert_eq!(f.mail(0), ["1 2", "gap [\"a\"]: the broker refuses the channel", "4"]);
+    let gap = "gap [\"a\"]: the broker refuses the channel";
+    assert_eq!(f.mail(0), ["refused a: true", "1 2", gap, "4"]);
     assert_eq!(f.metrics.refused_channels.get(), 1);
     let told =
         [BrokerEvent::ChannelResumed { channel: channel("a") }, BrokerEvent::Publication(stamped("a", 5, 6))];
     events.send(told.into()).await.unwrap();
     settle().await;
-    assert_eq!(f.mail(0), ["gap [\"a\"]: the broker refuses the channel", "6"]);
+    assert_eq!(f.mail(0), ["refused a: false", gap, "6"]);
     assert_eq!(f.metrics.refused_channels.get(), 0);
+    // Told of an earlier stay of the channel: what comes in shows better.
+    let told = [
+        BrokerEvent::ChannelLost { channel: channel("a"), reason: "NOPERM".into() },
+        BrokerEvent::Publication(stamped("a", 6, 7)),
+    ];
+    events.send(told.into()).await.unwrap();
+    settle().await;
+    assert_eq!(f.mail(0), ["refused a: true", gap, "refused a: false", gap, "7"]);
 }
 
 #[tokio::test(start_paused = true)]

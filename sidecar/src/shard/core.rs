@@ -369,6 +369,7 @@ impl Core {
     ) -> Result<(), CommandError> {
         self.may_subscribe(slot, channel)?;
         let key = match self.index.find(channel) {
+            Some(key) if self.index.channel(key).refused => return Err(CommandError::BrokerRefused),
             Some(key) => self.want_again(key),
             None => self.ask_for(channel)?,
         };
@@ -785,6 +786,12 @@ impl Core {
         let lanes: Vec<u32> = keys.flat_map(|key| self.index.lanes_of(key)).collect();
         for lane in lanes {
             self.gap_in(lane, certain, reason);
+        }
+    }
+
+    pub(crate) fn set_refused(&mut self, channel: &ChannelName, refused: bool) {
+        if let Some(key) = self.index.find(channel) {
+            self.index.channel_mut(key).refused = refused;
         }
     }
 

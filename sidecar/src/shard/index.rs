@@ -29,6 +29,8 @@ pub(crate) struct Channel {
     /// Where its namespace's deliveries are counted, unless nobody wants to know.
     pub(crate) latency: Option<Arc<[Histogram]>>,
     pub(crate) state: State,
+    /// The broker refuses it although it was live.
+    pub(crate) refused: bool,
     /// By wire form; [`NONE`] where nobody uses it.
     lanes: [u32; WireForm::ALL.len()],
     pub(crate) subscribers: u32,
@@ -109,6 +111,7 @@ impl Index {
             policy,
             latency,
             state: State::Pending,
+            refused: false,
             lanes: [NONE; WireForm::ALL.len()],
             subscribers: 0,
             waiters: Vec::new(),

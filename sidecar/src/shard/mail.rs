@@ -23,6 +23,8 @@ pub enum Mail {
     Publications { batch: Vec<Arc<Delivery>>, sent: Instant },
     /// Publications of these channels were lost, or, where that is not `certain`, may have been: tell their subscribers.
     Gap { channels: Vec<ChannelName>, certain: bool, reason: &'static str },
+    /// The broker refuses this channel, which was live, or brings it again: until then nobody new subscribes to it.
+    Refused { channel: ChannelName, refused: bool },
     /// The answer to a [`Task`].
     Completion(Completion),
     /// A client's request passed the door: make it a place, subscribe, then say so, in this order, so that nothing

@@ -136,6 +136,7 @@ impl Reactor {
                 core.publications(&batch);
             }
             Mail::Gap { channels, certain, reason } => core.gap(&channels, certain, reason),
+            Mail::Refused { channel, refused } => core.set_refused(&channel, refused),
             Mail::Completion(completion) => core.complete(completion),
             Mail::Reserve(reservation) => core.reserve(*reservation),
             Mail::Attach { connection, link, leftover } => self.attach(connection, link, &leftover),

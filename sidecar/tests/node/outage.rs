@@ -12,6 +12,9 @@ use crate::{
     support::{Client, Node, Setup, eventually, http, token},
 };
 
+/// Why a channel has a gap that Redis no longer delivers, or delivers again.
+const REFUSED: &str = "the broker refuses the channel";
+
 fn over(server: &Server) -> Setup {
     let redis = json!({"address": format!("localhost:{}", server.port), "channelPrefix": PREFIX});
     Setup::open().boot("broker", json!({"redis": redis}))
@@ -115,6 +118,37 @@ async fn a_node_that_was_stopped_delivers_what_lies_in_its_socket() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(program.metric("fanout_broker_rebuilds_total").await, 0);
     assert_eq!(program.metric("fanout_broker_reconnects_total").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_new_subscribes_to_a_channel_while_redis_refuses_it() {
+    let server = Server::start();
+    let node = over(&server).start().await;
+    let mut early = framed(&node, "/ws/room-1").await;
+    let mut other = framed(&node, "/ws/lobby").await;
+    let nodes = format!("&fanout-nodes/{PREFIX}/*");
+    server.cli(&["ACL", "SETUSER", "default", "resetchannels", &nodes, &format!("&{PREFIX}:lobby")]);
+    // Redis closes the connection of a client that may no longer receive.
+    while early.json().await["gap"]["reason"] != REFUSED {}
+    // On every shard, whether it has a subscriber already or not.
+    for _ in 0..8 {
+        let (status, body) = node.try_connect("/ws/room-1", &[]).await.err().expect("refused");
+        assert_eq!((status.as_u16(), &body["error"]["code"]), (503, &json!(100)), "{body}");
+    }
+    other.send_json(&json!({"subscribe": {"channel": "room-1", "id": "1"}})).await;
+    let told = loop {
+        let message = other.json().await;
+        if message.get("error").is_some() {
+            break message;
+        }
+    };
+    assert_eq!((&told["error"]["code"], &told["error"]["id"]), (&json!(100), &json!("1")), "{told}");
+    server.cli(&["ACL", "SETUSER", "default", "allchannels"]);
+    while early.json().await["gap"]["reason"] != REFUSED {}
+    let mut late = node.connect("/ws/room-1").await;
+    server.cli(&["PUBLISH", &format!("{PREFIX}:room-1"), "back"]);
+    assert_eq!(late.text().await, "back");
+    assert_eq!(early.json().await["pub"]["data"], "back");
 }
 
 /// Stands for the address of another node in DNS. Nothing listens there.
