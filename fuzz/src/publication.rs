@@ -1,8 +1,10 @@
 //! What clients are sent: no payload, whoever published it, breaks the frame or the event that carries it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use fanout_sidecar::{
-    domain::{ChannelName, Payload, Publication},
+    domain::{ConnectionId, Exposure, NodeId, Origin, Payload, Publication},
     protocol::WireForm,
 };
 use serde::Deserialize;
@@ -21,24 +23,41 @@ struct Inner<'a> {
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     b64data: Option<String>,
+    node: String,
+    id: Option<String>,
+    key: Option<String>,
+    tags: Option<BTreeMap<String, String>>,
+    publisher: Option<BTreeMap<String, String>>,
 }
 
-/// Each wire form gives the payload back.
+/// Each wire form gives the payload back, and what the publisher says of it where that is exposed.
 pub(crate) fn publication(data: &[u8]) {
     let Some((split, rest)) = crate::parameter(data) else { return };
     let (name, payload) = rest.split_at(usize::from(split).min(rest.len()));
     let Some(channel) = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok()) else { return };
     let payload = Payload::sniff(Bytes::copy_from_slice(payload));
-    let publication = Publication::bare(channel, payload);
-    for form in WireForm::ALL {
+    // Whatever text is in a field, it stays there.
+    let text = String::from_utf8_lossy(rest).into_owned();
+    let publication = Publication {
+        origin: Some(Origin { node: NodeId(1), node_start: 1, sequence: 1, previous_sequence: 0 }),
+        id: Some(text.clone()),
+        key: Some(text.as_str().into()),
+        tags: vec![(text.clone(), text.clone())],
+        user: Some(text),
+        connection: Some(ConnectionId { shard: 0, slot: u32::from(split), generation: 0 }),
+        ..Publication::bare(channel, payload)
+    };
+    for (form, exposure) in
+        WireForm::ALL.into_iter().flat_map(|form| [(form, Exposure::Hidden), (form, Exposure::Exposed)])
+    {
         let mut out = Vec::new();
-        form.put_publication(&mut out, &publication);
+        form.put_publication(&mut out, &publication, exposure);
         match form {
             WireForm::Bare | WireForm::BareDeflated => {
                 assert_eq!(payload_of(&out), &publication.payload.bytes()[..])
             }
             WireForm::Framed | WireForm::FramedDeflated => {
-                check_framed(payload_of(&out), &publication.channel, &publication.payload)
+                check_framed(payload_of(&out), &publication, exposure)
             }
             WireForm::Sse => check_event(&out, &publication.payload),
         }
@@ -58,10 +77,11 @@ pub(crate) fn payload_of(frame: &[u8]) -> &[u8] {
     &frame[start.0..]
 }
 
-fn check_framed(json: &[u8], channel: &ChannelName, payload: &Payload) {
+fn check_framed(json: &[u8], publication: &Publication, exposure: Exposure) {
     let Framed { publication: inner } = serde_json::from_slice(json).expect("a publication is JSON");
-    assert_eq!(inner.channel, channel.as_str());
-    match (payload, inner.data, inner.b64data) {
+    assert_eq!((inner.channel.as_str(), &*inner.node), (publication.channel.as_str(), "0000000000000001"));
+    check_exposed(&inner, publication, exposure);
+    match (&publication.payload, inner.data, inner.b64data) {
         (Payload::Text(text), Some(data), None) => {
             let as_it_is = data.get().as_bytes() == text.trim_ascii();
             let as_string =
@@ -70,6 +90,19 @@ fn check_framed(json: &[u8], channel: &ChannelName, payload: &Payload) {
         }
         (Payload::Binary(_), None, Some(_)) => {}
         _ => panic!("exactly one of data and b64data, by the payload's kind"),
+    }
+}
+
+fn check_exposed(inner: &Inner<'_>, publication: &Publication, exposure: Exposure) {
+    let Inner { id, key, tags, publisher, .. } = inner;
+    match exposure {
+        Exposure::Hidden => assert!(id.is_none() && key.is_none() && tags.is_none() && publisher.is_none()),
+        Exposure::Exposed => {
+            assert_eq!((id, key.as_deref()), (&publication.id, publication.key.as_deref()));
+            assert_eq!(tags, &Some(publication.tags.iter().cloned().collect()));
+            let publisher = publisher.as_ref().expect("a client published");
+            assert_eq!((publisher.get("user"), publisher.len()), (publication.user.as_ref(), 2));
+        }
     }
 }
 

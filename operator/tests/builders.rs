@@ -404,16 +404,22 @@ fn every_file_that_a_node_is_told_to_read_is_mounted() {
 
 #[test]
 fn documents_leave_out_what_an_older_node_might_not_know() {
-    let live = built(&cluster(json!({})))
-        .live_config_map
-        .data
-        .expect("it has data")
-        .remove(LIVE)
-        .expect("a document");
+    let live = |spec: Value| {
+        let data = built(&cluster(spec)).live_config_map.data;
+        data.expect("it has data").remove(LIVE).expect("a document")
+    };
     assert_eq!(
-        live,
+        live(json!({})),
         "auth:\n  apiKeyFiles:\n  - /etc/fanout/api-keys/chat-api-key\ndrain:\n  timeoutSeconds: 300\n"
     );
+    let room = |room: Value| live(json!({"namespaces": [room]}));
+    let before = room(json!({"name": "room"}));
+    assert_eq!(room(json!({"name": "room", "exposePublisher": false})), before);
+    assert_eq!(
+        room(json!({"name": "room", "exposePublisher": true})),
+        before.replace("- name: room\n", "- exposePublisher: true\n  name: room\n")
+    );
+    assert!(!before.contains("exposePublisher") && before.contains("- name: room\n"), "{before}");
 }
 
 #[test]

@@ -180,7 +180,7 @@ fn accepts_a_cluster_that_sets_everything() {
             {"algorithm": "EdDSA", "secretKeyRef": {"name": "jwt", "key": "two"}}]}},
         "namespaces": [{"name": "default", "channels": ["lobby", "room-*"], "publish": "allowed",
             "subscribe": "token", "slowConsumer": {"policy": "dropOldest", "maxLagBytes": 4096, "maxLagMessages": 5},
-            "rateLimit": {"publishesPerSecond": 1, "burst": 2}}],
+            "rateLimit": {"publishesPerSecond": 1, "burst": 2}, "exposePublisher": true}],
         "redis": {"channelPrefix": "prod.chat", "onUnavailable": "NotReady", "external": {
             "mode": "Standalone", "addresses": ["redis.example:6380"], "database": 3,
             "credentialsSecretRef": {"name": "redis", "usernameKey": "user", "passwordKey": "pass"},

@@ -45,6 +45,10 @@ pub struct Namespace {
     /// shrink, such as images.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub compression: bool,
+    /// Whether framed subscribers are told which user and client sent a message (`publisher`), and its `id`, `key` and
+    /// `tags`. False by default.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub expose_publisher: bool,
 }
 
 fn yes() -> bool {

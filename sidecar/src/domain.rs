@@ -14,6 +14,6 @@ pub use close_reason::{CloseReason, Reconnect};
 pub use command::{Command, CommandError};
 pub use ids::{ConnectionId, InvalidClientId, NodeId, client_id, parse_client_id};
 pub use object::{Object, unmarked};
-pub use policy::{Denied, Grants, Identity, KeyId, Policies, Policy};
+pub use policy::{Denied, Exposure, Grants, Identity, KeyId, Policies, Policy};
 pub use position::StreamPosition;
 pub use publication::{Origin, Payload, Publication};

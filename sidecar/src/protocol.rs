@@ -11,7 +11,10 @@ pub mod websocket;
 use std::time::Duration;
 
 use self::websocket::{Decoder, Deflater, Inflater, MaxBytes, Opcode};
-use crate::domain::{ChannelName, CloseReason, Command, CommandError, Publication, StreamPosition};
+use crate::domain::{
+    ChannelName, CloseReason, Command, CommandError, ConnectionId, Exposure, NodeId, Publication,
+    StreamPosition,
+};
 
 /// The client protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +46,8 @@ pub enum WireForm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Reply<'a> {
+    /// The connection is open, and what it is called in the cluster.
+    Connected { node: NodeId, connection: ConnectionId },
     /// A subscription is live.
     Subscribed { channel: &'a ChannelName, id: Option<&'a str> },
     /// A subscription has ended.
@@ -239,8 +244,6 @@ impl WireForm {
     /// All of them.
     pub const ALL: [Self; 5] =
         [Self::Bare, Self::Framed, Self::Sse, Self::BareDeflated, Self::FramedDeflated];
-    /// Those whose frames may be compressed.
-    pub const DEFLATED: [Self; 2] = [Self::BareDeflated, Self::FramedDeflated];
 
     /// The protocol that sends it.
     pub fn protocol(self) -> Protocol {
@@ -253,14 +256,17 @@ impl WireForm {
 
     /// Whether its frames may be compressed.
     pub fn is_deflated(self) -> bool {
-        Self::DEFLATED.contains(&self)
+        match self {
+            Self::BareDeflated | Self::FramedDeflated => true,
+            Self::Bare | Self::Framed | Self::Sse => false,
+        }
     }
 
     /// Appends a publication as clients of this form receive it, whole frames only, uncompressed.
-    pub fn put_publication(self, out: &mut Vec<u8>, publication: &Publication) {
+    pub fn put_publication(self, out: &mut Vec<u8>, publication: &Publication, exposure: Exposure) {
         match self {
             Self::Bare | Self::BareDeflated => raw::bare::put_publication(out, publication),
-            Self::Framed | Self::FramedDeflated => raw::framed::put_publication(out, publication),
+            Self::Framed | Self::FramedDeflated => raw::framed::put_publication(out, publication, exposure),
             Self::Sse => sse::put_publication(out, publication),
         }
     }
@@ -270,17 +276,18 @@ impl WireForm {
         self,
         out: &mut Vec<u8>,
         publication: &Publication,
+        exposure: Exposure,
         deflater: &mut Deflater,
         level: u32,
     ) {
         match self {
-            Self::Bare | Self::Framed | Self::Sse => self.put_publication(out, publication),
+            Self::Bare | Self::Framed | Self::Sse => self.put_publication(out, publication, exposure),
             Self::BareDeflated => {
                 let (opcode, message) = raw::bare::message(publication);
                 deflater.put(out, opcode, message, level);
             }
             Self::FramedDeflated => deflater.put_with(out, Opcode::Text, level, |out| {
-                raw::framed::put_message_of(out, publication);
+                raw::framed::put_message_of(out, publication, exposure);
             }),
         }
     }

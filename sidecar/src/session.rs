@@ -3,7 +3,9 @@
 mod flow;
 mod rate;
 
-use crate::domain::{ChannelName, Command, CommandError, Denied, Identity, Payload, Policies};
+use crate::domain::{
+    ChannelName, Command, CommandError, Denied, Exposure, Identity, Payload, Policies, Policy,
+};
 
 pub use flow::Flow;
 pub use rate::Buckets;
@@ -13,7 +15,13 @@ pub use rate::Buckets;
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Step {
     /// Hand it to the broker.
-    Publish { channel: ChannelName, payload: Payload, id: Option<String>, idempotency_key: Option<String> },
+    Publish {
+        channel: ChannelName,
+        payload: Payload,
+        id: Option<String>,
+        idempotency_key: Option<String>,
+        exposure: Exposure,
+    },
     /// Make a subscription.
     Subscribe { channel: ChannelName, id: Option<String> },
     /// End a subscription.
@@ -60,8 +68,9 @@ impl Session {
         match command {
             Command::Publish { channel, payload, id, idempotency_key } => {
                 let keyed = idempotency_key.is_some();
-                match self.may_publish(&channel, now).and_then(|()| self.may_use_key(keyed)) {
-                    Ok(()) => Step::Publish { channel, payload, id, idempotency_key },
+                let policy = self.may_publish(&channel, now);
+                match policy.and_then(|policy| self.may_use_key(keyed).map(|()| policy.exposure)) {
+                    Ok(exposure) => Step::Publish { channel, payload, id, idempotency_key, exposure },
                     Err(error) => Step::Refuse { error, channel, id },
                 }
             }
@@ -105,12 +114,16 @@ impl Session {
         Ok(())
     }
 
-    fn may_publish(&mut self, channel: &ChannelName, now: &Circumstances<'_>) -> Result<(), CommandError> {
+    fn may_publish<'a>(
+        &mut self,
+        channel: &ChannelName,
+        now: &Circumstances<'a>,
+    ) -> Result<&'a Policy, CommandError> {
         check_length(channel, now)?;
         let policy = now.policies.publish(&self.identity, channel).map_err(error_of)?;
         let limit = &policy.rate_limit;
         if self.buckets.take(&policy.name, limit, now.now_ms) {
-            Ok(())
+            Ok(policy)
         } else {
             Err(CommandError::TooManyRequests { per_second: limit.publishes_per_second })
         }

@@ -30,7 +30,7 @@ pub use self::{
 };
 use crate::{
     broker::{Broker, BrokerError, NotSubscribed},
-    domain::{ChannelName, CommandError, ConnectionId, Identity},
+    domain::{ChannelName, CommandError, ConnectionId, Exposure, Identity},
     hub::{Hub, Join},
     shard::{Completion, Mail, Mailbox, Task, Work},
 };
@@ -128,10 +128,14 @@ impl Desk {
                 },
                 Task::Unsubscribe { channel } => self.grace.extend(self.hub.leave(&channel, shard)),
                 Task::Refresh { connection, token, id } => self.refresh(shard, connection, token, id),
-                Task::Publish { connection, channel, payload, id, idempotency_key, user, held } => {
-                    let user = user.map(|user| user.to_string());
-                    let draft =
-                        Draft { id: id.clone(), user, idempotency_key, ..Draft::new(channel, payload) };
+                Task::Publish { connection, channel, payload, id, idempotency_key, user, exposure, held } => {
+                    let draft = Draft {
+                        id: id.clone(),
+                        user: user.map(|user| user.to_string()),
+                        connection: (exposure == Exposure::Exposed).then_some(connection),
+                        idempotency_key,
+                        ..Draft::new(channel, payload)
+                    };
                     self.held_back.push_back(Waiting { shard, connection, id, draft, held });
                 }
             }

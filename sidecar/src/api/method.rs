@@ -69,7 +69,7 @@ pub(super) struct PublishRequest {
     #[serde(default)]
     #[schemars(length(max = 255))]
     key: Option<String>,
-    /// Free labels.
+    /// Free labels, which framed subscribers receive where the namespace sets `exposePublisher`.
     #[serde(default)]
     tags: BTreeMap<String, String>,
 }
@@ -131,7 +131,7 @@ pub(super) struct BroadcastRequest {
     #[serde(default)]
     #[schemars(length(max = 255))]
     key: Option<String>,
-    /// Free labels.
+    /// Free labels, which framed subscribers receive where the namespace sets `exposePublisher`.
     #[serde(default)]
     tags: BTreeMap<String, String>,
 }
@@ -292,7 +292,7 @@ pub(super) struct DisconnectRequest {
     /// All connections of this user; with `client`, that one and only if it is this user's.
     #[serde(default)]
     user: Option<String>,
-    /// This one connection, by the id that the log gives.
+    /// This one connection, by the id that it was told as `connected.client`; the log and `publisher.client` have the same.
     #[serde(default)]
     client: Option<String>,
 }

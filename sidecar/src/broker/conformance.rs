@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::{Broker, BrokerError, BrokerEvent, Events, IdempotencyKey, PublishOptions, Published, Reply};
-use crate::domain::{ChannelName, NodeId, Origin, Payload, Publication};
+use crate::domain::{ChannelName, ConnectionId, NodeId, Origin, Payload, Publication};
 
 /// What a test calls a node: a handle and its events.
 pub type Handle = (Arc<dyn Broker>, Events);
@@ -60,6 +60,7 @@ async fn every_field_of_a_publication_survives(factory: &impl AsyncFn() -> Handl
         key: Some("key".into()),
         tags: vec![("b".into(), "1".into()), ("a".into(), "2".into())],
         user: Some("ann".into()),
+        connection: Some(ConnectionId { shard: 1, slot: 2, generation: 3 }),
     };
     subscribe(&broker, [&publication.channel]).await;
     soon(broker.publish(publication.clone(), PublishOptions::default())).await.expect("published");

@@ -19,10 +19,10 @@ pub struct ConnectionId {
 
 /// A text that is no client id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("client id is none of this cluster: expected the text that a server API reply or a log line gave")]
+#[error("client id is none of this cluster: expected the text that `connected`, `publisher` or the log gave")]
 pub struct InvalidClientId;
 
-/// What the server API calls a connection, unique in the cluster.
+/// What clients, the server API and the log call a connection, unique in the cluster.
 pub fn client_id(node: NodeId, connection: ConnectionId) -> String {
     let ConnectionId { shard, slot, generation } = connection;
     format!("{node}-{shard:x}-{slot:x}-{generation:x}")

@@ -59,9 +59,22 @@ pub struct Policy {
     pub rate_limit: RateLimit,
     /// Whether its publications may be compressed.
     pub compression: bool,
+    /// What subscribers are told of a publication beside its payload.
+    pub exposure: Exposure,
     channels: Vec<Pattern>,
     publish: Access,
     subscribe: Access,
+}
+
+/// What framed subscribers are told of a publication beside its payload and where, when and through which node it was
+/// published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exposure {
+    /// Nothing else.
+    #[default]
+    Hidden,
+    /// Its id, key and tags, and the user and client that published it.
+    Exposed,
 }
 
 /// A no.
@@ -127,14 +140,23 @@ impl Policies {
 
 impl Policy {
     fn new(namespace: &Namespace) -> Self {
-        let Namespace { name, channels, publish, subscribe, slow_consumer, rate_limit, compression } =
-            namespace;
+        let Namespace {
+            name,
+            channels,
+            publish,
+            subscribe,
+            slow_consumer,
+            rate_limit,
+            compression,
+            expose_publisher,
+        } = namespace;
         let parse = |text: &String| text.parse().expect("settings were checked before");
         Self {
             name: name.as_str().into(),
             slow_consumer: slow_consumer.clone(),
             rate_limit: rate_limit.clone(),
             compression: *compression,
+            exposure: if *expose_publisher { Exposure::Exposed } else { Exposure::Hidden },
             channels: channels.iter().map(parse).collect(),
             publish: *publish,
             subscribe: *subscribe,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{ChannelName, NodeId, StreamPosition};
+use super::{ChannelName, ConnectionId, NodeId, StreamPosition};
 
 /// What a client or a backend published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,9 @@ pub struct Publication {
     pub tags: Vec<(String, String)>,
     /// User whose client published, where it was a client with an identity.
     pub user: Option<String>,
+    /// Connection of the client that published, on the node of `origin`; `None` where it was no client, or where its
+    /// node does not expose publishers in this namespace.
+    pub connection: Option<ConnectionId>,
 }
 
 impl Payload {
@@ -75,6 +78,7 @@ impl Publication {
             key: None,
             tags: Vec::new(),
             user: None,
+            connection: None,
         }
     }
 }

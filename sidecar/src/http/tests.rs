@@ -103,7 +103,9 @@ impl Node {
     }
 
     async fn framed(&self, path: &str) -> Socket {
-        self.try_connect(path, &[("sec-websocket-protocol", "fanout.v1")]).await.unwrap()
+        let mut socket = self.try_connect(path, &[("sec-websocket-protocol", "fanout.v1")]).await.unwrap();
+        assert!(object(&mut socket).await["connected"]["client"].is_string());
+        socket
     }
 
     async fn sse(&self, path: &str, headers: &str) -> TcpStream {

@@ -21,7 +21,7 @@ pub fn put_head(out: &mut Vec<u8>) {
     out.extend_from_slice(format!("retry: {RETRY_MS}\n\n").as_bytes());
 }
 
-/// Appends a publication.
+/// Appends a publication: its payload, whoever published it, for an event has no other place that `EventSource` shows.
 pub(super) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
     if let Some(StreamPosition { epoch, offset }) = publication.position {
         out.extend_from_slice(format!("id: {epoch:x}-{offset}\n").as_bytes());
@@ -39,7 +39,8 @@ pub(super) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
 /// Appends what a stream can tell beside publications.
 pub(super) fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
     match reply {
-        Reply::Subscribed { .. }
+        Reply::Connected { .. }
+        | Reply::Subscribed { .. }
         | Reply::Unsubscribed { .. }
         | Reply::Published { .. }
         | Reply::Refreshed { .. } => {}

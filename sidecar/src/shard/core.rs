@@ -33,7 +33,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ChannelName, CloseReason, CommandError, ConnectionId, Identity, KeyId, NodeId, Reconnect, client_id,
+        ChannelName, CloseReason, CommandError, ConnectionId, Exposure, Identity, KeyId, NodeId, Reconnect,
+        client_id,
     },
     protocol::{
         Advice, Protocol, Reply, WireForm,
@@ -343,9 +344,10 @@ impl Core {
         }
     }
 
-    /// The first bytes: for each subscription of the request that it is live.
+    /// The first bytes: what the connection is called, and for each subscription of the request that it is live.
     fn greet(&mut self, slot: u32, protocol: Protocol) {
         self.send_with(slot, |out| protocol.put_head(out));
+        self.reply(slot, &Reply::Connected { node: self.node, connection: self.id(slot) });
         for at in 0..self.slots[slot].subscriptions() {
             let name = self.index.channel_of(self.slots[slot].subscription(at).lane).name.clone();
             self.reply(slot, &Reply::Subscribed { channel: &name, id: None });
@@ -688,6 +690,7 @@ impl Core {
             let born = self.birth(publication);
             let about =
                 publication.key.as_ref().map_or(NO_KEY, |key| self.keys.hash_one(key).max(NO_KEY + 1));
+            let exposure = self.index.channel(key).policy.exposure;
             for lane in self.index.lanes_of(key) {
                 if self.index.lane(lane).log.held() >= self.max_log_bytes / LANE_PART / 2
                     && !self.has_room(lane)
@@ -696,10 +699,10 @@ impl Core {
                 }
                 let form = self.index.lane(lane).form;
                 if form.is_deflated() {
-                    self.append_compressed(lane, about, born, form, publication);
+                    self.append_compressed(lane, about, born, form, exposure, publication);
                 } else {
                     self.append(lane, about, born, |out| {
-                        form.put_publication(out, publication);
+                        form.put_publication(out, publication, exposure);
                         #[cfg(test)]
                         assert!(
                             !publication.payload.bytes().ends_with(super::read::PANIC_LATER),
@@ -718,24 +721,27 @@ impl Core {
         about: Key,
         born: Moment,
         form: WireForm,
+        exposure: Exposure,
         publication: &Delivery,
     ) {
         let Compression { enabled, level, min_bytes } = self.rules.hub.compression;
         let wanted = enabled && self.index.channel_of(lane).policy.compression;
         if !wanted || publication.payload.bytes().len() < min_bytes as usize {
-            self.append(lane, about, born, |out| form.put_publication(out, publication));
+            self.append(lane, about, born, |out| form.put_publication(out, publication, exposure));
             return;
         }
-        if let Some(frames) = publication.packed(form) {
+        if let Some(frames) = publication.packed(form, exposure) {
             self.append(lane, about, born, |out| out.extend_from_slice(frames));
             return;
         }
-        self.wanted.ask(&publication.channel, form);
+        self.wanted.ask(&publication.channel, form, exposure);
         let mut deflater = std::mem::take(&mut self.deflater);
         let plain = publication.payload.bytes().len();
         let head = |core: &Self| core.index.lane(lane).log.head();
         let before = head(self);
-        self.append(lane, about, born, |out| form.put_compressed(out, publication, &mut deflater, level));
+        self.append(lane, about, born, |out| {
+            form.put_compressed(out, publication, exposure, &mut deflater, level);
+        });
         self.deflater = deflater;
         self.metrics.deflate_in.add(plain as u64);
         self.metrics.deflate_out.add(head(self) - before);

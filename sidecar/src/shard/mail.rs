@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Delivery, Guest, Link, Visitor, metrics::Latencies};
 use crate::domain::{
-    ChannelName, CloseReason, CommandError, ConnectionId, Identity, KeyId, Payload, Policies,
+    ChannelName, CloseReason, CommandError, ConnectionId, Exposure, Identity, KeyId, Payload, Policies,
 };
 
 /// Mail to a shard. One queue, first in first out: a publication that is sent after a completion is seen after it.
@@ -156,6 +156,8 @@ pub enum Task {
         id: Option<String>,
         idempotency_key: Option<String>,
         user: Option<Arc<str>>,
+        /// Whether the publication names `connection`: decided here, where the policy was looked up anyway.
+        exposure: Exposure,
         /// Its bytes, of those that a shard may have waiting; dropped once the broker has them.
         held: OwnedSemaphorePermit,
     },

@@ -20,7 +20,7 @@ use std::{
 use sidecar_config::Compression;
 
 use crate::{
-    domain::{ChannelName, Publication},
+    domain::{ChannelName, Exposure, Publication},
     latency::Cell,
     protocol::{WireForm, websocket::Deflater},
 };
@@ -30,12 +30,19 @@ const CELLS: usize = 8_192;
 /// Publications that one ask is good for.
 const USES: u8 = 255;
 
+/// What may be compressed for all shards. A bare message is its payload, whatever its namespace exposes.
+const FORMS: [(WireForm, Exposure); 3] = [
+    (WireForm::BareDeflated, Exposure::Hidden),
+    (WireForm::FramedDeflated, Exposure::Hidden),
+    (WireForm::FramedDeflated, Exposure::Exposed),
+];
+
 /// A publication on its way to the shards.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Delivery {
     publication: Publication,
-    /// Its frames in the forms of [`WireForm::DEFLATED`], where they were asked for.
-    packed: [Option<Box<[u8]>>; WireForm::DEFLATED.len()],
+    /// Its frames in each of [`FORMS`], where they were asked for.
+    packed: [Option<Box<[u8]>>; FORMS.len()],
 }
 
 /// What shards ask for. Read and written without a lock; what is lost between two writers is asked for again.
@@ -63,9 +70,10 @@ pub struct Packer {
 // === impl Delivery ===
 
 impl Delivery {
-    /// The whole frames of the publication in this form, if they came along.
-    pub(crate) fn packed(&self, form: WireForm) -> Option<&[u8]> {
-        self.packed[place(form)?].as_deref()
+    /// The whole frames of the publication in this form, if they came along. A shard asks by its own settings, so that it
+    /// never sends frames that were made by others.
+    pub(crate) fn packed(&self, form: WireForm, exposure: Exposure) -> Option<&[u8]> {
+        self.packed[place(form, exposure)?].as_deref()
     }
 }
 
@@ -83,8 +91,14 @@ impl Deref for Delivery {
     }
 }
 
-fn place(form: WireForm) -> Option<usize> {
-    WireForm::DEFLATED.iter().position(|deflated| *deflated == form)
+/// Its place in [`FORMS`].
+fn place(form: WireForm, exposure: Exposure) -> Option<usize> {
+    match (form, exposure) {
+        (WireForm::BareDeflated, _) => Some(0),
+        (WireForm::FramedDeflated, Exposure::Hidden) => Some(1),
+        (WireForm::FramedDeflated, Exposure::Exposed) => Some(2),
+        (WireForm::Bare | WireForm::Framed | WireForm::Sse, _) => None,
+    }
 }
 
 // === impl Wanted ===
@@ -97,8 +111,8 @@ impl Wanted {
     }
 
     /// Asks for the next publications of a channel in this form.
-    pub(crate) fn ask(&self, channel: &ChannelName, form: WireForm) {
-        let Some(place) = place(form) else { return };
+    pub(crate) fn ask(&self, channel: &ChannelName, form: WireForm, exposure: Exposure) {
+        let Some(place) = place(form, exposure) else { return };
         let (cell, tag) = self.cell(channel);
         let mut uses = uses(cell.load(Relaxed), tag);
         uses[place] = USES;
@@ -107,14 +121,14 @@ impl Wanted {
     }
 
     /// Which forms of this publication are asked for; counts it.
-    fn take(&self, channel: &ChannelName) -> [bool; WireForm::DEFLATED.len()] {
+    fn take(&self, channel: &ChannelName) -> [bool; FORMS.len()] {
         if !self.any.load(Relaxed) {
             return Default::default();
         }
         let (cell, tag) = self.cell(channel);
         let uses = uses(cell.load(Relaxed), tag);
-        let wanted = [uses[0] > 0, uses[1] > 0];
-        if wanted != [false; 2] {
+        let wanted = std::array::from_fn(|place| uses[place] > 0);
+        if wanted != [false; FORMS.len()] {
             cell.store(with(tag, uses.map(|uses| uses.saturating_sub(1))), Relaxed);
         }
         wanted
@@ -170,11 +184,11 @@ impl Packer {
         }
         let asked = wanted.take(&delivery.channel);
         let mut sum = 0;
-        for (place, form) in WireForm::DEFLATED.into_iter().enumerate().filter(|(place, _)| asked[*place]) {
+        for (place, (form, exposure)) in FORMS.into_iter().enumerate().filter(|(place, _)| asked[*place]) {
             let level = wanted.level.load(Relaxed);
             let packed = catch_unwind(AssertUnwindSafe(|| {
                 let mut frames = Vec::new();
-                form.put_compressed(&mut frames, delivery, deflater, level);
+                form.put_compressed(&mut frames, delivery, exposure, deflater, level);
                 frames
             }));
             // A shard meets the same, and can tell whoever should have received it.
@@ -204,46 +218,49 @@ mod tests {
         Publication::bare(channel.parse().unwrap(), payload).into()
     }
 
-    fn packed(packer: &mut Packer, channel: &str, bytes: usize) -> [bool; 2] {
+    fn packed(packer: &mut Packer, channel: &str, bytes: usize) -> [bool; FORMS.len()] {
         let mut delivery = delivery(channel, bytes);
         packer.pack(&mut delivery);
-        WireForm::DEFLATED.map(|form| delivery.packed(form).is_some())
+        FORMS.map(|(form, exposure)| delivery.packed(form, exposure).is_some())
     }
 
     #[test]
     fn what_was_asked_for_is_packed_for_a_while_and_nothing_else() {
         let wanted = wanted();
         let mut packer = Packer::new(Arc::clone(&wanted));
-        assert_eq!(packed(&mut packer, "a", 200), [false, false]);
+        assert_eq!(packed(&mut packer, "a", 200), [false; 3]);
         let channel = "a".parse().unwrap();
-        wanted.ask(&channel, WireForm::BareDeflated);
-        assert_eq!(packed(&mut packer, "a", 200), [true, false]);
-        assert_eq!(packed(&mut packer, "b", 200), [false, false], "another channel");
-        assert_eq!(packed(&mut packer, "a", 99), [false, false], "too short to be worth it");
-        wanted.ask(&channel, WireForm::FramedDeflated);
+        wanted.ask(&channel, WireForm::BareDeflated, Exposure::Exposed);
+        assert_eq!(packed(&mut packer, "a", 200), [true, false, false]);
+        assert_eq!(packed(&mut packer, "b", 200), [false; 3], "another channel");
+        assert_eq!(packed(&mut packer, "a", 99), [false; 3], "too short to be worth it");
+        wanted.ask(&channel, WireForm::FramedDeflated, Exposure::Exposed);
         for _ in 1..USES {
-            assert_eq!(packed(&mut packer, "a", 200), [true, true]);
+            assert_eq!(packed(&mut packer, "a", 200), [true, false, true]);
         }
-        assert_eq!(packed(&mut packer, "a", 200), [false, true], "asked for once, and not again");
-        assert_eq!(packed(&mut packer, "a", 200), [false, false]);
+        assert_eq!(packed(&mut packer, "a", 200), [false, false, true], "asked for once, and not again");
+        assert_eq!(packed(&mut packer, "a", 200), [false; 3]);
     }
 
     #[test]
     fn what_comes_packed_is_what_a_shard_would_make_of_it() {
         let wanted = wanted();
-        let mut delivery = delivery("a", 2_000);
-        for form in WireForm::DEFLATED {
-            wanted.ask(&delivery.channel, form);
+        let mut delivery =
+            Delivery::from(Publication { user: Some("ann".to_owned()), ..delivery("a", 2_000).publication });
+        for (form, exposure) in FORMS {
+            wanted.ask(&delivery.channel, form, exposure);
         }
-        assert_eq!(Packer::new(Arc::clone(&wanted)).pack(&mut delivery), 4_000);
+        assert_eq!(Packer::new(Arc::clone(&wanted)).pack(&mut delivery), 6_000);
         let mut out = 0;
-        for form in WireForm::DEFLATED {
+        for (form, exposure) in FORMS {
             let mut frames = Vec::new();
-            form.put_compressed(&mut frames, &delivery, &mut Deflater::default(), 3);
-            assert_eq!(delivery.packed(form), Some(&*frames));
+            form.put_compressed(&mut frames, &delivery, exposure, &mut Deflater::default(), 3);
+            assert_eq!(delivery.packed(form, exposure), Some(&*frames));
             out += frames.len() as u64;
         }
-        assert_eq!((wanted.bytes_in.get(), wanted.bytes_out.get()), (4_000, out));
-        assert_eq!(delivery.packed(WireForm::Bare), None);
+        assert_eq!((wanted.bytes_in.get(), wanted.bytes_out.get()), (6_000, out));
+        assert_eq!(delivery.packed(WireForm::Bare, Exposure::Hidden), None);
+        let framed = |exposure| delivery.packed(WireForm::FramedDeflated, exposure);
+        assert_ne!(framed(Exposure::Hidden), framed(Exposure::Exposed));
     }
 }

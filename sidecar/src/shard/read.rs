@@ -6,7 +6,7 @@ use bytes::{Buf, BytesMut};
 
 use super::{Task, Work, connection::Flags, core::Core, link::Progress};
 use crate::{
-    domain::{ChannelName, CloseReason, Command, CommandError, Payload},
+    domain::{ChannelName, CloseReason, Command, CommandError, Exposure, Payload},
     protocol::{
         Incoming, Message, Reply,
         websocket::{Decoder, Inflater, MaxBytes, frame},
@@ -315,8 +315,8 @@ impl Core {
         self.slots[slot].passport = Some(passport);
         let Some(step) = step else { return self.violated(slot, CloseReason::Internal) };
         match step {
-            Step::Publish { channel, payload, id, idempotency_key } => {
-                self.publish(slot, channel, payload, id, idempotency_key);
+            Step::Publish { channel, payload, id, idempotency_key, exposure } => {
+                self.publish(slot, channel, payload, id, idempotency_key, exposure);
             }
             Step::Subscribe { channel, id } => {
                 if let Err(error) = self.subscribe(slot, &channel, id.clone()) {
@@ -341,6 +341,7 @@ impl Core {
         payload: Payload,
         id: Option<String>,
         idempotency_key: Option<String>,
+        exposure: Exposure,
     ) {
         // What it takes beside its payload is nearly all of a small one; one that is larger than all that may wait waits
         // alone.
@@ -353,7 +354,7 @@ impl Core {
         };
         let passport = self.slots[slot].passport.as_ref().expect("a taken slot");
         let (connection, user) = (self.id(slot), passport.session.identity.user.clone());
-        let task = Task::Publish { connection, channel, payload, id, idempotency_key, user, held };
+        let task = Task::Publish { connection, channel, payload, id, idempotency_key, user, exposure, held };
         room.send(Work { shard: self.shard, task });
         let cold = self.slots[slot].cold();
         cold.in_flight += 1;

@@ -20,7 +20,7 @@ use crate::{
     broker::{
         Broker, BrokerError, INTERNAL_NAMESPACE, IdempotencyKey, PublishOptions, Published, Recent, Reply,
     },
-    domain::{ChannelName, NodeId, Origin, Payload, Publication},
+    domain::{ChannelName, ConnectionId, NodeId, Origin, Payload, Publication},
 };
 
 /// Bytes of publications of one [`Lane`] that may wait for the broker; beyond it their publishers wait.
@@ -55,6 +55,8 @@ pub struct Draft {
     pub tags: Vec<(String, String)>,
     /// User whose client publishes.
     pub user: Option<String>,
+    /// That client's connection, where the namespace exposes publishers.
+    pub connection: Option<ConnectionId>,
     /// Publishes at most once per key, channel and publisher: `user`, or the server API.
     pub idempotency_key: Option<String>,
 }
@@ -131,8 +133,8 @@ impl NodeRun {
 impl Draft {
     /// A payload and where it goes.
     pub fn new(channel: ChannelName, payload: Payload) -> Self {
-        let (id, key, tags, user, idempotency_key) = (None, None, Vec::new(), None, None);
-        Self { channel, payload, id, key, tags, user, idempotency_key }
+        let (id, key, tags, user, connection, idempotency_key) = (None, None, Vec::new(), None, None, None);
+        Self { channel, payload, id, key, tags, user, connection, idempotency_key }
     }
 
     /// Bytes that it holds while it waits.
@@ -248,7 +250,7 @@ impl Publisher {
     fn send(&self, draft: Draft, room: OwnedSemaphorePermit) -> (u64, Reply<Result<Published, BrokerError>>) {
         let keyed = draft.idempotency_key.is_some();
         let options = PublishOptions { idempotency: draft.idempotency(), room: Some(room) };
-        let Draft { channel, payload, id, key, tags, user, idempotency_key: _ } = draft;
+        let Draft { channel, payload, id, key, tags, user, connection, idempotency_key: _ } = draft;
         let NodeRun { id: node, start: node_start } = self.0.node;
         let mut sequences = self.0.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = sequences.entry(&channel, Sequence::default);
@@ -258,8 +260,18 @@ impl Publisher {
         let origin = Some(Origin { node, node_start, sequence, previous_sequence });
         let published_at_us = Some(now_us());
         self.0.metrics.sequences_forgotten.inc_by(sequences.take_forgotten());
-        let publication =
-            Publication { channel, payload, origin, position: None, published_at_us, id, key, tags, user };
+        let publication = Publication {
+            channel,
+            payload,
+            origin,
+            position: None,
+            published_at_us,
+            id,
+            key,
+            tags,
+            user,
+            connection,
+        };
         (sequence, self.0.broker.publish(publication, options))
     }
 }

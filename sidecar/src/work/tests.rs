@@ -136,6 +136,7 @@ fn publish(name: &str, id: &str, payload: &'static str) -> Task {
         id: Some(id.into()),
         idempotency_key: None,
         user: None,
+        exposure: Exposure::Hidden,
         held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     }
 }
@@ -248,6 +249,7 @@ async fn keys_of_two_publishers_never_meet() {
         id: None,
         idempotency_key: Some("k".to_owned()),
         user: user.map(Into::into),
+        exposure: Exposure::Hidden,
         held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     };
     for user in [Some("ann"), Some("bob"), Some("ann"), None] {
@@ -260,6 +262,24 @@ async fn keys_of_two_publishers_never_meet() {
     f.script.answer(Ok(true));
     f.settle().await;
     assert_eq!(f.told(0), ["None Ok(true)"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_names_its_connection_only_where_publishers_are_exposed() {
+    let f = fixture();
+    let by = |exposure| match publish("a", "i", "x") {
+        Task::Publish { connection, channel, payload, id, idempotency_key, held, .. } => {
+            let user = Some("ann".into());
+            Task::Publish { connection, channel, payload, id, idempotency_key, user, exposure, held }
+        }
+        other => panic!("{other:?}"),
+    };
+    f.ask(0, by(Exposure::Hidden)).await;
+    f.ask(0, by(Exposure::Exposed)).await;
+    let publications = f.script.publications.lock().unwrap();
+    let named: Vec<_> = publications.iter().map(|p| (p.user.as_deref(), p.connection)).collect();
+    let connection = ConnectionId { shard: 0, slot: 1, generation: 2 };
+    assert_eq!(named, [(Some("ann"), None), (Some("ann"), Some(connection))]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,6 +308,7 @@ async fn a_publication_with_a_key_is_named_once_it_is_certain() {
         id: None,
         idempotency_key: Some("k".to_owned()),
         user: Some("ann".into()),
+        exposure: Exposure::Hidden,
         held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     };
     f.ask(0, publish("a", "1", "x")).await;

@@ -184,7 +184,9 @@ impl Sidecar {
     }
 
     pub(crate) fn framed(&self, path: &str) -> Client {
-        Client::shake(self.connect(), path, "fanout.v1").unwrap()
+        let mut client = Client::shake(self.connect(), path, "fanout.v1").unwrap();
+        assert!(client.text().starts_with(r#"{"connected":"#));
+        client
     }
 
     /// How many sockets the process holds.

@@ -54,6 +54,7 @@ async fn a_token_opens_its_channels_whichever_way_it_comes() {
             .await
             .expect("by list");
         let mut by_query = node.try_connect(&query, &[]).await.expect("by query");
+        assert!(by_list.json().await.get("connected").is_some());
         assert!(by_list.json().await.get("subscribed").is_some());
         by_header.send("1").await;
         assert_eq!(by_query.text().await, "1");

@@ -18,6 +18,7 @@ mod limits;
 mod observability;
 mod outage;
 mod prometheus;
+mod publisher;
 #[path = "../redis/server.rs"]
 #[expect(dead_code, reason = "made for the tests of the Redis broker, which use all of it")]
 mod redis_server;

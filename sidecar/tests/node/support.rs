@@ -221,7 +221,16 @@ impl Node {
     }
 
     pub(crate) async fn framed(&self, path: &str) -> Client {
-        self.try_connect(path, &[("sec-websocket-protocol", "fanout.v1")]).await.expect("connected")
+        self.framed_with_id(path).await.0
+    }
+
+    /// The client, and what it was told it is called.
+    pub(crate) async fn framed_with_id(&self, path: &str) -> (Client, String) {
+        let framed = [("sec-websocket-protocol", "fanout.v1")];
+        let mut client = self.try_connect(path, &framed).await.expect("connected");
+        let connected = client.json().await;
+        let id = connected["connected"]["client"].as_str().expect("its id is the first it is told");
+        (client, id.to_owned())
     }
 
     pub(crate) async fn events(&self, path: &str) -> Events {
@@ -404,21 +413,25 @@ impl Events {
 impl Cluster {
     /// Nodes over one memory bus.
     pub(crate) async fn of(count: usize) -> Self {
-        let bus = Bus::default();
-        Self::start(count, |setup| Setup { bus: Some(bus.clone()), ..setup }).await
+        Self::start(count, &Setup { bus: Some(Bus::default()), ..Setup::open() }).await
     }
 
     /// Nodes over a Redis.
     pub(crate) async fn over(redis: &Server, count: usize) -> Self {
-        let broker = json!({"redis": redis.settings()});
-        Self::start(count, |setup| setup.boot("broker", broker.clone())).await
+        Self::over_as(redis, count, &Setup::open()).await
     }
 
-    async fn start(count: usize, prepare: impl Fn(Setup) -> Setup) -> Self {
+    /// Nodes over a Redis with these settings.
+    pub(crate) async fn over_as(redis: &Server, count: usize, setup: &Setup) -> Self {
+        let setup = setup.clone().boot("broker", json!({"redis": redis.settings()}));
+        Self::start(count, &setup).await
+    }
+
+    async fn start(count: usize, setup: &Setup) -> Self {
         let mut nodes = Vec::new();
         for number in 0..count {
-            let setup = Setup { name: format!("node-{number}"), ..Setup::open() };
-            nodes.push(prepare(setup).start().await);
+            let setup = Setup { name: format!("node-{number}"), ..setup.clone() };
+            nodes.push(setup.start().await);
         }
         for node in &nodes {
             let known = async || {

@@ -127,7 +127,7 @@ class Client {
     pulse(["client", this.home], ["node", this.node]).then(() => pulse(["node", data.node], ["broker"]));
   }
 
-  show({ data, b64data }) {
+  show({ data, b64data, publisher }) {
     const arrived = now();
     if (data === undefined) data = `${atob(b64data).length} bytes`;
     if (typeof data === "string") { try { data = JSON.parse(data); } catch { /* plain text */ } }
@@ -142,7 +142,7 @@ class Client {
       meta.append(make("span", "via", `node ${data.node}`), make("span", "ms", time(arrived - data.at)));
     } else {
       item.classList.add("outsider");
-      meta.append(make("span", "", "from outside the browser"));
+      meta.append(make("span", "", publisher ? `from ${publisher.user ?? publisher.client}` : "from outside the browser"));
     }
     item.append(meta);
     this.add(item);

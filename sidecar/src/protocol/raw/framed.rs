@@ -6,14 +6,16 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::super::{
     Advice, Message, Reply,
     websocket::{Opcode, frame},
 };
-use crate::domain::{ChannelName, Command, CommandError, Object, Payload, Publication, StreamPosition};
+use crate::domain::{
+    ChannelName, Command, CommandError, Exposure, Object, Payload, Publication, StreamPosition, client_id,
+};
 
 /// What a client sends.
 #[derive(Deserialize)]
@@ -71,6 +73,7 @@ struct Refresh {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 enum ServerMessage<'a> {
+    Connected(Connected),
     Subscribed(Told<'a>),
     Unsubscribed(Told<'a>),
     Published(Published<'a>),
@@ -78,6 +81,11 @@ enum ServerMessage<'a> {
     Gap(Gap<'a>),
     Error(Failed<'a>),
     Reconnect(ReconnectAt),
+}
+
+#[derive(Serialize)]
+struct Connected {
+    client: String,
 }
 
 #[derive(Serialize)]
@@ -130,6 +138,18 @@ struct ReconnectAt {
     /// Where to resume on each channel; none while no channel keeps a history.
     positions: [(); 0],
 }
+
+/// Who published. A client without a token has no `user`, one whose node did not name it no `client`.
+#[derive(Serialize)]
+struct Publisher<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<String>,
+}
+
+/// An object of a publication's labels.
+struct Tags<'a>(&'a [(String, String)]);
 
 /// Bytes of a message around its payload: key names, a channel name with escapes, an id.
 const ENVELOPE: usize = 8 * 1_024;
@@ -255,13 +275,13 @@ fn short(id: Option<String>) -> Result<Option<String>, Mistake> {
 // === to clients ===
 
 /// Appends a publication.
-pub(in crate::protocol) fn put_publication(out: &mut Vec<u8>, publication: &Publication) {
+pub(in crate::protocol) fn put_publication(out: &mut Vec<u8>, publication: &Publication, exposure: Exposure) {
     let expected = publication.payload.bytes().len() + publication.channel.as_str().len() + 100;
-    frame::put_with(out, Opcode::Text, expected, |out| put_message_of(out, publication));
+    frame::put_with(out, Opcode::Text, expected, |out| put_message_of(out, publication, exposure));
 }
 
 /// Appends the message of a publication, without a frame. Written by hand, since a payload may be embedded as it is: it was checked to be JSON.
-pub(in crate::protocol) fn put_message_of(out: &mut Vec<u8>, publication: &Publication) {
+pub(in crate::protocol) fn put_message_of(out: &mut Vec<u8>, publication: &Publication, exposure: Exposure) {
     let Publication { channel, payload, origin, position, published_at_us, .. } = publication;
     out.extend_from_slice(br#"{"pub":{"channel":"#);
     put_json(out, channel.as_str());
@@ -285,7 +305,36 @@ pub(in crate::protocol) fn put_message_of(out: &mut Vec<u8>, publication: &Publi
     if let Some(at) = published_at_us {
         out.extend_from_slice(format!(r#","publishedAt":{}"#, at / 1_000).as_bytes());
     }
+    match exposure {
+        Exposure::Hidden => {}
+        Exposure::Exposed => put_exposed(out, publication),
+    }
     out.extend_from_slice(b"}}");
+}
+
+fn put_exposed(out: &mut Vec<u8>, publication: &Publication) {
+    let Publication { id, key, tags, user, connection, origin, .. } = publication;
+    if let Some(id) = id {
+        put_field(out, "id", id);
+    }
+    if let Some(key) = key {
+        put_field(out, "key", key);
+    }
+    if !tags.is_empty() {
+        put_field(out, "tags", &Tags(tags));
+    }
+    let client = origin.zip(*connection).map(|(origin, connection)| client_id(origin.node, connection));
+    if user.is_some() || client.is_some() {
+        put_field(out, "publisher", &Publisher { user: user.as_deref(), client });
+    }
+}
+
+/// Appends one more field of an object that has some.
+fn put_field<T: Serialize + ?Sized>(out: &mut Vec<u8>, name: &str, value: &T) {
+    out.push(b',');
+    put_json(out, name);
+    out.push(b':');
+    put_json(out, value);
 }
 
 fn put_data(out: &mut Vec<u8>, text: &[u8]) {
@@ -301,6 +350,9 @@ pub(in crate::protocol) fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
     put_message(
         out,
         &match reply {
+            Reply::Connected { node, connection } => {
+                ServerMessage::Connected(Connected { client: client_id(*node, *connection) })
+            }
             Reply::Subscribed { channel, id } => ServerMessage::Subscribed(Told::new(channel, *id)),
             Reply::Unsubscribed { channel, id } => ServerMessage::Unsubscribed(Told::new(channel, *id)),
             Reply::Published { channel, id, duplicate } => {
@@ -337,6 +389,12 @@ pub(in crate::protocol) fn put_reconnect(out: &mut Vec<u8>, advice: Advice) {
 impl<'a> Told<'a> {
     fn new(channel: &'a ChannelName, id: Option<&'a str>) -> Self {
         Self { channel: channel.as_str(), id }
+    }
+}
+
+impl Serialize for Tags<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::domain::{NodeId, Origin};
+use crate::domain::{ConnectionId, NodeId, Origin};
 
 fn body(frame: &[u8]) -> Value {
     let start = match frame[1] {
@@ -17,8 +17,12 @@ fn publication(payload: Payload) -> Publication {
 }
 
 fn encoded(publication: &Publication) -> Value {
+    encoded_as(Exposure::Hidden, publication)
+}
+
+fn encoded_as(exposure: Exposure, publication: &Publication) -> Value {
     let mut out = Vec::new();
-    put_publication(&mut out, publication);
+    put_publication(&mut out, publication, exposure);
     body(&out)
 }
 
@@ -68,11 +72,41 @@ fn a_publication_tells_its_position_node_and_time_where_known() {
 }
 
 #[test]
+fn what_is_known_of_a_publisher_is_told_where_it_is_exposed_and_nowhere_else() {
+    let origin = Origin { node: NodeId(255), node_start: 1, sequence: 2, previous_sequence: 1 };
+    let plain = Publication { origin: Some(origin), ..publication(Payload::Text("1".into())) };
+    let hidden = json!({"channel": "chat:\"room\"", "data": 1, "node": "00000000000000ff"});
+    let connection = Some(ConnectionId { shard: 1, slot: 2, generation: 3 });
+    let (user, client) = (Some("ann \"x\"".to_owned()), "00000000000000ff-1-2-3");
+    let labelled = Publication {
+        id: Some("m,\"1".into()),
+        key: Some("k".into()),
+        tags: vec![("b".into(), "1".into()), ("\"a".into(), "{}".into())],
+        ..plain.clone()
+    };
+    for (publication, told) in [
+        (plain.clone(), json!({})),
+        (labelled, json!({"id": "m,\"1", "key": "k", "tags": {"b": "1", "\"a": "{}"}})),
+        (Publication { user: user.clone(), ..plain.clone() }, json!({"publisher": {"user": user}})),
+        (Publication { connection, ..plain.clone() }, json!({"publisher": {"client": client}})),
+        (
+            Publication { user: user.clone(), connection, ..plain.clone() },
+            json!({"publisher": {"user": user, "client": client}}),
+        ),
+    ] {
+        assert_eq!(encoded(&publication), json!({"pub": hidden}));
+        let mut exposed = hidden.clone();
+        exposed.as_object_mut().unwrap().extend(told.as_object().unwrap().clone());
+        assert_eq!(encoded_as(Exposure::Exposed, &publication), json!({"pub": exposed}));
+    }
+}
+
+#[test]
 fn frames_of_any_size_have_the_right_header() {
     for size in [0, 1, 60, 90, 100, 125, 126, 127, 200, 65_300, 65_500, 65_535, 65_536, 70_000] {
         let text = format!("\"{}\"", "x".repeat(size));
         let mut out = b"before".to_vec();
-        put_publication(&mut out, &publication(Payload::Text(text.into())));
+        put_publication(&mut out, &publication(Payload::Text(text.into())), Exposure::Hidden);
         let frame = &out[6..];
         let (length, start) = match frame[1] {
             126 => (u64::from(u16::from_be_bytes([frame[2], frame[3]])), 4),
@@ -136,6 +170,7 @@ fn mistakes_say_what_is_wrong_and_keep_the_id() {
         (r#"{"publish":{"channel":"a b","data":1,"id":"7"}}"#, "white space", Some("7")),
         (r#"{"publish":{"channel":"a","b64data":"!"}}"#, "b64data", None),
         (r#"{"publish":{"channel":"a","data":1,"dta":2}}"#, "unknown field `dta`", None),
+        (r#"{"publish":{"channel":"a","data":1,"publisher":{}}}"#, "unknown field `publisher`", None),
         (r#"{"subscribe":{"channel":"a","since":{},"id":"8"}}"#, "keeps no history", Some("8")),
         (r#"{"hello":{}}"#, "unknown variant `hello`", None),
         ("[]", "no message of fanout.v1", None),
@@ -162,6 +197,11 @@ fn replies_name_the_channel_and_the_id() {
         put_reply(&mut out, &reply);
         body(&out)
     };
+    let connection = ConnectionId { shard: 0, slot: 16, generation: 1 };
+    assert_eq!(
+        reply(Reply::Connected { node: NodeId(1), connection }),
+        json!({"connected": {"client": "0000000000000001-0-10-1"}})
+    );
     assert_eq!(
         reply(Reply::Subscribed { channel: &channel, id: Some("1") }),
         json!({"subscribed": {"channel": "a", "id": "1"}})
