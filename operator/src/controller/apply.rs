@@ -411,8 +411,9 @@ mod tests {
     {
         let cluster = FanoutCluster::new("chat", Default::default());
         let redis = RedisTarget::of(&cluster).expect("one is set");
-        let oldest = cluster.spec.version.clone();
-        let validated = validate::Validated { redis, api_key: None, oldest };
+        let readers =
+            config_map::Readers { version: cluster.spec.version.clone(), untold_grace_seconds: None };
+        let validated = validate::Validated { redis, api_key: None, readers };
         let revision = build::build(&cluster, &validated, &build::OperatorConfig::default()).revision;
         let set = |name: &str, replicas: u32, created: &str| {
             let metadata = json!({

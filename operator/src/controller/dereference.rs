@@ -34,7 +34,7 @@ use crate::{
     redis::managed,
     resources::{
         labels,
-        replica_set::CONTAINER,
+        replica_set::{CONTAINER, GRACE},
         secret::{API_KEY, api_key_name},
     },
     scrape::{Report, Reports},
@@ -45,6 +45,9 @@ pub const RETIRED_AT: &str = "fanout.dev/retired-at";
 
 /// When a pod was marked as the next to go.
 pub const RELEASED_AT: &str = "fanout.dev/released-at";
+
+/// Seconds that Kubernetes gives a pod to end which does not say.
+const DEFAULT_GRACE: u32 = 30;
 
 /// Late pods of which the Events are read, in one reconcile.
 const MOUNTS_ASKED: usize = 3;
@@ -104,7 +107,8 @@ pub(super) async fn dereference(
     }
     let children = own_sets(cluster, mirrors.children_of(cluster));
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
-    named.versions = children.iter().filter_map(|(_, child)| version_of(child)).collect();
+    named.versions = inhabited(&children, &nodes).filter_map(version_of).collect();
+    named.untold_grace_seconds = inhabited(&children, &nodes).filter_map(untold_grace).min();
     let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
     let machines =
         if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
@@ -128,9 +132,34 @@ pub(super) async fn dereference(
     Ok(found)
 }
 
-/// Version of the sidecar of a revision that has pods.
+/// ReplicaSets that have pods, or are about to. The last pods of one that is to have none still drain.
+fn inhabited<'a>(
+    children: &'a [(ApiResource, Arc<DynamicObject>)],
+    nodes: &'a [Arc<Pod>],
+) -> impl Iterator<Item = &'a DynamicObject> {
+    let sets = children.iter().filter(|(resource, _)| resource.kind == "ReplicaSet");
+    let lives = |pod: &Pod| !matches!(phase(pod), "Failed" | "Succeeded");
+    sets.map(|(_, set)| set.as_ref()).filter(move |set| {
+        let is_of_set = |pod: &Pod| controller(pod) == set.metadata.uid.as_deref();
+        set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0)
+            || nodes.iter().any(|pod| lives(pod) && is_of_set(pod))
+    })
+}
+
+/// Seconds that the pods of a revision have to end, where its sidecar was not told. The revision is as it was first
+/// written, so it may be from before the sidecar asked for it.
+fn untold_grace(set: &DynamicObject) -> Option<u32> {
+    let pod = &set.data["spec"]["template"]["spec"];
+    let containers = ["initContainers", "containers"].iter().flat_map(|list| pod[list].as_array());
+    let sidecar = containers.flatten().find(|container| container["name"] == CONTAINER)?;
+    let mut env = sidecar["env"].as_array().into_iter().flatten();
+    let grace = &pod["terminationGracePeriodSeconds"];
+    let seconds = || grace.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(DEFAULT_GRACE);
+    env.all(|variable| variable["name"] != GRACE).then(seconds)
+}
+
+/// Version of the sidecar of a revision.
 fn version_of(set: &DynamicObject) -> Option<String> {
-    set.data["spec"]["replicas"].as_u64().filter(|replicas| *replicas > 0)?;
     let stored: serde_json::Value =
         serde_json::from_str(set.annotations().get(labels::REVISION_SPEC)?).ok()?;
     stored["spec"]["version"].as_str().map(str::to_owned)
