@@ -581,6 +581,8 @@ async fn an_operator_with_other_defaults_restarts_nothing_and_the_spec_moves_red
 #[tokio::test(start_paused = true)]
 async fn a_redis_that_was_made_before_it_was_stored_stays_as_it_is() {
     let server = with_managed_redis();
+    let given = json!({"spec": {"childMetadata": {"annotations": {"owner": "x"}}}});
+    server.edit(&format!("{CLUSTERS}/chat"), &given);
     let first = Operator::start(&server).await;
     seconds(5).await;
     first.stop().await;
@@ -593,6 +595,9 @@ async fn a_redis_that_was_made_before_it_was_stored_stays_as_it_is() {
     let live = server.get(REDIS).unwrap();
     assert_eq!(live["spec"]["template"], template);
     assert!(live["metadata"]["annotations"]["fanout.dev/redis-spec"].is_string());
+    let stored = live["metadata"]["annotations"]["fanout.dev/rendered"].as_str().unwrap();
+    let stored: Value = serde_json::from_str(stored).unwrap();
+    assert_eq!(stored["metadata"]["annotations"]["owner"], "x", "the next write does not take it away");
     nothing_is_written_for_an_hour(&server).await;
     second.stop().await;
 }

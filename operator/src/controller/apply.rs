@@ -205,7 +205,7 @@ impl Applier {
             match digest.zip(live) {
                 Some((digest, live)) => {
                     let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
-                    let stored = live.map(|live| StoredRedis::of(&live, &rendered));
+                    let stored = live.map(|live| StoredRedis::of(cluster, &live, &rendered));
                     wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
                     redis = Some(rendered);
                 }
@@ -249,7 +249,7 @@ impl Applier {
         applied: &mut Applied,
     ) -> Result<(), Error> {
         for set in found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster)) {
-            for child in act::Stored::of(set, found).as_it_should_be(set) {
+            for child in act::Stored::of(cluster, set, found).as_it_should_be(set) {
                 applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
             }
         }
