@@ -24,7 +24,7 @@ use tracing::debug;
 use tracing::warn;
 
 use super::{
-    Error, diagnose,
+    Error, chain, diagnose,
     mirror::Mirrors,
     validate::{Dereferenced, Problem, SecretShape, referenced_secrets},
 };
@@ -176,7 +176,7 @@ async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machin
             Ok(Some(_)) => Machine::NotReady,
             Ok(None) => Machine::Gone,
             Err(error) => {
-                debug!(name, %error, "the Kubernetes node of a pod cannot be read");
+                debug!(name, error = %chain(&error), "the Kubernetes node of a pod cannot be read");
                 Machine::Unknown
             }
         };
@@ -384,7 +384,9 @@ impl Found {
                 ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedMount"));
             match api.list(&of_pod).await {
                 Ok(events) => mounts.extend(newest(events.items).map(|message| (uid, message))),
-                Err(error) => debug!(pod = pod.name_any(), %error, "the events of a pod cannot be read"),
+                Err(error) => {
+                    debug!(pod = pod.name_any(), error = %chain(&error), "the events of a pod cannot be read")
+                }
             }
         }
         mounts

@@ -188,7 +188,7 @@ impl Writer {
         events: &Events,
     ) -> Result<(), Trouble> {
         let Action { step, reason } = action;
-        info!(cluster = cluster.name(), namespace = cluster.namespace(), ?step, %reason, "acting");
+        info!(cluster = cluster.name(), namespace = cluster.namespace(), %step, %reason, "acting");
         match step {
             Step::CreateSet { revision: _, replicas } => {
                 self.create(cluster, found, &rendered.revision, *replicas, events).await?
