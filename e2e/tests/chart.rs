@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fanout_e2e::{Fanout, PodSecurity, audit_log, exchange, in_namespace, operator, warm_up, with_operator};
+use fanout_e2e::{Fanout, PodSecurity, Refusals, exchange, in_namespace, operator, warm_up, with_operator};
 use fanout_lab::{Cluster, Namespace, WebSocket};
 use serde_json::{Value, json};
 
@@ -145,8 +145,7 @@ const CONFINED: &str = "confined";
 async fn confined(namespace: &Namespace, home: &Namespace, elsewhere: &Namespace) -> Result<()> {
     let cluster = namespace.cluster();
     let account = format!("system:serviceaccount:{}:", home.name());
-    let audit = audit_log(cluster);
-    let began = audit.as_ref().map(|log| log.position()).transpose()?;
+    let refusals = Refusals::from_now_on(cluster, &account)?;
     let watched = format!("watchNamespaces={{{}}}", namespace.name());
     // The CRD belongs to the first release.
     let values = ["--install", "--set", &watched, "--set", "crds.enabled=false"];
@@ -165,11 +164,7 @@ async fn confined(namespace: &Namespace, home: &Namespace, elsewhere: &Namespace
     let account_name = format!("{account}{CONFINED}-operator");
     ensure!(may_list(namespace, &account_name).await?, "its Role does not let it list FanoutClusters");
     ensure!(!may_list(elsewhere, &account_name).await?, "its rights reach beyond its namespace");
-    let Some((audit, began)) = audit.zip(began) else { return Ok(()) };
-    let mut refused = audit.requests_since(began, &account).context("failed to read the audit log")?;
-    refused.retain(|request| request.forbidden);
-    ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
-    Ok(())
+    refusals.none()
 }
 
 async fn may_list(namespace: &Namespace, account: &str) -> Result<bool> {

@@ -431,9 +431,11 @@ mod tests {
     #[tokio::test]
     async fn why_a_node_does_not_answer_is_told_in_one_line_without_a_dump() {
         // Nobody listens at a port that was free a moment ago.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let free =
+            std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
         let refused = Scraper::new(Metrics::new(), Reports::default());
-        let refused = refused.asker.fetch(&format!("http://{free}/metrics")).await.expect_err("nobody is there");
+        let refused =
+            refused.asker.fetch(&format!("http://{free}/metrics")).await.expect_err("nobody is there");
         let line = chain(&*refused);
         assert!(line.ends_with("Connection refused (os error 111)"), "{line}");
         assert!(!line.contains(['{', '\n', '"']), "{line}");

@@ -796,7 +796,8 @@ fn untell(server: &ApiServer, set: &Value) {
 #[tokio::test(start_paused = true)]
 async fn a_drain_ends_within_the_grace_of_pods_that_were_not_told_it_until_the_last_of_them_is_gone() {
     let (server, chat) = (with_cluster(), format!("{CLUSTERS}/chat"));
-    let drain = |timeout: u32| json!({"timeoutSeconds": timeout, "terminationGracePeriodSeconds": timeout + 20});
+    let drain =
+        |timeout: u32| json!({"timeoutSeconds": timeout, "terminationGracePeriodSeconds": timeout + 20});
     server.edit(&chat, &json!({"spec": {"drain": drain(40)}}));
     let (operator, set) = with_two_nodes(&server).await;
     assert_eq!(drain_timeout(&server), 40);

@@ -113,7 +113,8 @@ pub fn live(cluster: &FanoutCluster, redis: &RedisTarget, readers: &Readers) -> 
     let (_, mut live) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
     if let Some(grace) = untold_grace_seconds {
         let longest = DrainSettings::longest_within(Duration::from_secs((*grace).into())).as_secs();
-        live.drain.timeout_seconds = live.drain.timeout_seconds.min(u32::try_from(longest).unwrap_or(u32::MAX));
+        live.drain.timeout_seconds =
+            live.drain.timeout_seconds.min(u32::try_from(longest).unwrap_or(u32::MAX));
     }
     ConfigMap {
         metadata: metadata(cluster, Component::Node, live_name(cluster)),

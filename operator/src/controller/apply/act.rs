@@ -467,7 +467,10 @@ mod tests {
             assert_eq!(restored["metadata"]["resourceVersion"], Value::Null);
             assert_eq!(restored["status"], Value::Null);
             let annotations = restored["metadata"]["annotations"].as_object().expect("it has annotations");
-            assert_eq!(annotations.keys().collect::<Vec<_>>(), [RENDERED, "fanout.dev/revision-spec", "owner"]);
+            assert_eq!(
+                annotations.keys().collect::<Vec<_>>(),
+                [RENDERED, "fanout.dev/revision-spec", "owner"]
+            );
             assert_eq!(boot["metadata"]["annotations"], json!({"owner": "y"}));
             // And what it says of itself from now on is the same.
             let again: DynamicObject = serde_json::from_value(restored.clone()).expect("a ReplicaSet");
