@@ -17,7 +17,7 @@ use fanout_operator::{
     resources::config_map::live_hash,
 };
 use http::Method;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{api::core::v1::ConfigMap, jiff::Timestamp};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -766,6 +766,40 @@ async fn settings_that_were_not_written_are_not_said_to_spread() {
     seconds(10).await;
     let settings = condition(&server, "chat", "SettingsInSync");
     assert_eq!(settings["message"], "the settings were not written", "{settings}");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_ends_with_a_lost_machine_although_nobody_there_answers() {
+    // The kernel accepts, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let server = with_managed_redis();
+    server.put("/api/v1/nodes/m1", json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "m1"}}));
+    let operator = Operator::everywhere(&server).await;
+    seconds(5).await;
+    let (set, redis) = (server.below(SETS).remove(0), server.get(REDIS).unwrap());
+    let put = |name: &str, set: &Value, ready: &str| {
+        let mut pod = ready_pod(name, &set["spec"]["template"]["metadata"]["labels"], set);
+        let admin = json!({"name": "admin", "containerPort": port});
+        pod["spec"] = json!({"nodeName": "m1", "containers": [{"name": "fanout", "ports": [admin]}]});
+        pod["status"]["podIP"] = json!("127.0.0.1");
+        pod["status"]["conditions"] =
+            json!([{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string()}]);
+        server.put(&format!("{PODS}/{name}"), pod);
+    };
+    server.edit(REDIS, &json!({"status": {"readyReplicas": 1}}));
+    put("chat-one", &set, "True");
+    put("chat-redis-0", &redis, "True");
+    seconds(15).await;
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "True", "it was scraped in vain meanwhile");
+
+    // As the node lifecycle controller says it, and with it every EndpointSlice.
+    server.hang(Method::GET, "/api/v1/nodes/m1");
+    put("chat-redis-0", &redis, "False");
+    put("chat-one", &set, "False");
+    seconds(4).await;
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
     operator.stop().await;
 }
 

@@ -19,9 +19,8 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams},
 };
 use sha2::{Digest, Sha256};
-use tracing::debug;
-
-use tracing::warn;
+use tokio::time::timeout;
+use tracing::{debug, warn};
 
 use super::{
     Error, chain, diagnose,
@@ -48,6 +47,10 @@ pub const RELEASED_AT: &str = "fanout.dev/released-at";
 
 /// Seconds that Kubernetes gives a pod to end which does not say.
 const DEFAULT_GRACE: u32 = 30;
+
+/// Time for what only adds to a reading, as the state of a pod's Kubernetes node: status does not wait longer to say that a
+/// node does not serve.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Late pods of which the Events are read, in one reconcile.
 const MOUNTS_ASKED: usize = 3;
@@ -171,18 +174,25 @@ async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machin
     let api: Api<KubernetesNode> = Api::all(client.clone());
     let mut machines = BTreeMap::new();
     for name in pods.iter().filter(|pod| !is_ready(pod)).filter_map(|pod| machine_name(pod)) {
-        let machine = match api.get_opt(name).await {
-            Ok(Some(machine)) if is_machine_ready(&machine) => Machine::Ready,
-            Ok(Some(_)) => Machine::NotReady,
-            Ok(None) => Machine::Gone,
-            Err(error) => {
-                debug!(name, error = %chain(&error), "the Kubernetes node of a pod cannot be read");
-                Machine::Unknown
-            }
+        let machine = match detail("the Kubernetes node of a pod", name, api.get_opt(name)).await {
+            Some(Some(machine)) if is_machine_ready(&machine) => Machine::Ready,
+            Some(Some(_)) => Machine::NotReady,
+            Some(None) => Machine::Gone,
+            None => Machine::Unknown,
         };
         machines.insert(name.to_owned(), machine);
     }
     machines
+}
+
+/// What the API server says of a detail; `None` where it does not within [`PATIENCE`].
+async fn detail<T>(what: &str, name: &str, answer: impl Future<Output = kube::Result<T>>) -> Option<T> {
+    match timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => return Some(answer),
+        Ok(Err(error)) => debug!(name, error = %chain(&error), "{what} cannot be read"),
+        Err(_) => debug!(name, "{what} cannot be read within {} s", PATIENCE.as_secs()),
+    }
+    None
 }
 
 /// The Kubernetes node of a pod.
@@ -377,19 +387,14 @@ impl Found {
             is_late && phase(pod) == "Pending" && machine_name(pod).is_some()
         });
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-        let mut mounts = BTreeMap::new();
-        for pod in late.take(MOUNTS_ASKED) {
+        let asked = late.take(MOUNTS_ASKED).map(async |pod| {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let of_pod =
                 ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedMount"));
-            match api.list(&of_pod).await {
-                Ok(events) => mounts.extend(newest(events.items).map(|message| (uid, message))),
-                Err(error) => {
-                    debug!(pod = pod.name_any(), error = %chain(&error), "the events of a pod cannot be read")
-                }
-            }
-        }
-        mounts
+            let events = detail("the events of a pod", &pod.name_any(), api.list(&of_pod)).await?;
+            Some((uid, newest(events.items)?))
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// What keeps a pod from being ready.
