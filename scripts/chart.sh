@@ -28,6 +28,7 @@ rendered "nothing else is" '!FANOUT_FIXED_UIDS'
 rendered "users may be fixed by hand" '!FANOUT_FIXED_UIDS' --api-versions security.openshift.io/v1 --set fixedUids=true
 rendered "replicas keep apart" podAntiAffinity --set replicas=2
 rendered "one has nobody to keep apart from" '!podAntiAffinity'
+rendered "it leaves a lost machine soon" 'tolerationSeconds: 30'
 rendered "a class of its own" 'name: FANOUT_OPERATOR_CLASS, value: "blue"' --set operatorClass=blue
 rendered "the Lease of its class" 'resourceNames: [blue.fanoutclusters.fanout.dev]' --set operatorClass=blue
 rendered "the Lease of those without" 'resourceNames: [fanoutclusters.fanout.dev]'

@@ -1,12 +1,11 @@
 //! The tests' frame: finds the cluster, installs the operator once, gives each test a namespace, and reports what
 //! explains a failure.
 //!
-//! The tests themselves are in `tests/`; run them by `make e2e`. Without a cluster they are skipped, loudly, and with
-//! `CI=true` a skip is a failure.
+//! The tests themselves are in `tests/`; run them by `make e2e`. Without a cluster they fail and say how to get one. Those
+//! that need what only the lab has are named `lab_…`, by which `scripts/e2e.sh` leaves them out where it is given another
+//! cluster, so that they count as skipped.
 
 #![forbid(unsafe_code)]
-
-use std::env;
 
 use anyhow::{Context, Result, ensure};
 use fanout_lab::{AuditLog, Cluster, Namespace};
@@ -28,37 +27,29 @@ pub enum PodSecurity {
     Restricted,
 }
 
-/// The cluster, or nothing where there is none and that may be.
-///
-/// # Panics
-/// With `CI=true` where there is none: there, a skipped test is a failure.
-pub async fn cluster() -> Option<Cluster> {
-    match Cluster::connect().await {
-        Ok(cluster) => Some(cluster),
-        Err(reason) if in_ci() => panic!("CI=true and {reason}"),
-        Err(reason) => {
-            eprintln!("SKIPPED: {reason}");
-            None
-        }
-    }
+/// What RBAC refuses an operator from a moment on, as far as the API server says it: the lab's does.
+#[derive(Debug)]
+pub struct Refusals {
+    log: Option<(AuditLog, u64)>,
+    account: String,
 }
 
-/// What the API server was asked, where it says so: of clusters that are not ours to configure, the lab alone.
+/// The cluster.
 ///
 /// # Panics
-/// With `CI=true` where it is not to be had: there, a skipped check is a failure.
-pub fn audit_log(cluster: &Cluster) -> Option<AuditLog> {
-    let audit = cluster.audit_log();
-    if audit.is_none() {
-        let reason = "writes and refusals are read in the lab's audit log, and this is another cluster";
-        assert!(!in_ci(), "CI=true and {reason}");
-        eprintln!("SKIPPED: {reason}");
-    }
-    audit
+/// Where there is none.
+pub async fn cluster() -> Cluster {
+    Cluster::connect().await.unwrap_or_else(|reason| panic!("{reason}"))
 }
 
-fn in_ci() -> bool {
-    env::var("CI").is_ok_and(|value| value == "true")
+/// What the API server was asked: for tests named `lab_…`.
+///
+/// # Errors
+/// When the cluster is not the lab's.
+pub fn audit_log(cluster: &Cluster) -> Result<AuditLog> {
+    cluster.audit_log().context(
+        "this test reads the lab's audit log, and KUBECONFIG names another cluster: run it by `make e2e` without KUBECONFIG",
+    )
 }
 
 /// Runs `test` in a namespace of its own and removes it; a failure is reported with what explains it.
@@ -70,28 +61,21 @@ pub async fn in_namespace(
     security: PodSecurity,
     test: impl AsyncFnOnce(&Namespace) -> Result<()>,
 ) {
-    let Some(cluster) = cluster().await else { return };
-    run(&cluster, prefix, security, test).await;
+    run(&cluster().await, prefix, security, test).await;
 }
 
-/// The same with the operator installed, in a namespace that enforces the restricted Pod Security Standard. The test
-/// fails, too, if RBAC refused the operator anything meanwhile.
+/// The same with the operator installed, in a namespace that enforces the restricted Pod Security Standard. In the lab the
+/// test fails, too, if RBAC refused the operator anything meanwhile.
 ///
 /// # Panics
 /// When `test` fails.
 pub async fn with_operator(prefix: &str, test: impl AsyncFnOnce(&Namespace) -> Result<()>) {
-    let Some(cluster) = cluster().await else { return };
+    let cluster = cluster().await;
     operator::install_once(&cluster).await.expect("the chart can be installed");
     run(&cluster, prefix, PodSecurity::Restricted, async |namespace| {
-        let audit = audit_log(&cluster);
-        let began = audit.as_ref().map(|log| log.position()).transpose()?;
+        let refusals = Refusals::from_now_on(&cluster, operator::USER)?;
         test(namespace).await?;
-        let Some((audit, began)) = audit.zip(began) else { return Ok(()) };
-        let mut refused =
-            audit.requests_since(began, operator::USER).context("failed to read the audit log")?;
-        refused.retain(|request| request.forbidden);
-        ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
-        Ok(())
+        refusals.none()
     })
     .await;
 }
@@ -108,5 +92,31 @@ async fn run(
         let report = namespace.report().await;
         let operator = operator::log(cluster).await;
         panic!("{error:#}\n\n{report}\n--- the operator's log\n{operator}");
+    }
+}
+
+// === impl Refusals ===
+
+impl Refusals {
+    /// Those of accounts whose name contains `account`.
+    ///
+    /// # Errors
+    /// When the lab has no audit log.
+    pub fn from_now_on(cluster: &Cluster, account: &str) -> Result<Self> {
+        let log = cluster.audit_log().map(|log| log.position().map(|began| (log, began))).transpose()?;
+        Ok(Self { log, account: account.to_owned() })
+    }
+
+    /// Checks that there were none; of another cluster than the lab nothing is known.
+    ///
+    /// # Errors
+    /// When there were some.
+    pub fn none(self) -> Result<()> {
+        let Self { log, account } = self;
+        let Some((log, began)) = log else { return Ok(()) };
+        let mut refused = log.requests_since(began, &account).context("failed to read the audit log")?;
+        refused.retain(|request| request.forbidden);
+        ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
+        Ok(())
     }
 }

@@ -1,11 +1,16 @@
 //! The chart: installed, tested by its own test, upgraded, confined to a namespace, taken away.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use fanout_e2e::{Fanout, PodSecurity, audit_log, exchange, in_namespace, operator, warm_up, with_operator};
-use fanout_lab::{Cluster, Namespace, WebSocket};
+use fanout_e2e::{
+    Fanout, PodSecurity, Refusals, exchange, in_namespace, operator, pods::IMAGE, warm_up, with_operator,
+};
+use fanout_lab::{Cluster, Namespace, Pod, WebSocket, await_condition, pods};
 use serde_json::{Value, json};
+
+/// For the operator to put back what was deleted.
+const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn the_charts_own_test_passes() {
@@ -95,6 +100,112 @@ async fn upgrade(namespace: &Namespace) -> Result<()> {
     exchange(&mut clients).await.map(drop)
 }
 
+#[tokio::test]
+async fn alone_lab_other_defaults_restart_nothing_until_the_spec_asks_for_it() {
+    with_operator("defaults", async |namespace| {
+        let moved = other_defaults(namespace).await;
+        // Others go on with the chart's own values.
+        operator::install(namespace.cluster()).await?;
+        moved
+    })
+    .await;
+}
+
+/// Second names of the images that the lab has.
+const OTHER_SIDECAR: &str = "registry.test/other/fanout-sidecar";
+const OTHER_REDIS: &str = "registry.test/other/redis:moved";
+
+async fn other_defaults(namespace: &Namespace) -> Result<()> {
+    let cluster = namespace.cluster();
+    let fanout = Fanout::apply(namespace, "chat", json!({})).await?;
+    let nodes = fanout.ready(2).await?;
+    let mut clients = fanout.clients(&nodes).await?;
+    warm_up(&mut clients).await?;
+    let sidecar = image(&nodes[0])?;
+    let (_, version) = sidecar.rsplit_once(':').context("an image without a tag")?;
+    cluster.tag_image(sidecar, &format!("{OTHER_SIDECAR}:{version}")).await?;
+    cluster.tag_image(IMAGE, OTHER_REDIS).await?;
+    let before = standing(namespace).await?;
+
+    let [sidecar, redis] =
+        [format!("defaults.sidecarRepository={OTHER_SIDECAR}"), format!("defaults.redisImage={OTHER_REDIS}")];
+    operator::upgrade(cluster, operator::RELEASE, operator::NAMESPACE, &["--set", &sidecar, "--set", &redis])
+        .await?;
+    leads_with(cluster, OTHER_REDIS).await?;
+    // What it puts back it has reconciled.
+    let service = namespace.get(&["service", "chat-api"]).await?;
+    namespace.kubectl(&["delete", "service", "chat-api", "--wait=false"]).await?;
+    namespace
+        .until("the Service to be put back", SOON, async || {
+            let now = namespace.get(&["service", "chat-api"]).await?;
+            Ok((now["metadata"]["uid"] != service["metadata"]["uid"]).then_some(()))
+        })
+        .await?;
+    for _ in 0..10 {
+        exchange(&mut clients).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = standing(namespace).await?;
+        ensure!(before == now, "before:\n{before:#?}\nnow:\n{now:#?}");
+    }
+
+    fanout.patch(json!({"spec": {"restartedAt": "2026-01-31T12:00:00Z"}})).await?;
+    let restarted = fanout.ready(2).await?;
+    for node in &restarted {
+        ensure!(nodes.iter().all(|former| former.uid != node.uid), "{} is an old node", node.name);
+        ensure!(image(node)? == format!("{OTHER_SIDECAR}:{version}"), "it runs {}", image(node)?);
+    }
+    let redis = "chat-redis-0";
+    ensure!(standing(namespace).await?.get(redis) == before.get(redis), "the Redis was restarted");
+
+    let larger = json!({"resources": {"limits": {"memory": "129Mi"}}});
+    fanout.patch(json!({"spec": {"redis": {"managed": larger}}})).await?;
+    namespace
+        .until("the Redis to be of the new default", Duration::from_secs(90), async || {
+            let redis = pods(namespace, "fanout.dev/redis=chat").await?;
+            Ok(redis
+                .iter()
+                .any(|pod| pod.ready && image(pod).is_ok_and(|image| image == OTHER_REDIS))
+                .then_some(()))
+        })
+        .await?;
+    let mut clients = fanout.clients(&fanout.ready(2).await?).await?;
+    warm_up(&mut clients).await?;
+    exchange(&mut clients).await.map(drop)
+}
+
+/// Every pod with the restarts of its containers, and every set with the generation of its spec, each with its unique id.
+async fn standing(namespace: &Namespace) -> Result<BTreeMap<String, String>> {
+    let pods = pods(namespace, "app.kubernetes.io/instance=chat").await?.into_iter();
+    let pods = pods.map(|pod| (pod.name, format!("pod {}, {} restarts", pod.uid, pod.restarts)));
+    let mut list = namespace.get(&["replicasets,statefulsets"]).await?;
+    let sets = list["items"].as_array_mut().map(std::mem::take).context("a list without items")?;
+    let sets = sets.into_iter().map(|set| {
+        let metadata = &set["metadata"];
+        let text = format!("set {}, generation {}", metadata["uid"], metadata["generation"]);
+        (metadata["name"].to_string(), text)
+    });
+    Ok(pods.chain(sets).collect())
+}
+
+/// Image of a pod's first container.
+fn image(pod: &Pod) -> Result<&str> {
+    pod.object.pointer("/spec/containers/0/image").and_then(Value::as_str).context("a pod without an image")
+}
+
+/// Waits until the operator that leads was started with `setting`.
+async fn leads_with(cluster: &Cluster, setting: &str) -> Result<()> {
+    let name = deployment(cluster).await?["metadata"]["name"].take();
+    let name = name.as_str().context("a Deployment without a name")?.to_owned();
+    await_condition("the new operator to lead", Duration::from_secs(60), async || {
+        let of = ["--namespace", operator::NAMESPACE];
+        let lease = cluster.kubectl_json(&[&["get", "lease", &name][..], &of].concat()).await?;
+        let holder = lease["spec"]["holderIdentity"].as_str().context("nobody leads")?;
+        let pod = cluster.kubectl_json(&[&["get", "pod", holder][..], &of].concat()).await?;
+        Ok(pod["spec"].to_string().contains(setting).then_some(()))
+    })
+    .await
+}
+
 /// Messages both ways for a few seconds.
 async fn keep_talking(clients: &mut [WebSocket]) -> Result<()> {
     for _ in 0..20 {
@@ -145,8 +256,7 @@ const CONFINED: &str = "confined";
 async fn confined(namespace: &Namespace, home: &Namespace, elsewhere: &Namespace) -> Result<()> {
     let cluster = namespace.cluster();
     let account = format!("system:serviceaccount:{}:", home.name());
-    let audit = audit_log(cluster);
-    let began = audit.as_ref().map(|log| log.position()).transpose()?;
+    let refusals = Refusals::from_now_on(cluster, &account)?;
     let watched = format!("watchNamespaces={{{}}}", namespace.name());
     // The CRD belongs to the first release.
     let values = ["--install", "--set", &watched, "--set", "crds.enabled=false"];
@@ -165,11 +275,7 @@ async fn confined(namespace: &Namespace, home: &Namespace, elsewhere: &Namespace
     let account_name = format!("{account}{CONFINED}-operator");
     ensure!(may_list(namespace, &account_name).await?, "its Role does not let it list FanoutClusters");
     ensure!(!may_list(elsewhere, &account_name).await?, "its rights reach beyond its namespace");
-    let Some((audit, began)) = audit.zip(began) else { return Ok(()) };
-    let mut refused = audit.requests_since(began, &account).context("failed to read the audit log")?;
-    refused.retain(|request| request.forbidden);
-    ensure!(refused.is_empty(), "RBAC refused the operator: {refused:#?}");
-    Ok(())
+    refusals.none()
 }
 
 async fn may_list(namespace: &Namespace, account: &str) -> Result<bool> {

@@ -7,7 +7,7 @@ use fanout_e2e::{
     PodSecurity, cluster, in_namespace, operator,
     pods::{self, IMAGE, all_ready, container, pod, pod_spec, start_peer},
 };
-use fanout_lab::{Cluster, Namespace};
+use fanout_lab::Namespace;
 use serde_json::json;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -116,8 +116,9 @@ async fn a_pod_without_limits_is_refused_by_a_quota_and_a_careless_one_by_pod_se
 }
 
 #[tokio::test]
-async fn the_readme_names_the_kubernetes_that_is_tested() {
-    let Some(cluster) = cluster().await.filter(Cluster::is_lab) else { return };
+async fn lab_the_readme_names_the_kubernetes_that_is_tested() {
+    let cluster = cluster().await;
+    assert!(cluster.is_lab(), "KUBECONFIG names another cluster: run this by `make e2e` without KUBECONFIG");
     let version = cluster.kubectl_json(&["version"]).await.expect("the API server tells its version");
     let version = version["serverVersion"]["gitVersion"].as_str().expect("a version").trim_start_matches('v');
     let readme = std::fs::read_to_string(operator::root().join("README.md")).expect("the README");

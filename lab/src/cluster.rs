@@ -53,6 +53,21 @@ impl Cluster {
         self.lab_dir.as_ref().map(|dir| AuditLog::at(dir.join("log/audit.log")))
     }
 
+    /// Gives an image that the lab's nodes have a second name.
+    ///
+    /// # Errors
+    /// When the cluster is not the lab's, or a node has no such image.
+    pub async fn tag_image(&self, image: &str, name: &str) -> Result<()> {
+        let lab = self.lab_dir.as_ref().context("only the lab's containerd is at hand")?;
+        for node in self.kubectl(&["get", "nodes", "-o", "name"]).await?.lines() {
+            let socket = lab.join(node.trim_start_matches("node/")).join("containerd.sock");
+            let socket = socket.to_str().context("LAB_DIR is not UTF-8")?;
+            let args = ["-a", socket, "-n", "k8s.io", "images", "tag", "--force", image, name];
+            run("ctr", &args, None).await?.ok(&format!("ctr images tag {image} on {node}"))?;
+        }
+        Ok(())
+    }
+
     /// Runs `kubectl` and gives what it printed.
     ///
     /// # Errors

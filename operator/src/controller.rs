@@ -378,7 +378,7 @@ fn log(context: &Context, result: Result<(Trigger, Action), Reconcile<Error, Inf
         Err(Reconcile::ReconcilerFailed(error, cluster)) => {
             warn!(%cluster, error = %chain(&error), "failed to reconcile")
         }
-        Err(error) => warn!(%error, "the queue of reconciles failed"),
+        Err(error) => warn!(error = %chain(&error), "the queue of reconciles failed"),
     }
 }
 

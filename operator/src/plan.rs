@@ -14,7 +14,7 @@ mod redis;
 mod rollout;
 mod victim;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
@@ -196,6 +196,29 @@ pub enum Step {
         /// Without the kubelet's word that it has ended.
         force: bool,
     },
+}
+
+// === impl Step ===
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateSet { revision, replicas } => {
+                write!(f, "create the ReplicaSet of revision {revision} with replicas {replicas}")
+            }
+            Self::ResizeSet { set, to } => write!(f, "set the replicas of ReplicaSet {set} to {to}"),
+            Self::Retire { pod } => write!(f, "take pod {pod} out of its Services"),
+            Self::Restore { pod } => write!(f, "put pod {pod} back into its Services"),
+            Self::Release { pod } => write!(f, "mark pod {pod} as the next to go"),
+            Self::Remove { set, to, pod } => {
+                write!(f, "remove pod {pod}: set the replicas of ReplicaSet {set} to {to}")
+            }
+            Self::DeleteSet { set } => write!(f, "delete ReplicaSet {set}"),
+            Self::MoveRedis { set } => write!(f, "move StatefulSet {set} to what the spec asks for"),
+            Self::DeleteRedisPod { pod, force: false } => write!(f, "delete pod {pod}"),
+            Self::DeleteRedisPod { pod, force: true } => write!(f, "delete pod {pod} by force"),
+        }
+    }
 }
 
 // === impl Strategy ===

@@ -21,7 +21,10 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::ResourceExt;
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::metrics::{Metrics, Scrape};
+use crate::{
+    controller::chain,
+    metrics::{Metrics, Scrape},
+};
 
 /// Time between two rounds, in which those nodes are asked whose turn it is.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -285,14 +288,14 @@ impl Asker {
     async fn ask(&self, pod: &Pod) -> bool {
         let Some(uid) = pod.metadata.uid.as_deref() else { return false };
         let Some(address) = metrics_address(pod) else { return false };
-        let report = match tokio::time::timeout(TIMEOUT, self.fetch(&address)).await {
-            Ok(Ok(page)) => {
+        let report = match self.fetch(&address).await {
+            Ok(page) => {
                 self.metrics.scraped(Scrape::Answered);
                 Report::parse(&page)
             }
-            failed => {
+            Err(error) => {
                 self.metrics.scraped(Scrape::Unreachable);
-                tracing::debug!(pod = pod.name_any(), address, ?failed, "a node does not answer");
+                tracing::debug!(pod = pod.name_any(), address, error = %chain(&*error), "a node does not answer");
                 Report::default()
             }
         };
@@ -300,6 +303,11 @@ impl Asker {
     }
 
     async fn fetch(&self, address: &str) -> anyhow::Result<String> {
+        let page = tokio::time::timeout(TIMEOUT, self.page(address)).await;
+        page.unwrap_or_else(|_| anyhow::bail!("no answer within {} s", TIMEOUT.as_secs()))
+    }
+
+    async fn page(&self, address: &str) -> anyhow::Result<String> {
         let response = self.client.get(address.parse()?).await?;
         anyhow::ensure!(response.status().is_success(), "status {}", response.status());
         let body = Limited::new(response.into_body(), MAX_PAGE_BYTES).collect().await;
@@ -418,6 +426,19 @@ mod tests {
             "status": {"phase": "Running", "podIP": address.ip().to_string(), "conditions": [{"type": "Ready", "status": "True"}]},
         });
         Arc::new(serde_json::from_value(pod).expect("a pod"))
+    }
+
+    #[tokio::test]
+    async fn why_a_node_does_not_answer_is_told_in_one_line_without_a_dump() {
+        // Nobody listens at a port that was free a moment ago.
+        let free =
+            std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let refused = Scraper::new(Metrics::new(), Reports::default());
+        let refused =
+            refused.asker.fetch(&format!("http://{free}/metrics")).await.expect_err("nobody is there");
+        let line = chain(&*refused);
+        assert!(line.ends_with("Connection refused (os error 111)"), "{line}");
+        assert!(!line.contains(['{', '\n', '"']), "{line}");
     }
 
     #[tokio::test]

@@ -423,6 +423,22 @@ fn documents_leave_out_what_an_older_node_might_not_know() {
 }
 
 #[test]
+fn a_drain_is_told_to_end_before_the_pods_that_do_not_know_when_they_are_killed() {
+    let cluster = cluster(json!({"drain": {"timeoutSeconds": 300, "terminationGracePeriodSeconds": 330}}));
+    let told = |untold_grace_seconds| {
+        let found = Dereferenced { untold_grace_seconds, ..Dereferenced::default() };
+        let validated = validate(&cluster, &found).expect("the cluster is good");
+        let live = build(&cluster, &validated, &operator()).live_config_map;
+        let live = live.data.expect("it has data").remove(LIVE).expect("a document");
+        sidecar_config::parse::<LiveSettings>(&live).expect("it is good").drain.timeout_seconds
+    };
+    assert_eq!(told(None), 300);
+    assert_eq!(told(Some(60)), 50);
+    assert_eq!(told(Some(600)), 300);
+    assert_eq!(told(Some(5)), 1, "the schema knows no drain of no time");
+}
+
+#[test]
 fn nodes_that_drain_at_once_share_what_the_cluster_may_disconnect() {
     let of_node = |surge: Value, replicas: u32| {
         let strategy = json!({"maxSurge": surge, "maxUnavailable": 1});

@@ -14,8 +14,10 @@ use fanout_operator::{
     health::Readiness,
     lease::{Lease, LeaseArgs, Lost, Timing},
     metrics::Metrics,
+    resources::config_map::live_hash,
 };
 use http::Method;
+use k8s_openapi::{api::core::v1::ConfigMap, jiff::Timestamp};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,7 @@ const REDIS: &str = "/apis/apps/v1/namespaces/test/statefulsets/chat-redis";
 const SETS: &str = "/apis/apps/v1/namespaces/test/replicasets";
 const PODS: &str = "/api/v1/namespaces/test/pods";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/test/events";
+const LIVE: &str = "/api/v1/namespaces/test/configmaps/chat-live";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/test/leases/operator";
 
 /// An operator that leads.
@@ -578,6 +581,8 @@ async fn an_operator_with_other_defaults_restarts_nothing_and_the_spec_moves_red
 #[tokio::test(start_paused = true)]
 async fn a_redis_that_was_made_before_it_was_stored_stays_as_it_is() {
     let server = with_managed_redis();
+    let given = json!({"spec": {"childMetadata": {"annotations": {"owner": "x"}}}});
+    server.edit(&format!("{CLUSTERS}/chat"), &given);
     let first = Operator::start(&server).await;
     seconds(5).await;
     first.stop().await;
@@ -590,6 +595,9 @@ async fn a_redis_that_was_made_before_it_was_stored_stays_as_it_is() {
     let live = server.get(REDIS).unwrap();
     assert_eq!(live["spec"]["template"], template);
     assert!(live["metadata"]["annotations"]["fanout.dev/redis-spec"].is_string());
+    let stored = live["metadata"]["annotations"]["fanout.dev/rendered"].as_str().unwrap();
+    let stored: Value = serde_json::from_str(stored).unwrap();
+    assert_eq!(stored["metadata"]["annotations"]["owner"], "x", "the next write does not take it away");
     nothing_is_written_for_an_hour(&server).await;
     second.stop().await;
 }
@@ -758,6 +766,95 @@ async fn settings_that_were_not_written_are_not_said_to_spread() {
     seconds(10).await;
     let settings = condition(&server, "chat", "SettingsInSync");
     assert_eq!(settings["message"], "the settings were not written", "{settings}");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_ends_with_a_lost_machine_although_nobody_there_answers() {
+    // The kernel accepts, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let server = with_managed_redis();
+    server.put("/api/v1/nodes/m1", json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "m1"}}));
+    let operator = Operator::everywhere(&server).await;
+    seconds(5).await;
+    let (set, redis) = (server.below(SETS).remove(0), server.get(REDIS).unwrap());
+    let put = |name: &str, set: &Value, ready: &str| {
+        let mut pod = ready_pod(name, &set["spec"]["template"]["metadata"]["labels"], set);
+        let admin = json!({"name": "admin", "containerPort": port});
+        pod["spec"] = json!({"nodeName": "m1", "containers": [{"name": "fanout", "ports": [admin]}]});
+        pod["status"]["podIP"] = json!("127.0.0.1");
+        pod["status"]["conditions"] =
+            json!([{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string()}]);
+        server.put(&format!("{PODS}/{name}"), pod);
+    };
+    server.edit(REDIS, &json!({"status": {"readyReplicas": 1}}));
+    put("chat-one", &set, "True");
+    put("chat-redis-0", &redis, "True");
+    seconds(15).await;
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "True", "it was scraped in vain meanwhile");
+
+    // As the node lifecycle controller says it, and with it every EndpointSlice.
+    server.hang(Method::GET, "/api/v1/nodes/m1");
+    put("chat-redis-0", &redis, "False");
+    put("chat-one", &set, "False");
+    seconds(4).await;
+    assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
+    operator.stop().await;
+}
+
+/// The time that the live settings give a drain.
+fn drain_timeout(server: &ApiServer) -> Value {
+    let live: ConfigMap = serde_json::from_value(server.get(LIVE).unwrap()).unwrap();
+    let settings: Value = serde_yaml::from_str(&live.data.unwrap()["live.yaml"]).unwrap();
+    settings["drain"]["timeoutSeconds"].clone()
+}
+
+/// Makes a ReplicaSet what it was before sidecars were told how long their pods have to end.
+fn untell(server: &ApiServer, set: &Value) {
+    let path = format!("{SETS}/{}", set["metadata"]["name"].as_str().unwrap());
+    let without = |template: &mut Value| {
+        let env = template["spec"]["containers"][0]["env"].as_array_mut().unwrap();
+        env.retain(|variable| variable["name"] != "FANOUT_TERMINATION_GRACE_SECONDS");
+    };
+    let mut older = set.clone();
+    without(&mut older["spec"]["template"]);
+    let annotation = "fanout.dev/rendered";
+    let mut stored: Value =
+        serde_json::from_str(set["metadata"]["annotations"][annotation].as_str().unwrap()).unwrap();
+    without(&mut stored["replicaSet"]["spec"]["template"]);
+    older["metadata"]["annotations"][annotation] = stored.to_string().into();
+    server.put(&path, older);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_within_the_grace_of_pods_that_were_not_told_it_until_the_last_of_them_is_gone() {
+    let (server, chat) = (with_cluster(), format!("{CLUSTERS}/chat"));
+    let drain =
+        |timeout: u32| json!({"timeoutSeconds": timeout, "terminationGracePeriodSeconds": timeout + 20});
+    server.edit(&chat, &json!({"spec": {"drain": drain(40)}}));
+    let (operator, set) = with_two_nodes(&server).await;
+    assert_eq!(drain_timeout(&server), 40);
+    server.edit(&chat, &json!({"metadata": {"generation": 2}, "spec": {"drain": drain(900)}}));
+    seconds(5).await;
+    assert_eq!(drain_timeout(&server), 900, "these know better themselves");
+
+    untell(&server, &set);
+    seconds(5).await;
+    assert_eq!(drain_timeout(&server), 50, "the kubelet kills them after 60 s");
+    let live: ConfigMap = serde_json::from_value(server.get(LIVE).unwrap()).unwrap();
+    assert_eq!(server.get(&chat).unwrap()["status"]["settingsHash"], live_hash(&live));
+
+    // A scale to none leaves pods that drain.
+    let path = format!("{SETS}/{}", set["metadata"]["name"].as_str().unwrap());
+    server.edit(&path, &json!({"spec": {"replicas": 0}}));
+    server.delete(&format!("{PODS}/chat-one"));
+    seconds(5).await;
+    assert_eq!(server.get(&path).unwrap()["spec"]["replicas"], 0);
+    assert_eq!(drain_timeout(&server), 50);
+    server.edit(&format!("{PODS}/chat-two"), &json!({"status": {"phase": "Failed"}}));
+    seconds(5).await;
+    assert_eq!(drain_timeout(&server), 900, "what is left of it does not drain");
     operator.stop().await;
 }
 

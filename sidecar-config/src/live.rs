@@ -1,6 +1,6 @@
 //! The live document: everything that a running node takes over without closing a connection.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -242,6 +242,16 @@ pub struct DrainSettings {
     /// Clients are asked to come back after a random part of this many seconds.
     #[schemars(range(max = 3_600))]
     pub reconnect_jitter_seconds: u32,
+}
+
+// === impl DrainSettings ===
+
+impl DrainSettings {
+    /// Longest time that a drain may take in a pod that is killed `grace` after it was told to end: the last 10 s are for
+    /// the process, which ends once the drain has.
+    pub fn longest_within(grace: Duration) -> Duration {
+        grace.saturating_sub(Duration::from_secs(10)).max(Duration::from_secs(1))
+    }
 }
 
 // === impl LiveSettings ===

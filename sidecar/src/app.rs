@@ -14,7 +14,7 @@ mod threads;
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde_json::json;
-use sidecar_config::{BootSettings, BrokerKind, LiveSettings};
+use sidecar_config::{BootSettings, BrokerKind, DrainSettings, LiveSettings};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
@@ -76,9 +76,6 @@ pub struct Options {
     /// Time after which the process is killed once it was told to end; `None` where nobody would.
     pub grace: Option<Duration>,
 }
-
-/// Time that the end of a drain takes until the process has ended.
-const KILL_MARGIN: Duration = Duration::from_secs(10);
 
 /// A running node.
 pub struct App {
@@ -426,8 +423,7 @@ fn drain_timeout(live: &watch::Receiver<Arc<LiveSettings>>, grace: Option<Durati
 /// The time that a drain may take. The settings may be newer than the pod, whose kubelet keeps to what the pod was made
 /// with: a drain that takes longer than that ends in a kill, for every client that was left.
 fn within_grace(timeout: Duration, grace: Option<Duration>) -> Duration {
-    let allowed = grace.map(|grace| grace.saturating_sub(KILL_MARGIN).max(Duration::from_secs(1)));
-    allowed.map_or(timeout, |allowed| timeout.min(allowed))
+    grace.map(DrainSettings::longest_within).map_or(timeout, |longest| timeout.min(longest))
 }
 
 fn open_broker(boot: &BootSettings, bus: Option<&Bus>, name: &str) -> (Arc<dyn Broker>, Events) {

@@ -19,7 +19,7 @@ pub enum ConditionType {
     SettingsInSync,
     /// `spec.paused` is set: the operator changes nothing.
     Paused,
-    /// The cluster works as it is asked to, and something in its spec should be asked for otherwise.
+    /// The cluster works as it is asked to, and something in its spec or its secrets should be otherwise.
     Advisory,
 }
 

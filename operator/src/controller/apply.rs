@@ -205,7 +205,7 @@ impl Applier {
             match digest.zip(live) {
                 Some((digest, live)) => {
                     let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
-                    let stored = live.map(|live| StoredRedis::of(&live, &rendered));
+                    let stored = live.map(|live| StoredRedis::of(cluster, &live, &rendered));
                     wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
                     redis = Some(rendered);
                 }
@@ -249,7 +249,7 @@ impl Applier {
         applied: &mut Applied,
     ) -> Result<(), Error> {
         for set in found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster)) {
-            for child in act::Stored::of(set, found).as_it_should_be(set) {
+            for child in act::Stored::of(cluster, set, found).as_it_should_be(set) {
                 applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
             }
         }
@@ -411,8 +411,9 @@ mod tests {
     {
         let cluster = FanoutCluster::new("chat", Default::default());
         let redis = RedisTarget::of(&cluster).expect("one is set");
-        let oldest = cluster.spec.version.clone();
-        let validated = validate::Validated { redis, api_key: None, oldest };
+        let readers =
+            config_map::Readers { version: cluster.spec.version.clone(), untold_grace_seconds: None };
+        let validated = validate::Validated { redis, api_key: None, readers };
         let revision = build::build(&cluster, &validated, &build::OperatorConfig::default()).revision;
         let set = |name: &str, replicas: u32, created: &str| {
             let metadata = json!({

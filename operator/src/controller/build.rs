@@ -108,10 +108,10 @@ pub struct GeneratedSecret {
 
 /// Every child of `cluster`.
 pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &OperatorConfig) -> Resources {
-    let Validated { redis, api_key, oldest } = validated;
+    let Validated { redis, api_key, readers } = validated;
     Resources {
         revision: replica_set::revision(cluster, redis, api_key.as_deref(), operator),
-        live_config_map: config_map::live(cluster, redis, oldest),
+        live_config_map: config_map::live(cluster, redis, readers),
         too_new: config_map::too_new(cluster, redis),
         services: service::services(cluster),
         api_key: secret::api_key(cluster),

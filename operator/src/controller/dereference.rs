@@ -19,12 +19,11 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams},
 };
 use sha2::{Digest, Sha256};
-use tracing::debug;
-
-use tracing::warn;
+use tokio::time::timeout;
+use tracing::{debug, warn};
 
 use super::{
-    Error, diagnose,
+    Error, chain, diagnose,
     mirror::Mirrors,
     validate::{Dereferenced, Problem, SecretShape, referenced_secrets},
 };
@@ -34,7 +33,7 @@ use crate::{
     redis::managed,
     resources::{
         labels,
-        replica_set::CONTAINER,
+        replica_set::{CONTAINER, GRACE},
         secret::{API_KEY, api_key_name},
     },
     scrape::{Report, Reports},
@@ -45,6 +44,13 @@ pub const RETIRED_AT: &str = "fanout.dev/retired-at";
 
 /// When a pod was marked as the next to go.
 pub const RELEASED_AT: &str = "fanout.dev/released-at";
+
+/// Seconds that Kubernetes gives a pod to end which does not say.
+const DEFAULT_GRACE: u32 = 30;
+
+/// Time for what only adds to a reading, as the state of a pod's Kubernetes node: status does not wait longer to say that a
+/// node does not serve.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Late pods of which the Events are read, in one reconcile.
 const MOUNTS_ASKED: usize = 3;
@@ -104,7 +110,8 @@ pub(super) async fn dereference(
     }
     let children = own_sets(cluster, mirrors.children_of(cluster));
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
-    named.versions = children.iter().filter_map(|(_, child)| version_of(child)).collect();
+    named.versions = inhabited(&children, &nodes).filter_map(version_of).collect();
+    named.untold_grace_seconds = inhabited(&children, &nodes).filter_map(untold_grace).min();
     let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
     let machines =
         if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
@@ -128,9 +135,34 @@ pub(super) async fn dereference(
     Ok(found)
 }
 
-/// Version of the sidecar of a revision that has pods.
+/// ReplicaSets that have pods, or are about to. The last pods of one that is to have none still drain.
+fn inhabited<'a>(
+    children: &'a [(ApiResource, Arc<DynamicObject>)],
+    nodes: &'a [Arc<Pod>],
+) -> impl Iterator<Item = &'a DynamicObject> {
+    let sets = children.iter().filter(|(resource, _)| resource.kind == "ReplicaSet");
+    let lives = |pod: &Pod| !matches!(phase(pod), "Failed" | "Succeeded");
+    sets.map(|(_, set)| set.as_ref()).filter(move |set| {
+        let is_of_set = |pod: &Pod| controller(pod) == set.metadata.uid.as_deref();
+        set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0)
+            || nodes.iter().any(|pod| lives(pod) && is_of_set(pod))
+    })
+}
+
+/// Seconds that the pods of a revision have to end, where its sidecar was not told. The revision is as it was first
+/// written, so it may be from before the sidecar asked for it.
+fn untold_grace(set: &DynamicObject) -> Option<u32> {
+    let pod = &set.data["spec"]["template"]["spec"];
+    let containers = ["initContainers", "containers"].iter().flat_map(|list| pod[list].as_array());
+    let sidecar = containers.flatten().find(|container| container["name"] == CONTAINER)?;
+    let mut env = sidecar["env"].as_array().into_iter().flatten();
+    let grace = &pod["terminationGracePeriodSeconds"];
+    let seconds = || grace.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(DEFAULT_GRACE);
+    env.all(|variable| variable["name"] != GRACE).then(seconds)
+}
+
+/// Version of the sidecar of a revision.
 fn version_of(set: &DynamicObject) -> Option<String> {
-    set.data["spec"]["replicas"].as_u64().filter(|replicas| *replicas > 0)?;
     let stored: serde_json::Value =
         serde_json::from_str(set.annotations().get(labels::REVISION_SPEC)?).ok()?;
     stored["spec"]["version"].as_str().map(str::to_owned)
@@ -142,18 +174,25 @@ async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machin
     let api: Api<KubernetesNode> = Api::all(client.clone());
     let mut machines = BTreeMap::new();
     for name in pods.iter().filter(|pod| !is_ready(pod)).filter_map(|pod| machine_name(pod)) {
-        let machine = match api.get_opt(name).await {
-            Ok(Some(machine)) if is_machine_ready(&machine) => Machine::Ready,
-            Ok(Some(_)) => Machine::NotReady,
-            Ok(None) => Machine::Gone,
-            Err(error) => {
-                debug!(name, %error, "the Kubernetes node of a pod cannot be read");
-                Machine::Unknown
-            }
+        let machine = match detail("the Kubernetes node of a pod", name, api.get_opt(name)).await {
+            Some(Some(machine)) if is_machine_ready(&machine) => Machine::Ready,
+            Some(Some(_)) => Machine::NotReady,
+            Some(None) => Machine::Gone,
+            None => Machine::Unknown,
         };
         machines.insert(name.to_owned(), machine);
     }
     machines
+}
+
+/// What the API server says of a detail; `None` where it does not within [`PATIENCE`].
+async fn detail<T>(what: &str, name: &str, answer: impl Future<Output = kube::Result<T>>) -> Option<T> {
+    match timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => return Some(answer),
+        Ok(Err(error)) => debug!(name, error = %chain(&error), "{what} cannot be read"),
+        Err(_) => debug!(name, "{what} cannot be read within {} s", PATIENCE.as_secs()),
+    }
+    None
 }
 
 /// The Kubernetes node of a pod.
@@ -348,17 +387,14 @@ impl Found {
             is_late && phase(pod) == "Pending" && machine_name(pod).is_some()
         });
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
-        let mut mounts = BTreeMap::new();
-        for pod in late.take(MOUNTS_ASKED) {
+        let asked = late.take(MOUNTS_ASKED).map(async |pod| {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let of_pod =
                 ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedMount"));
-            match api.list(&of_pod).await {
-                Ok(events) => mounts.extend(newest(events.items).map(|message| (uid, message))),
-                Err(error) => debug!(pod = pod.name_any(), %error, "the events of a pod cannot be read"),
-            }
-        }
-        mounts
+            let events = detail("the events of a pod", &pod.name_any(), api.list(&of_pod)).await?;
+            Some((uid, newest(events.items)?))
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// What keeps a pod from being ready.

@@ -12,7 +12,7 @@ use crate::{
     },
     controller::build::{NodePlace, render_node},
     redis::RedisTarget,
-    resources::config_map,
+    resources::config_map::{self, Readers},
 };
 
 /// What was read of the objects that a FanoutCluster names.
@@ -24,6 +24,8 @@ pub struct Dereferenced {
     pub api_key: Option<String>,
     /// Versions of the sidecar in revisions that have pods.
     pub versions: BTreeSet<String>,
+    /// Shortest time, in seconds, that the pods of such a revision have to end, of those whose sidecar was not told it.
+    pub untold_grace_seconds: Option<u32>,
 }
 
 /// A Secret without its values: size in bytes of each key's value.
@@ -55,8 +57,8 @@ pub struct Validated {
     pub redis: RedisTarget,
     /// Digest of the API key that app containers are started with.
     pub api_key: Option<String>,
-    /// The oldest version of the sidecar that reads the live settings.
-    pub oldest: String,
+    /// The nodes that read the live settings.
+    pub readers: Readers,
 }
 
 /// What the spec wants of a Secret.
@@ -93,8 +95,11 @@ pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validat
     match redis {
         Some(redis) if problems.is_empty() => {
             let versions = found.versions.iter().map(String::as_str);
-            let oldest = versions.fold(cluster.spec.version.as_str(), config_map::older).to_owned();
-            Ok(Validated { redis, api_key: found.api_key.clone(), oldest })
+            let readers = Readers {
+                version: versions.fold(cluster.spec.version.as_str(), config_map::older).to_owned(),
+                untold_grace_seconds: found.untold_grace_seconds,
+            };
+            Ok(Validated { redis, api_key: found.api_key.clone(), readers })
         }
         Some(_) | None => Err(problems),
     }

@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::LazyLock,
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -56,6 +57,15 @@ pub struct NodePlace {
     pub app_containers: bool,
 }
 
+/// The running nodes that read the live document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readers {
+    /// Version of the oldest sidecar among them.
+    pub version: String,
+    /// Shortest time, in seconds, that a pod has to end whose sidecar was not told it; `None` where all were.
+    pub untold_grace_seconds: Option<u32>,
+}
+
 /// A setting that a version of the sidecar does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unknown {
@@ -97,9 +107,15 @@ pub fn boot(cluster: &FanoutCluster, redis: &RedisTarget, revision: &str) -> Con
     }
 }
 
-/// The live document of a cluster, for nodes of which the oldest are of `version`.
-pub fn live(cluster: &FanoutCluster, redis: &RedisTarget, version: &str) -> ConfigMap {
-    let (_, live) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
+/// The live document of a cluster. It is one for all of its nodes, so it suits each of them.
+pub fn live(cluster: &FanoutCluster, redis: &RedisTarget, readers: &Readers) -> ConfigMap {
+    let Readers { version, untold_grace_seconds } = readers;
+    let (_, mut live) = render_node(cluster, &NodePlace::in_pod(cluster, redis.clone()));
+    if let Some(grace) = untold_grace_seconds {
+        let longest = DrainSettings::longest_within(Duration::from_secs((*grace).into())).as_secs();
+        live.drain.timeout_seconds =
+            live.drain.timeout_seconds.min(u32::try_from(longest).unwrap_or(u32::MAX));
+    }
     ConfigMap {
         metadata: metadata(cluster, Component::Node, live_name(cluster)),
         data: Some(BTreeMap::from([(LIVE.to_owned(), document(&live, &LIVE_SCHEMA, version))])),

@@ -28,6 +28,9 @@ use crate::{
 
 /// Name of the sidecar's container.
 pub const CONTAINER: &str = "fanout";
+/// Environment variable that tells the sidecar how long its pod has to end. A sidecar of before it knows only what the live
+/// document says of the drain.
+pub const GRACE: &str = "FANOUT_TERMINATION_GRACE_SECONDS";
 /// Directory in the user's containers that holds the generated API key.
 const APP_KEY_DIR: &str = "/var/run/secrets/fanout.dev";
 /// User of the sidecar; `nonroot` of the images.
@@ -231,7 +234,7 @@ fn hub(cluster: &FanoutCluster, operator: &OperatorConfig, mounts: &[Mount]) -> 
             {"name": "FANOUT_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": "FANOUT_NODES_SERVICE", "value": service::nodes_host(cluster)},
             // The kubelet keeps to the pod, the drain follows the live document: the sidecar takes the shorter.
-            {"name": "FANOUT_TERMINATION_GRACE_SECONDS", "value": grace.to_string()},
+            {"name": GRACE, "value": grace.to_string()},
         ],
         "ports": [port("client", client), port("api", api), port("admin", admin), port("control", control)],
         "startupProbe": probe("/live", 1, 60),

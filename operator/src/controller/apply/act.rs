@@ -58,15 +58,15 @@ impl Stored {
 
     /// What a ReplicaSet says of itself. Where that is gone, cannot be read or is not of its kind and name, the revision
     /// is what is there: its pods were made of it, and so are the next.
-    pub(super) fn of(set: &DynamicObject, found: &Found) -> Self {
-        let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(set, found) };
+    pub(super) fn of(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
+        let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(cluster, set, found) };
         let stored = serde_json::from_str(said).map_err(|error| error.to_string());
         stored.and_then(|stored: Self| stored.checked(set)).unwrap_or_else(|error| {
             warn!(
                 name = set.name_any(),
                 error, "the stored revision cannot be used and is taken from what is there"
             );
-            Self::adopt(set, found)
+            Self::adopt(cluster, set, found)
         })
     }
 
@@ -90,11 +90,11 @@ impl Stored {
         Ok(checked)
     }
 
-    fn adopt(set: &DynamicObject, found: &Found) -> Self {
+    fn adopt(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let boot = found.child("ConfigMap", &set.name_any());
         Self {
-            replica_set: bare(set, "ReplicaSet"),
-            boot_config_map: boot.map_or(Value::Null, |boot| bare(boot, "ConfigMap")),
+            replica_set: bare(cluster, set, "ReplicaSet"),
+            boot_config_map: boot.map_or(Value::Null, |boot| bare(cluster, boot, "ConfigMap")),
         }
     }
 
@@ -146,8 +146,9 @@ pub(super) fn described(mut object: Value, set: &DynamicObject, kind: &str) -> R
     Ok(object)
 }
 
-/// An object without what the API server counts and what others wrote about it.
-pub(super) fn bare(object: &DynamicObject, kind: &str) -> Value {
+/// An object without what the API server counts and what others wrote about it. Whose an annotation is tells its name: it
+/// is one of ours, or one that the cluster gives its children.
+pub(super) fn bare(cluster: &FanoutCluster, object: &DynamicObject, kind: &str) -> Value {
     let resource = mirror::resource_of(kind);
     let mut value = serde_json::to_value(object).expect("a Kubernetes object is JSON");
     let metadata = &value["metadata"];
@@ -159,6 +160,7 @@ pub(super) fn bare(object: &DynamicObject, kind: &str) -> Value {
     });
     let ours = |name: &str| name.starts_with(labels::PREFIX) && name != RENDERED && name != APPLIED;
     let annotations = object.annotations().iter().filter(|(name, _)| ours(name));
+    let annotations = annotations.chain(&cluster.spec.child_metadata.annotations);
     kept["annotations"] = annotations.map(|(name, text)| (name.clone(), text.clone())).collect();
     value["metadata"] = kept;
     value["apiVersion"] = resource.api_version.into();
@@ -186,7 +188,7 @@ impl Writer {
         events: &Events,
     ) -> Result<(), Trouble> {
         let Action { step, reason } = action;
-        info!(cluster = cluster.name(), namespace = cluster.namespace(), ?step, %reason, "acting");
+        info!(cluster = cluster.name(), namespace = cluster.namespace(), %step, %reason, "acting");
         match step {
             Step::CreateSet { revision: _, replicas } => {
                 self.create(cluster, found, &rendered.revision, *replicas, events).await?
@@ -248,7 +250,7 @@ impl Writer {
 
     async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
-        let mut set = Stored::of(live, found).replica_set(&json!(to));
+        let mut set = Stored::of(cluster, live, found).replica_set(&json!(to));
         set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
         self.put(cluster, set, Some(live)).await
@@ -264,7 +266,7 @@ impl Writer {
         let (Some(live), Some(redis)) = (found.child("StatefulSet", name), &rendered.redis) else {
             return Ok(());
         };
-        let mut set = StoredRedis::of(live, redis).moved_to(redis).object();
+        let mut set = StoredRedis::of(cluster, live, redis).moved_to(redis).object();
         set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
         self.put(cluster, set, Some(live)).await
@@ -410,6 +412,10 @@ mod tests {
         }
     }
 
+    fn cluster() -> FanoutCluster {
+        FanoutCluster::new("chat", Default::default())
+    }
+
     fn set(annotations: &Value) -> DynamicObject {
         let set = json!({
             "metadata": {"name": "chat-a", "namespace": "web", "uid": "u", "resourceVersion": "7",
@@ -444,10 +450,12 @@ mod tests {
 
     #[test]
     fn a_revision_whose_stored_form_is_gone_is_what_is_there() {
+        let mut cluster = cluster();
+        cluster.spec.child_metadata.annotations = labels::map([("owner", "y")]);
         let others = json!({"theirs": "x", "fanout.dev/revision-spec": "{}", "fanout.dev/applied": "abc"});
         for annotations in [others, json!({RENDERED: "not JSON", "fanout.dev/revision-spec": "{}"})] {
             let lost = set(&annotations);
-            let [boot, restored] = Stored::of(&lost, &found())
+            let [boot, restored] = Stored::of(&cluster, &lost, &found())
                 .as_it_should_be(&lost)
                 .collect::<Vec<_>>()
                 .try_into()
@@ -459,10 +467,15 @@ mod tests {
             assert_eq!(restored["metadata"]["resourceVersion"], Value::Null);
             assert_eq!(restored["status"], Value::Null);
             let annotations = restored["metadata"]["annotations"].as_object().expect("it has annotations");
-            assert_eq!(annotations.keys().collect::<Vec<_>>(), [RENDERED, "fanout.dev/revision-spec"]);
+            assert_eq!(
+                annotations.keys().collect::<Vec<_>>(),
+                [RENDERED, "fanout.dev/revision-spec", "owner"]
+            );
+            assert_eq!(boot["metadata"]["annotations"], json!({"owner": "y"}));
             // And what it says of itself from now on is the same.
             let again: DynamicObject = serde_json::from_value(restored.clone()).expect("a ReplicaSet");
-            assert_eq!(Stored::of(&again, &found()).as_it_should_be(&again).last(), Some(restored));
+            let stored = Stored::of(&cluster, &again, &found());
+            assert_eq!(stored.as_it_should_be(&again).last(), Some(restored));
         }
     }
 
@@ -477,7 +490,7 @@ mod tests {
         });
         let containers = |stored: &Value| {
             let set = set(&json!({RENDERED: stored.to_string()}));
-            let all: Vec<_> = Stored::of(&set, &found()).as_it_should_be(&set).collect();
+            let all: Vec<_> = Stored::of(&cluster(), &set, &found()).as_it_should_be(&set).collect();
             all.last().expect("the ReplicaSet")["spec"]["template"]["spec"]["containers"][0]["name"].clone()
         };
         assert_eq!(containers(&good), "stored");
@@ -522,7 +535,7 @@ mod tests {
                 .map(|nth| json!({"name": format!("V{nth:04}"), "value": "x".repeat(24)}))
                 .collect();
             let template = json!({"spec": {"containers": [{"name": "app", "image": "app:1", "env": env}]}});
-            let mut cluster = FanoutCluster::new("chat", Default::default());
+            let mut cluster = cluster();
             cluster.spec.pod_template = serde_json::from_value(template.clone()).expect("a template");
             let redis = RedisTarget::of(&cluster).expect("the managed one");
             let revision = replica_set::revision(&cluster, &redis, None, &OperatorConfig::default());

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::act::{RENDERED, bare, described};
-use crate::{plan::DesiredRedis, redis::managed, resources::labels};
+use crate::{api::FanoutCluster, plan::DesiredRedis, redis::managed, resources::labels};
 
 const DIGEST: &str = "/spec/template/metadata/annotations/fanout.dev~1password-digest";
 
@@ -32,20 +32,20 @@ impl StoredRedis {
 
     /// What a StatefulSet says of itself. One that says nothing, or nothing that can be used, was made before it was
     /// stored, or was edited: it is what is there.
-    pub(super) fn of(live: &DynamicObject, rendered: &Self) -> Self {
+    pub(super) fn of(cluster: &FanoutCluster, live: &DynamicObject, rendered: &Self) -> Self {
         let stored =
             live.annotations().get(RENDERED).and_then(|text| serde_json::from_str::<Value>(text).ok());
         let spec =
             live.annotations().get(labels::REDIS_SPEC).and_then(|text| serde_json::from_str(text).ok());
         match (stored.and_then(|stored| checked(stored, live)), spec) {
             (Some(stateful_set), Some(spec)) => Self { stateful_set, spec },
-            _ => Self::adopt(live, rendered),
+            _ => Self::adopt(cluster, live, rendered),
         }
     }
 
-    fn adopt(live: &DynamicObject, rendered: &Self) -> Self {
+    fn adopt(cluster: &FanoutCluster, live: &DynamicObject, rendered: &Self) -> Self {
         warn!(name = live.name_any(), "the managed Redis is not stored and is taken from what is there");
-        let mut stateful_set = bare(live, "StatefulSet");
+        let mut stateful_set = bare(cluster, live, "StatefulSet");
         stateful_set["spec"]["replicas"] = rendered.stateful_set["spec"]["replicas"].clone();
         if let Some(annotations) = stateful_set["metadata"]["annotations"].as_object_mut() {
             annotations.remove(labels::REDIS_SPEC);
