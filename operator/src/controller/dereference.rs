@@ -129,7 +129,7 @@ pub(super) async fn dereference(
 }
 
 /// Version of the sidecar of a revision that has pods.
-fn version_of(set: &DynamicObject) -> Option<String> {
+pub(super) fn version_of(set: &DynamicObject) -> Option<String> {
     set.data["spec"]["replicas"].as_u64().filter(|replicas| *replicas > 0)?;
     let stored: serde_json::Value =
         serde_json::from_str(set.annotations().get(labels::REVISION_SPEC)?).ok()?;
@@ -138,7 +138,7 @@ fn version_of(set: &DynamicObject) -> Option<String> {
 
 /// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many and change
 /// often.
-async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machine> {
+pub(super) async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machine> {
     let api: Api<KubernetesNode> = Api::all(client.clone());
     let mut machines = BTreeMap::new();
     for name in pods.iter().filter(|pod| !is_ready(pod)).filter_map(|pod| machine_name(pod)) {
@@ -470,7 +470,7 @@ impl SecretShapes {
     }
 }
 
-fn shape_of(secret: &Secret) -> SecretShape {
+pub(super) fn shape_of(secret: &Secret) -> SecretShape {
     let sizes = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.len()));
     let api_key = secret.data.as_ref().and_then(|data| data.get(API_KEY));
     SecretShape { sizes: sizes.collect(), api_key: api_key.map(|key| digest(&key.0)) }
