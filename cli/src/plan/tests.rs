@@ -252,6 +252,17 @@ async fn a_cluster_that_does_not_exist_yet_is_planned_as_it_is_made() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_right_to_secrets_a_new_cluster_is_planned_all_the_same() {
+    let stage = Stage::empty().await;
+    stage.server.fail(Method::GET, "/secrets", 403, 9);
+    let report = stage.plan(&changed(&json!({}))).await.unwrap();
+    let cluster = &report.clusters[0];
+    assert_eq!((cluster.redis, cluster.nodes.as_ref().unwrap().added), (Some(Redis::Created), 2));
+    let unknown = cluster.children.iter().filter(|child| child.change == ChildChange::Unknown);
+    assert!(unknown.clone().all(|child| child.kind == "Secret") && unknown.count() == 2, "{}", text(&report));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_revision_is_planned_to_its_end() {
     let stage = Stage::running(&two_nodes()).await;
     let report = stage.plan(&changed(&json!({"image": {"tag": "other"}}))).await.unwrap();

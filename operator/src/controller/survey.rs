@@ -152,16 +152,11 @@ fn told_of(cluster: &FanoutCluster, pod: &Pod) -> Option<Report> {
 // === impl Read ===
 
 impl Read {
-    /// The Secret.
-    pub(super) fn live(&self) -> Option<&Secret> {
+    fn shape(&self) -> Option<SecretShape> {
         match self {
-            Self::Live(secret) => Some(secret),
+            Self::Live(secret) => Some(dereference::shape_of(secret)),
             Self::Absent | Self::Unread => None,
         }
-    }
-
-    fn shape(&self) -> Option<SecretShape> {
-        self.live().map(dereference::shape_of)
     }
 }
 

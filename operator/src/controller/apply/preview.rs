@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
 use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 
@@ -288,11 +287,12 @@ impl<'a> Ahead<'a> {
         if !self.secret(&redis.password, &survey.password) {
             return None;
         }
-        let digest = |live: &Secret| redis.password.repaired_digest(live);
-        match &survey.password {
+        let digest = match &survey.password {
+            Read::Absent => None,
+            Read::Live(live) => redis.password.repaired_digest(live),
             Read::Unread => survey.found.observed().redis.map(|redis| redis.password),
-            read => Some(read.live().and_then(digest).unwrap_or_else(|| PENDING.to_owned())),
-        }
+        };
+        Some(digest.unwrap_or_else(|| PENDING.to_owned()))
     }
 
     /// The StatefulSet of the managed Redis, where there is one of ours; `None`: it may not be read.
@@ -385,6 +385,8 @@ impl<'a> Ahead<'a> {
         let live = match (stateful, rendered) {
             (None, _) => return RedisChange::Unknown,
             (Some(None), Some(_)) => return RedisChange::Created,
+            // Somebody else has the Secret of its password.
+            (Some(None), None) => return RedisChange::None,
             (Some(live), _) => live,
         };
         let replaces = |action: &Action| match &action.step {
