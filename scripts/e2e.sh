@@ -9,6 +9,8 @@ scripts/tools.sh
 # Of the whole workspace: the dependencies are then those that the other tests were built with. `cel` are the tests of
 # the CRD's rules, which ask a library elsewhere and here the API server.
 build=(cargo nextest run --workspace --test e2e --test cel --locked)
+# `kubectl fanout`, which a test runs.
+cli=(cargo build --workspace --bin kubectl-fanout --locked)
 run=("${build[@]}" --no-fail-fast --test-threads 4 "$@")
 rules=fanout-rules
 
@@ -27,6 +29,7 @@ if [ -n "${KUBECONFIG:-}" ]; then
   need_helm
   echo "skipped: tests named lab_…, which need the lab's audit log or its containerd"
   run+=(--profile another-cluster)
+  "${cli[@]}"
   tests
   exit
 fi
@@ -34,6 +37,7 @@ fi
 lab/lab.sh build
 images/build.sh
 "${build[@]}" --no-run
+"${cli[@]}"
 if ! lab/lab.sh status >/dev/null 2>&1; then
   lab/lab.sh up
   trap 'lab/lab.sh down' EXIT

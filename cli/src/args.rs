@@ -1,6 +1,6 @@
 //! The command line. Each subcommand's own arguments live in its file.
 
-use crate::{dev::DevArgs, helm_test::HelmTestArgs, restart::RestartArgs};
+use crate::{dev::DevArgs, helm_test::HelmTestArgs, plan::PlanArgs, restart::RestartArgs};
 
 /// Run, inspect and drive FanoutClusters.
 #[derive(Debug, clap::Parser)]
@@ -16,6 +16,8 @@ pub(crate) enum Subcommand {
     Dev(DevArgs),
     /// Prove that an installed operator works: make a small FanoutCluster, send a message through it, remove it.
     HelmTest(HelmTestArgs),
+    /// Show what the operator would do if a FanoutCluster were applied, or what it is about to do; change nothing.
+    Plan(PlanArgs),
     /// Replace every node of a FanoutCluster by one of the same settings, its clients drained first.
     Restart(RestartArgs),
 }

@@ -8,7 +8,6 @@ mod channel;
 mod check;
 mod cluster;
 mod files;
-mod manifest;
 mod playground;
 mod ports;
 mod printer;
@@ -30,6 +29,7 @@ use self::{
     ports::PortPlan,
     printer::{Printer, Source},
 };
+use crate::manifest;
 
 /// How often the file is read again; a save shows up as fast as a person looks at the terminal.
 const READ_EVERY: Duration = Duration::from_millis(500);

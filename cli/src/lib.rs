@@ -7,6 +7,8 @@ mod args;
 mod client;
 mod dev;
 mod helm_test;
+mod manifest;
+mod plan;
 mod restart;
 
 use std::process::ExitCode;
@@ -22,14 +24,16 @@ pub fn main() -> ExitCode {
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
             match command {
-                Subcommand::Dev(args) => dev::run(args).await,
-                Subcommand::HelmTest(args) => helm_test::run(args).await,
-                Subcommand::Restart(args) => restart::run(args).await,
+                Subcommand::Dev(args) => dev::run(args).await?,
+                Subcommand::HelmTest(args) => helm_test::run(args).await?,
+                Subcommand::Plan(args) => return plan::run(args).await,
+                Subcommand::Restart(args) => restart::run(args).await?,
             }
+            Ok(ExitCode::SUCCESS)
         })
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

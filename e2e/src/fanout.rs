@@ -28,25 +28,29 @@ pub struct Fanout<'a> {
 }
 
 impl<'a> Fanout<'a> {
-    /// Applies a FanoutCluster of the quickstart's kind: a channel `lobby` that everyone may use; `more` is merged into
-    /// its spec. Small requests, so that several clusters fit on a small machine.
-    ///
-    /// # Errors
-    /// When the API server refuses it.
-    pub async fn apply(namespace: &'a Namespace, name: &str, more: Value) -> Result<Self> {
+    /// A FanoutCluster of the quickstart's kind: a channel `lobby` that everyone may use; `more` is merged into its spec.
+    /// Small requests, so that several clusters fit on a small machine.
+    pub fn manifest(name: &str, more: Value) -> Value {
         let lobby =
             json!([{"name": "default", "channels": ["lobby"], "publish": "allowed", "subscribe": "allowed"}]);
         let small =
             json!({"requests": {"cpu": "20m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}});
         let mut spec = json!({"replicas": 2, "resources": small, "namespaces": lobby});
         merge(&mut spec, more);
-        let object = json!({
+        json!({
             "apiVersion": "fanout.dev/v1alpha1",
             "kind": "FanoutCluster",
             "metadata": {"name": name},
             "spec": spec,
-        });
-        namespace.apply(&object.to_string()).await?;
+        })
+    }
+
+    /// Applies such a FanoutCluster.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn apply(namespace: &'a Namespace, name: &str, more: Value) -> Result<Self> {
+        namespace.apply(&Self::manifest(name, more).to_string()).await?;
         Ok(Self::at(namespace, name))
     }
 

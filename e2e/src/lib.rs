@@ -10,11 +10,13 @@
 use anyhow::{Context, Result, ensure};
 use fanout_lab::{AuditLog, Cluster, Namespace};
 
+mod cli;
 mod delivery;
 mod fanout;
 pub mod operator;
 pub mod pods;
 
+pub use cli::kubectl_fanout;
 pub use delivery::{assert_silent, exchange, warm_up};
 pub use fanout::{Condition, Fanout, open_lobby};
 

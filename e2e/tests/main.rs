@@ -8,6 +8,7 @@ mod delivery;
 mod examples;
 mod lab;
 mod lifecycle;
+mod plan;
 mod policy;
 mod redis;
 mod repair;

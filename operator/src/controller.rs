@@ -10,6 +10,7 @@ pub mod dereference;
 pub mod diagnose;
 mod mirror;
 pub mod status;
+pub mod survey;
 pub mod validate;
 
 use std::{
@@ -545,6 +546,11 @@ impl Error {
     /// Whether the API server refused an object for what it is.
     fn is_invalid(&self) -> bool {
         self.status().is_some_and(apply::is_invalid)
+    }
+
+    /// Whether the API server refused a request for want of a right.
+    pub fn is_forbidden(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 403)
     }
 
     fn status(&self) -> Option<&Status> {

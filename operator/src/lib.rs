@@ -1,8 +1,8 @@
 //! The operator of Fanout: it turns a `FanoutCluster` into pods, keeps them so, and tells the truth about them.
 //!
 //! [`api`] holds the custom resource, [`controller`] the reconcile in its five steps, [`resources`] a builder for
-//! each child, [`redis`] the broker that was chosen. What is pure is public, so that `kubectl fanout dev` runs the
-//! same code.
+//! each child, [`redis`] the broker that was chosen. What is pure is public, so that `kubectl fanout dev` and `plan` run
+//! the same code.
 
 #![forbid(unsafe_code)]
 

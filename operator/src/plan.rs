@@ -10,6 +10,7 @@
 //! these meanwhile.
 
 mod change;
+pub mod model;
 mod redis;
 mod rollout;
 mod victim;

@@ -1,12 +1,15 @@
 //! The plan against a small model of Kubernetes: what holds for every cluster and every order of events.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use fanout_operator::{
     api::{Reason, v1alpha1::UpdateStrategy},
     plan::{
         Action, Desired, DesiredRedis, MARK_SETTLES, Machine, Observed, ObservedPod, ObservedRedis,
-        ObservedRedisPod, ObservedSet, Replace, Step, Strategy, next_look, plan,
+        ObservedRedisPod, ObservedSet, Replace, Step, Strategy, model::Model, next_look, plan,
     },
 };
 use k8s_openapi::{
@@ -17,22 +20,26 @@ use proptest::{prelude::*, strategy::Strategy as _};
 
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Kubernetes as far as the plan can tell: ReplicaSet controller, kubelet and a clock.
-struct World {
-    observed: Observed,
-    now: Timestamp,
-    made: u64,
-    /// Revisions whose pods never become ready.
-    bad: Vec<String>,
-    /// Pods that are not ready for now.
-    down: BTreeSet<String>,
-    /// Seconds that an ending pod takes.
-    drain: i64,
+/// The plan's model of Kubernetes, and what must hold in it at any time.
+struct World(Model);
+
+impl Deref for World {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.0
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Model {
+        &mut self.0
+    }
 }
 
 impl World {
     fn new(observed: Observed) -> Self {
-        Self { observed, now: second(1_000_000), made: 0, bad: Vec::new(), down: BTreeSet::new(), drain: 3 }
+        Self(Model::new(observed, second(1_000_000)))
     }
 
     /// A cluster that runs `revision` and is left alone.
@@ -85,20 +92,20 @@ impl World {
 
     /// One of the old pods turns unready, turns ready again, or is deleted by somebody.
     fn blip(&mut self, what: u8, which: &proptest::sample::Index) {
-        let old = |pod: &&mut ObservedPod| pod.set == "a" && pod.ends_by.is_none();
-        let mut pods: Vec<_> = self.observed.pods.iter_mut().filter(old).collect();
+        let old = |pod: &&ObservedPod| pod.set == "a" && pod.ends_by.is_none();
+        let pods: Vec<_> = self.observed.pods.iter().filter(old).collect();
         if pods.is_empty() {
             return;
         }
         let at = which.index(pods.len());
-        let pod = &mut pods[at];
+        let name = pods[at].name.clone();
         match what {
             0 => {
-                pod.ready = false;
-                self.down.insert(pod.name.clone());
+                self.pod_mut(&name).ready = false;
+                self.down.insert(name);
             }
-            1 => drop(self.down.remove(&pod.name)),
-            _ => pod.ends_by = Some(self.now + SignedDuration::from_secs(self.drain)),
+            1 => drop(self.down.remove(&name)),
+            _ => self.pod_mut(&name).ends_by = Some(self.now + signed(self.drain)),
         }
     }
 
@@ -108,119 +115,38 @@ impl World {
     }
 
     fn serving(&self) -> usize {
-        self.observed.pods.iter().filter(|pod| pod.is_available()).count()
+        self.available()
     }
 
     fn pod(&self, name: &str) -> &ObservedPod {
         self.observed.pods.iter().find(|pod| pod.name == name).expect("the plan names pods that exist")
     }
 
-    fn pod_mut(&mut self, name: &str) -> &mut ObservedPod {
-        self.observed.pods.iter_mut().find(|pod| pod.name == name).expect("the plan names pods that exist")
-    }
-
-    fn set_mut(&mut self, name: &str) -> &mut ObservedSet {
-        self.observed.sets.iter_mut().find(|set| set.name == name).expect("the plan names sets that exist")
-    }
-
     fn perform(&mut self, step: &Step) {
-        let now = self.now;
         match step {
-            Step::CreateSet { revision, replicas } => self.observed.sets.push(ObservedSet {
-                name: revision.clone(),
-                revision: revision.clone(),
-                replicas: *replicas,
-                created: now,
-            }),
-            Step::ResizeSet { set, to } => self.set_mut(set).replicas = *to,
-            Step::Remove { set, to, pod } => {
+            Step::Remove { set: _, to: _, pod } => {
                 // What was on its way out before is not this step's doing.
                 self.control();
                 let served = self.serving();
-                self.set_mut(set).replicas = *to;
-                self.control();
+                self.0.perform(step);
                 assert_eq!(self.serving(), served, "the ReplicaSet removed a pod that serves, not {pod}");
             }
-            Step::Retire { pod } => {
-                let pod = self.pod_mut(pod);
-                (pod.serving, pod.retired) = (false, Some(now));
-            }
-            Step::Restore { pod } => {
-                let pod = self.pod_mut(pod);
-                (pod.serving, pod.retired, pod.released) = (true, None, None);
-            }
-            Step::Release { pod } => self.pod_mut(pod).released = Some(now),
-            Step::MoveRedis { .. } | Step::DeleteRedisPod { .. } => panic!("there is no managed Redis"),
             Step::DeleteSet { set } => {
                 assert!(self.observed.pods.iter().all(|pod| pod.set != *set), "a set with pods was deleted");
-                self.observed.sets.retain(|known| known.name != *set);
+                self.0.perform(step);
             }
+            Step::MoveRedis { .. } | Step::DeleteRedisPod { .. } => panic!("there is no managed Redis"),
+            step => self.0.perform(step),
         }
     }
 
-    /// Lets time pass; tells whether anything changed.
-    fn pass(&mut self, milliseconds: i64) -> bool {
-        let before = self.observed.clone();
-        self.now += SignedDuration::from_millis(milliseconds);
-        self.control();
-        let (now, bad) = (self.now, self.bad.clone());
-        self.observed.pods.retain(|pod| pod.ends_by.is_none_or(|end| end > now));
-        for pod in &mut self.observed.pods {
-            let up = now.duration_since(pod.created) >= SignedDuration::from_millis(500);
-            let is_bad = bad.contains(&pod.set);
-            let is_down = self.down.contains(&pod.name);
-            pod.ready = (pod.ready || (up && !is_bad)) && !is_down;
-            pod.ready_since = pod.ready.then(|| pod.ready_since.unwrap_or(now));
-            // It is asked a moment after it turned ready.
-            let asked = pod
-                .ready_since
-                .is_some_and(|since| now.duration_since(since) >= SignedDuration::from_millis(300));
-            pod.verified = asked.then_some(true);
-            pod.stuck = up && (is_bad || is_down);
-        }
-        self.observed != before
-    }
-
-    /// The ReplicaSet controller, with the ranking of Kubernetes.
-    fn control(&mut self) {
-        for set in self.observed.sets.clone() {
-            let mut live: Vec<_> = self
-                .observed
-                .pods
-                .iter()
-                .filter(|pod| pod.set == set.name && pod.ends_by.is_none())
-                .collect();
-            live.sort_by_key(|pod| (pod.ready, pod.released.is_none(), std::cmp::Reverse(pod.created)));
-            let surplus = live.len().saturating_sub(set.replicas as usize);
-            let out: Vec<_> = live.iter().take(surplus).map(|pod| pod.name.clone()).collect();
-            let missing = (set.replicas as usize).saturating_sub(live.len());
-            for name in out {
-                self.pod_mut(&name).ends_by = Some(self.now + SignedDuration::from_secs(self.drain));
-            }
-            for _ in 0..missing {
-                self.made += 1;
-                let name = format!("{}-{}", set.name, self.made);
-                self.observed.pods.push(pod(&name, &set.name, self.now, false));
-            }
-        }
+    fn pass(&mut self, milliseconds: u64) -> bool {
+        self.0.pass(Duration::from_millis(milliseconds))
     }
 }
 
 fn pod(name: &str, set: &str, created: Timestamp, ready: bool) -> ObservedPod {
-    ObservedPod {
-        name: name.to_owned(),
-        set: set.to_owned(),
-        created,
-        ready,
-        ready_since: None,
-        verified: None,
-        stuck: false,
-        serving: true,
-        retired: None,
-        released: None,
-        ends_by: None,
-        connections: Some(0),
-    }
+    ObservedPod { ready, ..ObservedPod::new(name, set, created) }
 }
 
 fn second(second: i64) -> Timestamp {
@@ -326,7 +252,7 @@ proptest! {
         let strategy = Strategy { replace: Replace::Rolling, max_surge: surge, max_unavailable: 0 };
         let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
         let before: Vec<_> = world.observed.pods.iter().map(|pod| pod.name.clone()).collect();
-        world.bad.push("bad".to_owned());
+        world.bad.insert("bad".to_owned());
         world.play(&Desired { strategy, ..desired("bad", replicas) });
         let after: Vec<_> = world.observed.pods.iter().filter(|pod| pod.ready).map(|pod| pod.name.clone()).collect();
         prop_assert_eq!(&before, &after);
@@ -345,7 +271,7 @@ proptest! {
     ) {
         let strategy = Strategy { replace: Replace::Rolling, max_surge: surge, max_unavailable };
         let mut world = World::settled(&Desired { strategy, ..desired("a", replicas) });
-        world.bad.push("bad".to_owned());
+        world.bad.insert("bad".to_owned());
         let next = Desired { strategy, ..desired("bad", replicas) };
         for (what, which, then) in blips {
             world.blip(what, &which);
@@ -464,7 +390,7 @@ fn a_set_does_not_shrink_while_its_controller_would_take_a_pod_with_clients() {
 
 #[test]
 fn an_old_pod_goes_before_a_new_one() {
-    let mut world = World::settled(&desired("a", 2));
+    let mut world = World::settled(&desired("a", 2)).0;
     world.observed.sets.push(ObservedSet {
         name: "b".to_owned(),
         revision: "b".to_owned(),
@@ -522,7 +448,7 @@ fn a_label_that_somebody_took_away_is_given_back() {
 #[test]
 fn a_scale_up_during_a_stuck_rollout_is_served_by_the_revision_that_works() {
     let mut world = World::settled(&desired("a", 2));
-    world.bad.push("bad".to_owned());
+    world.bad.insert("bad".to_owned());
     world.play(&desired("bad", 2));
     world.play(&desired("bad", 5));
     assert_eq!(world.serving(), 5, "the pod that does not start serves nobody");
@@ -532,7 +458,7 @@ fn a_scale_up_during_a_stuck_rollout_is_served_by_the_revision_that_works() {
 #[test]
 fn a_scale_down_during_a_stuck_rollout_takes_old_pods_that_are_too_many_and_no_more() {
     let mut world = World::settled(&desired("a", 4));
-    world.bad.push("bad".to_owned());
+    world.bad.insert("bad".to_owned());
     world.play(&desired("bad", 4));
     let broken = world.observed.pods.iter().position(|pod| pod.set == "a").expect("there is one");
     let broken = world.observed.pods[broken].name.clone();
@@ -550,7 +476,7 @@ fn a_scale_down_during_a_stuck_rollout_takes_old_pods_that_are_too_many_and_no_m
 fn without_a_surge_one_old_pod_makes_room_for_the_first_new_one_and_the_others_wait() {
     let strategy = Strategy { replace: Replace::Rolling, max_surge: 0, max_unavailable: 2 };
     let mut world = World::settled(&Desired { strategy, ..desired("a", 4) });
-    world.bad.push("bad".to_owned());
+    world.bad.insert("bad".to_owned());
     let next = Desired { strategy, ..desired("bad", 4) };
     world.play(&next);
     assert_eq!(world.serving(), 3);
@@ -566,7 +492,7 @@ fn a_surge_that_is_lowered_because_new_pods_find_no_room_lets_an_old_pod_make_so
         Desired { strategy, ..desired(revision, 3) }
     };
     let mut world = World::settled(&with(1, "a"));
-    world.bad.push("big".to_owned());
+    world.bad.insert("big".to_owned());
     world.play(&with(1, "big"));
     assert_eq!(world.serving(), 3);
     world.play(&with(0, "big"));
@@ -663,9 +589,9 @@ fn the_next_old_pod_leaves_once_the_new_one_was_ready_long_enough_and_is_verifie
 #[test]
 fn a_pod_of_a_superseded_revision_leaves_for_the_rollout_and_not_for_a_scale_down() {
     let mut world = World::settled(&desired("a", 3));
-    world.bad.push("b".to_owned());
+    world.bad.insert("b".to_owned());
     world.play(&desired("b", 3));
-    world.bad.push("c".to_owned());
+    world.bad.insert("c".to_owned());
     let actions = world.play(&desired("c", 3));
     let left =
         actions.iter().filter(|action| matches!(action.step, Step::Retire { .. } | Step::Remove { .. }));
@@ -713,7 +639,7 @@ fn a_redis_on_a_lost_machine_is_asked_to_end_and_then_taken_for_gone() {
             pods: vec![pod.clone()],
             ..ObservedRedis::default()
         };
-        let observed = Observed { redis: Some(redis), ..World::settled(&desired("a", 1)).observed };
+        let observed = Observed { redis: Some(redis), ..World::settled(&desired("a", 1)).0.observed };
         let replace_after = replace_after.map(Duration::from_secs);
         let wanted = DesiredRedis { spec, password: String::new(), replace_after };
         let desired = Desired { redis: Some(wanted), ..desired("a", 1) };

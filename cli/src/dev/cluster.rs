@@ -11,7 +11,6 @@ use super::{
     board::{Board, State},
     channel,
     files::Files,
-    manifest,
     playground::Facts,
     ports::{NodePorts, PortPlan, free},
     printer::{Printer, Source},
@@ -20,6 +19,7 @@ use super::{
     programs,
     render::{self, Local},
 };
+use crate::manifest;
 
 /// Time until a Redis on this machine answers; it takes a tenth of a second.
 const REDIS_PATIENCE: Duration = Duration::from_secs(10);

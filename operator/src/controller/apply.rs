@@ -9,6 +9,7 @@ mod act;
 mod compare;
 mod field;
 mod memory;
+pub mod preview;
 mod redis;
 mod write;
 
@@ -18,7 +19,10 @@ use k8s_openapi::{
     api::apps::v1::StatefulSet,
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{ResourceExt, api::DynamicObject};
+use kube::{
+    ResourceExt,
+    api::{ApiResource, DynamicObject},
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -150,7 +154,7 @@ impl Applier {
                 applied.again = applied.again.into_iter().chain(soon).min();
                 return Ok(applied);
             }
-            if !found.of_kind("ReplicaSet").any(|set| set.labels().get(labels::REVISION) == Some(&name)) {
+            if !exists(found, &name) {
                 // A new revision waits for its key; one that runs has the key of before.
                 return Ok(applied);
             }
@@ -174,45 +178,17 @@ impl Applier {
         resources: Resources,
         applied: &mut Applied,
     ) -> Result<Rendered, Error> {
-        let Resources {
-            revision,
-            live_config_map,
-            too_new: _,
-            services,
-            api_key,
-            managed_redis,
-            pdb,
-            service_account,
-            network_policies,
-        } = resources;
-        let mut wanted = Wanted::default();
-        wanted.add(&service_account);
-        wanted.add(&live_config_map);
-        let settings = config_map::live_hash(&live_config_map);
-        services.iter().for_each(|service| wanted.add(service));
-        network_policies.iter().for_each(|policy| wanted.add(policy));
-        pdb.iter().for_each(|pdb| wanted.add(pdb));
         // Secrets first: pods wait for them, and find them there.
-        let has_api_key = applied.note(self.secret(cluster, &api_key).await)?.is_some();
-        let mut redis = None;
-        if let Some(ManagedRedisResources { stateful_set, canonical, service, password, claim }) =
-            managed_redis
-        {
-            let digest = applied.note(self.secret(cluster, &password).await)?;
-            claim.iter().for_each(|claim| wanted.add(claim));
-            wanted.add(&service);
+        let has_api_key = applied.note(self.secret(cluster, &resources.api_key).await)?.is_some();
+        let mut server = None;
+        if let Some(redis) = &resources.managed_redis {
+            let digest = applied.note(self.secret(cluster, &redis.password).await)?;
             let live = applied.note(self.redis(cluster, found).await)?;
-            match digest.zip(live) {
-                Some((digest, live)) => {
-                    let rendered = StoredRedis::rendered(&managed::sealed(stateful_set, &digest), canonical);
-                    let stored = live.map(|live| StoredRedis::of(cluster, &live, &rendered));
-                    wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
-                    redis = Some(rendered);
-                }
-                // Without the password's digest, or where it cannot be read, it stays as it is.
-                None => wanted.keep(&stateful_set),
-            }
+            server = digest.zip(live);
         }
+        let settings = config_map::live_hash(&resources.live_config_map);
+        let (wanted, redis) =
+            Wanted::of(cluster, &resources, server.as_ref().map(|(digest, live)| (&**digest, live.as_ref())));
         for child in &wanted.children {
             let done = applied.note(self.writer.ensure(cluster, found, child.clone(), &self.events).await)?;
             if done.is_some() && child["kind"] == "ConfigMap" {
@@ -220,9 +196,17 @@ impl Applier {
                 applied.settings = Some(settings.clone());
             }
         }
-        self.revisions(cluster, found, applied).await?;
-        self.orphans(cluster, found, &wanted, &revision, applied).await?;
-        Ok(Rendered { revision, redis, has_api_key })
+        for child in revisions(cluster, found) {
+            applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
+        }
+        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
+            let removed = async {
+                self.writer.confirm(cluster).await?;
+                self.writer.delete(resource, child).await
+            };
+            applied.note(removed.await.map_err(Trouble::from))?;
+        }
+        Ok(Rendered { revision: resources.revision, redis, has_api_key })
     }
 
     /// The StatefulSet of the managed Redis. One that lost the cluster's label is in no mirror, and is still the cluster's:
@@ -239,51 +223,6 @@ impl Applier {
     async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Trouble> {
         let live = self.mirrors.secret(cluster.namespace(), secret.name());
         self.writer.ensure_secret(cluster, secret, live.as_deref(), &self.events).await
-    }
-
-    /// Each revision that exists stays as it was written.
-    async fn revisions(
-        &self,
-        cluster: &FanoutCluster,
-        found: &Found,
-        applied: &mut Applied,
-    ) -> Result<(), Error> {
-        for set in found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster)) {
-            for child in act::Stored::of(cluster, set, found).as_it_should_be(set) {
-                applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes children that are wanted no longer. ReplicaSets are the plan's, claims outlive, and a boot document
-    /// lives as long as its revision.
-    async fn orphans(
-        &self,
-        cluster: &FanoutCluster,
-        found: &Found,
-        wanted: &Wanted,
-        revision: &RevisionSpec,
-        applied: &mut Applied,
-    ) -> Result<(), Error> {
-        let revisions: BTreeSet<_> = found.of_kind("ReplicaSet").map(ResourceExt::name_any).collect();
-        let current = revision.boot_config_map.metadata.name.as_deref();
-        for (resource, child) in &found.children {
-            let name = child.name_any();
-            let kept = match resource.kind.as_str() {
-                "ReplicaSet" | "PersistentVolumeClaim" => true,
-                "ConfigMap" if revisions.contains(&name) || current == Some(&name) => true,
-                kind => wanted.contains(kind, &name),
-            };
-            if !kept && write::is_owned_by(child.as_ref(), cluster) {
-                let removed = async {
-                    self.writer.confirm(cluster).await?;
-                    self.writer.delete(resource, child).await
-                };
-                applied.note(removed.await.map_err(Trouble::from))?;
-            }
-        }
-        Ok(())
     }
 
     /// Plans and acts. A step that is refused stops no other, but none is taken on a reading that is out of date.
@@ -336,6 +275,50 @@ struct Wanted {
 // === impl Wanted ===
 
 impl Wanted {
+    /// Every child but Secrets and what the plan moves, in the order in which they are written; and the managed Redis as
+    /// this operator renders it. `server`: digest of its password, and its StatefulSet where there is one; `None` where
+    /// either is not known.
+    fn of(
+        cluster: &FanoutCluster,
+        resources: &Resources,
+        server: Option<(&str, Option<&DynamicObject>)>,
+    ) -> (Self, Option<StoredRedis>) {
+        let Resources {
+            revision: _,
+            live_config_map,
+            too_new: _,
+            services,
+            api_key: _,
+            managed_redis,
+            pdb,
+            service_account,
+            network_policies,
+        } = resources;
+        let mut wanted = Self::default();
+        wanted.add(service_account);
+        wanted.add(live_config_map);
+        services.iter().for_each(|service| wanted.add(service));
+        network_policies.iter().for_each(|policy| wanted.add(policy));
+        pdb.iter().for_each(|pdb| wanted.add(pdb));
+        let Some(ManagedRedisResources { stateful_set, canonical, service, password: _, claim }) =
+            managed_redis
+        else {
+            return (wanted, None);
+        };
+        claim.iter().for_each(|claim| wanted.add(claim));
+        wanted.add(service);
+        let Some((digest, live)) = server else {
+            // Without the password's digest, or where it cannot be read, it stays as it is.
+            wanted.keep(stateful_set);
+            return (wanted, None);
+        };
+        let rendered =
+            StoredRedis::rendered(&managed::sealed(stateful_set.clone(), digest), canonical.clone());
+        let stored = live.map(|live| StoredRedis::of(cluster, live, &rendered));
+        wanted.children.push(stored.as_ref().unwrap_or(&rendered).object());
+        (wanted, Some(rendered))
+    }
+
     fn add(&mut self, child: &impl Serialize) {
         self.children.push(serde_json::to_value(child).expect("a Kubernetes object is JSON"));
     }
@@ -348,6 +331,41 @@ impl Wanted {
         self.children.iter().any(|child| child["kind"] == kind && child["metadata"]["name"] == name)
             || self.kept.iter().any(|kept| *kept == (kind.to_owned(), name.to_owned()))
     }
+}
+
+/// Each revision that exists, as it was written.
+fn revisions<'a>(cluster: &'a FanoutCluster, found: &'a Found) -> impl Iterator<Item = Value> + 'a {
+    let sets = found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster));
+    sets.flat_map(|set| act::Stored::of(cluster, set, found).as_it_should_be(set))
+}
+
+/// Children that are wanted no longer. ReplicaSets are the plan's, claims outlive, and a boot document lives as long as
+/// its revision.
+fn orphans<'a>(
+    cluster: &FanoutCluster,
+    found: &'a Found,
+    wanted: &Wanted,
+    revision: &RevisionSpec,
+) -> Vec<(&'a ApiResource, &'a DynamicObject)> {
+    let revisions: BTreeSet<_> = found.of_kind("ReplicaSet").map(ResourceExt::name_any).collect();
+    let current = revision.boot_config_map.metadata.name.as_deref();
+    let is_kept = |kind: &str, name: &str| match kind {
+        "ReplicaSet" | "PersistentVolumeClaim" => true,
+        "ConfigMap" if revisions.contains(name) || current == Some(name) => true,
+        kind => wanted.contains(kind, name),
+    };
+    let children = found.children.iter().map(|(resource, child)| (resource, child.as_ref()));
+    children
+        .filter(|(_, child)| write::is_owned_by(*child, cluster))
+        .filter(|(resource, child)| !is_kept(&resource.kind, &child.name_any()))
+        .collect()
+}
+
+/// Whether a revision has its ReplicaSet.
+fn exists(found: &Found, revision: &str) -> bool {
+    found
+        .of_kind("ReplicaSet")
+        .any(|set| set.labels().get(labels::REVISION).is_some_and(|name| name == revision))
 }
 
 /// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name. There

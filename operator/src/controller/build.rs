@@ -122,6 +122,41 @@ pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &Operator
     }
 }
 
+// === impl Resources ===
+
+impl Resources {
+    /// Kind and name of every child, Secrets apart.
+    pub fn names(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            revision: RevisionSpec { name: _, canonical: _, replica_set, boot_config_map },
+            live_config_map,
+            too_new: _,
+            services,
+            api_key: _,
+            managed_redis,
+            pdb,
+            service_account,
+            network_policies,
+        } = self;
+        let set = replica_set["metadata"]["name"].as_str().unwrap_or_default();
+        let mut names = vec![
+            ("ReplicaSet", set.to_owned()),
+            ("ConfigMap", boot_config_map.name_any()),
+            ("ConfigMap", live_config_map.name_any()),
+            ("ServiceAccount", service_account.name_any()),
+        ];
+        names.extend(services.iter().map(|service| ("Service", service.name_any())));
+        names.extend(pdb.iter().map(|pdb| ("PodDisruptionBudget", pdb.name_any())));
+        names.extend(network_policies.iter().map(|policy| ("NetworkPolicy", policy.name_any())));
+        if let Some(redis) = managed_redis {
+            let ManagedRedisResources { stateful_set, canonical: _, service, password: _, claim } = redis;
+            names.extend([("StatefulSet", stateful_set.name_any()), ("Service", service.name_any())]);
+            names.extend(claim.iter().map(|claim| ("PersistentVolumeClaim", claim.name_any())));
+        }
+        names
+    }
+}
+
 // === impl OperatorConfig ===
 
 impl OperatorConfig {
@@ -192,13 +227,18 @@ impl GeneratedSecret {
 
     /// Digest of the values of a Secret, our keys alone. It tells nothing of a random value.
     pub fn digest(&self, live: &Secret) -> String {
-        let mut digest = Sha256::new();
-        for (key, _) in self.values("") {
-            let value = held(live, key).unwrap_or_default();
-            digest.update(value.len().to_be_bytes());
-            digest.update(value);
-        }
-        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        digest(self.values("").map(|(key, _)| held(live, key).unwrap_or_default()))
+    }
+
+    /// Digest of the values that a Secret has once it is repaired; `None` where its random value is gone, for another
+    /// takes its place.
+    pub fn repaired_digest(&self, live: &Secret) -> Option<String> {
+        let kept = held(live, self.key).filter(|value| !value.is_empty())?;
+        let values: Vec<_> = self.values(&String::from_utf8_lossy(kept)).collect();
+        let value_of = |(key, text): &'_ (&'static str, String)| {
+            if *key == self.key { kept.to_vec() } else { text.clone().into_bytes() }
+        };
+        Some(digest(values.iter().map(value_of)))
     }
 
     fn values(&self, value: &str) -> impl Iterator<Item = (&'static str, String)> {
@@ -206,6 +246,15 @@ impl GeneratedSecret {
         let rest = also.iter().map(move |(key, text)| (*key, text.replace("{}", value)));
         std::iter::once((*key, value.to_owned())).chain(rest)
     }
+}
+
+fn digest(values: impl Iterator<Item = impl AsRef<[u8]>>) -> String {
+    let mut digest = Sha256::new();
+    for value in values {
+        digest.update(value.as_ref().len().to_be_bytes());
+        digest.update(value.as_ref());
+    }
+    digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn held<'a>(live: &'a Secret, key: &str) -> Option<&'a [u8]> {

@@ -110,8 +110,7 @@ pub(super) async fn dereference(
     }
     let children = own_sets(cluster, mirrors.children_of(cluster));
     let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
-    named.versions = inhabited(&children, &nodes).filter_map(version_of).collect();
-    named.untold_grace_seconds = inhabited(&children, &nodes).filter_map(untold_grace).min();
+    note_readers(&mut named, &children, &nodes);
     let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
     let machines =
         if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
@@ -133,6 +132,16 @@ pub(super) async fn dereference(
         }
     }
     Ok(found)
+}
+
+/// Notes what the revisions say of the nodes that read the live document.
+pub(super) fn note_readers(
+    named: &mut Dereferenced,
+    children: &[(ApiResource, Arc<DynamicObject>)],
+    nodes: &[Arc<Pod>],
+) {
+    named.versions = inhabited(children, nodes).filter_map(version_of).collect();
+    named.untold_grace_seconds = inhabited(children, nodes).filter_map(untold_grace).min();
 }
 
 /// ReplicaSets that have pods, or are about to. The last pods of one that is to have none still drain.
@@ -170,7 +179,7 @@ fn version_of(set: &DynamicObject) -> Option<String> {
 
 /// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many and change
 /// often.
-async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machine> {
+pub(super) async fn machines(client: &Client, pods: &[Arc<Pod>]) -> BTreeMap<String, Machine> {
     let api: Api<KubernetesNode> = Api::all(client.clone());
     let mut machines = BTreeMap::new();
     for name in pods.iter().filter(|pod| !is_ready(pod)).filter_map(|pod| machine_name(pod)) {
@@ -506,7 +515,7 @@ impl SecretShapes {
     }
 }
 
-fn shape_of(secret: &Secret) -> SecretShape {
+pub(super) fn shape_of(secret: &Secret) -> SecretShape {
     let sizes = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.len()));
     let api_key = secret.data.as_ref().and_then(|data| data.get(API_KEY));
     SecretShape { sizes: sizes.collect(), api_key: api_key.map(|key| digest(&key.0)) }

@@ -259,7 +259,8 @@ impl Mirrors {
     }
 }
 
-fn child_kinds() -> [ApiResource; 8] {
+/// Kinds of children; pods and Secrets apart.
+pub(super) fn child_kinds() -> [ApiResource; 8] {
     [
         ApiResource::erase::<ReplicaSet>(&()),
         ApiResource::erase::<Service>(&()),

@@ -77,6 +77,15 @@ pub fn referenced_secrets(cluster: &FanoutCluster) -> BTreeSet<String> {
     wanted(cluster).into_iter().map(|wanted| wanted.name).collect()
 }
 
+/// The shape of a Secret that has all that the spec wants of it: it stands for one that may not be read.
+pub(super) fn presumed(cluster: &FanoutCluster, name: &str) -> SecretShape {
+    let wanted = wanted(cluster).into_iter().filter(|wanted| wanted.name == name);
+    // Where any key will do, its name does not matter.
+    let keys =
+        wanted.flat_map(|wanted| if wanted.keys.is_empty() { vec![String::new()] } else { wanted.keys });
+    SecretShape { sizes: keys.map(|key| (key, 1)).collect(), api_key: None }
+}
+
 /// Judges a FanoutCluster by what it names.
 ///
 /// # Errors

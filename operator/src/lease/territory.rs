@@ -95,6 +95,12 @@ pub enum Refused {
     NotLeading,
 }
 
+/// Name of the Lease of the operators of a class, in each namespace that has FanoutClusters of theirs.
+pub fn lease_name(class: Option<&str>) -> String {
+    let all = format!("fanoutclusters.{GROUP}");
+    class.map_or_else(|| all.clone(), |class| format!("{class}.{all}"))
+}
+
 // === impl Territory ===
 
 impl Territory {
@@ -106,10 +112,9 @@ impl Territory {
         leading: Claim,
         readiness: Readiness,
     ) -> Self {
-        let all = format!("fanoutclusters.{GROUP}");
         Self {
             client,
-            name: class.map_or_else(|| all.clone(), |class| format!("{class}.{all}")),
+            name: lease_name(class),
             installation: installation.to_owned(),
             leading,
             readiness,

@@ -51,7 +51,7 @@ pub(super) struct Stored {
 // === impl Stored ===
 
 impl Stored {
-    fn new(revision: &RevisionSpec) -> Self {
+    pub(super) fn new(revision: &RevisionSpec) -> Self {
         let boot = serde_json::to_value(&revision.boot_config_map).expect("a Kubernetes object is JSON");
         Self { replica_set: revision.replica_set.clone(), boot_config_map: boot }
     }
@@ -99,7 +99,7 @@ impl Stored {
     }
 
     /// The ReplicaSet with its number, or without any where nobody may change it.
-    fn replica_set(&self, replicas: &Value) -> Value {
+    pub(super) fn replica_set(&self, replicas: &Value) -> Value {
         let mut set = self.replica_set.clone();
         let text = serde_json::to_string(self).expect("a stored revision is JSON");
         set["metadata"]["annotations"][RENDERED] = Value::String(text);
@@ -108,7 +108,7 @@ impl Stored {
     }
 
     /// ReplicaSet and boot document as they should be, with the number that the ReplicaSet has.
-    pub(super) fn as_it_should_be(&self, set: &DynamicObject) -> impl Iterator<Item = Value> {
+    pub(super) fn as_it_should_be(&self, set: &DynamicObject) -> impl Iterator<Item = Value> + use<> {
         let boot = Some(self.boot_config_map.clone()).filter(|boot| !boot.is_null());
         // The boot document first: pods wait for it, and find it there.
         boot.into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
@@ -308,7 +308,7 @@ fn redis_note(step: &Step) -> Option<(Severity, String)> {
 }
 
 /// A revision is kept in annotations of its ReplicaSet, and these are bounded.
-fn is_small_enough(set: &Value) -> Result<(), Trouble> {
+pub(super) fn is_small_enough(set: &Value) -> Result<(), Trouble> {
     let annotations = set["metadata"]["annotations"].as_object().into_iter().flatten();
     let bytes: usize = annotations.map(|(name, text)| name.len() + text.as_str().map_or(0, str::len)).sum();
     if bytes <= MAX_ANNOTATION_BYTES {

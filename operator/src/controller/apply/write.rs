@@ -167,13 +167,7 @@ impl Writer {
             // Not ours, or not seen yet: the API server knows.
             None => self.read(cluster, &kind, &name).await?,
         };
-        if let Some(live) = &live {
-            if !is_ours(live, cluster, &kind) {
-                return Err(not_ours(live, &kind, &name).into());
-            }
-            keep_larger_claim(&mut desired, live);
-        }
-        let wanted = stamp(&mut desired);
+        let wanted = prepare(cluster, live.as_ref(), &mut desired)?;
         let key = Key::new(cluster, &kind, &name);
         match &live {
             None => self.make(cluster, &key, &wanted, desired, events).await?,
@@ -679,16 +673,46 @@ fn is_ours(live: &DynamicObject, cluster: &FanoutCluster, kind: &str) -> bool {
     is_adopted_or_owned(live, cluster) || (kind == "PersistentVolumeClaim" && labelled())
 }
 
-fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
+pub(super) fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
     let handed_over = live.annotations().get(ADOPT).map(String::as_str) == Some(cluster.name());
     is_owned_by(live, cluster) || (live.owner_references().is_empty() && handed_over)
 }
 
-fn not_ours(live: &impl ResourceExt, kind: &str, name: &str) -> Error {
+pub(super) fn not_ours(live: &impl ResourceExt, kind: &str, name: &str) -> Error {
     let owners = live.owner_references();
     let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
     let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
     Error::NotOurs { kind: kind.to_owned(), name: name.to_owned(), owner }
+}
+
+/// Makes what is wanted of a child fit what is there, stamps it and gives the stamp; an error where what is there is not
+/// ours.
+fn prepare(
+    cluster: &FanoutCluster,
+    live: Option<&DynamicObject>,
+    desired: &mut Value,
+) -> Result<String, Error> {
+    if let Some(live) = live {
+        let (kind, name) = identity(desired);
+        if !is_ours(live, cluster, &kind) {
+            return Err(not_ours(live, &kind, &name));
+        }
+        keep_larger_claim(desired, live);
+    }
+    Ok(stamp(desired))
+}
+
+/// Where a child differs from what is wanted of it, by what the API server has alone; `None`: nothing is to be written.
+/// What a process remembers of earlier writes may keep it from writing, where somebody else undoes them.
+pub(super) fn due(
+    cluster: &FanoutCluster,
+    live: &DynamicObject,
+    mut desired: Value,
+) -> Result<Option<Vec<Path>>, Trouble> {
+    let (kind, name) = identity(&desired);
+    prepare(cluster, Some(live), &mut desired)?;
+    is_staying(live, &kind, &name)?;
+    Ok(Some(compare::compare(&desired, live).deviations).filter(|deviations| !deviations.is_empty()))
 }
 
 /// Whether a child is not about to vanish.
@@ -774,7 +798,7 @@ fn stamp(desired: &mut Value) -> String {
     wanted
 }
 
-fn identity(object: &Value) -> (String, String) {
+pub(super) fn identity(object: &Value) -> (String, String) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     (text(&object["kind"]), text(&object["metadata"]["name"]))
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use fanout_operator::api::{FanoutCluster, GROUP, crd};
@@ -12,6 +13,8 @@ use serde_json::Value;
 use sidecar_config::YamlError;
 
 const KIND: &str = "FanoutCluster";
+/// What is said of a field that the schema does not list.
+const UNKNOWN: &str = "is an unknown field";
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
@@ -80,17 +83,57 @@ pub(crate) fn check_change(old: &FanoutCluster, new: &FanoutCluster) -> Result<(
     if lines.is_empty() { Ok(()) } else { Err(lines.join("\n")) }
 }
 
-/// A FanoutCluster among the documents of a file.
+/// The FanoutClusters of `text` as they are written, and the Secrets beside them. Repeated and unknown fields are
+/// mistakes; values are left for the API server to judge, for it knows what was there before.
+pub(crate) fn objects(path: &Path, text: &str) -> Result<(Vec<Value>, Vec<Value>), ManifestError> {
+    let documents = documents(path, text)?;
+    let clusters: Vec<_> = documents.iter().filter(|found| found.is_cluster()).collect();
+    if clusters.is_empty() {
+        return Err(ManifestError::NoCluster { path: path.to_owned() });
+    }
+    let unknown = clusters.iter().flat_map(|found| {
+        let wrong =
+            against_schema(&found.value).into_iter().filter(|(_, message)| message.starts_with(UNKNOWN));
+        wrong.map(|(steps, message)| Mistake::new(text, found.at, &steps, message))
+    });
+    let mut mistakes: Vec<_> = unknown.collect();
+    if !mistakes.is_empty() {
+        mistakes.sort_by_key(|mistake| mistake.line);
+        return Err(ManifestError::Mistakes { path: path.to_owned(), mistakes });
+    }
+    let (clusters, others): (Vec<_>, Vec<_>) = documents.into_iter().partition(Found::is_cluster);
+    let is_secret = |value: &Value| value["apiVersion"] == "v1" && value["kind"] == "Secret";
+    let values = |found: Vec<Found>| found.into_iter().map(|found| found.value);
+    Ok((values(clusters).collect(), values(others).filter(is_secret).collect()))
+}
+
+/// A document of a file.
 struct Found {
     /// Which document it is, from 0.
     at: usize,
     value: Value,
 }
 
+impl Found {
+    fn is_cluster(&self) -> bool {
+        let version = self.value["apiVersion"].as_str();
+        version.is_some_and(|version| version.starts_with(&format!("{GROUP}/"))) && self.value["kind"] == KIND
+    }
+}
+
 fn the_cluster(path: &Path, text: &str) -> Result<Found, ManifestError> {
-    let mut found = Vec::new();
+    let mut found = documents(path, text)?;
+    found.retain(Found::is_cluster);
+    match found.len() {
+        0 => Err(ManifestError::NoCluster { path: path.to_owned() }),
+        1 => Ok(found.remove(0)),
+        count => Err(ManifestError::Several { path: path.to_owned(), count }),
+    }
+}
+
+fn documents(path: &Path, text: &str) -> Result<Vec<Found>, ManifestError> {
     let documents = sidecar_config::strict_yaml(text).map_err(|errors| of_yaml(path, errors))?;
-    for (at, value) in documents.into_iter().enumerate() {
+    let merged = documents.into_iter().enumerate().map(|(at, value)| {
         let value = sidecar_config::merged_yaml(value).map_err(|message| {
             let (path, message) = (path.to_owned(), message.to_owned());
             ManifestError::Mistakes {
@@ -98,17 +141,9 @@ fn the_cluster(path: &Path, text: &str) -> Result<Found, ManifestError> {
                 mistakes: vec![Mistake { line: None, field: String::new(), message }],
             }
         })?;
-        let ours =
-            value["apiVersion"].as_str().is_some_and(|version| version.starts_with(&format!("{GROUP}/")));
-        if ours && value["kind"] == KIND {
-            found.push(Found { at, value });
-        }
-    }
-    match found.len() {
-        0 => Err(ManifestError::NoCluster { path: path.to_owned() }),
-        1 => Ok(found.remove(0)),
-        count => Err(ManifestError::Several { path: path.to_owned(), count }),
-    }
+        Ok(Found { at, value })
+    });
+    merged.collect()
 }
 
 /// A key that is repeated in any object of the file is a mistake, as for `kubectl apply`: which of both counts is not
@@ -127,16 +162,19 @@ fn of_yaml(path: &Path, errors: Vec<YamlError>) -> ManifestError {
     }
 }
 
-/// Unknown fields and wrong values.
-fn against_schema(value: &Value) -> Vec<(Vec<Step>, String)> {
+static VALIDATOR: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
     let crd = crd::crd();
     let mut schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
     for known in ["apiVersion", "kind", "metadata"] {
         schema["properties"][known] = Value::Bool(true);
     }
     close(&mut schema);
-    let validator = jsonschema::validator_for(&schema).expect("the schema of the CRD is a JSON Schema");
-    validator.iter_errors(value).flat_map(|error| from_schema(&error)).collect()
+    jsonschema::validator_for(&schema).expect("the schema of the CRD is a JSON Schema")
+});
+
+/// Unknown fields and wrong values.
+fn against_schema(value: &Value) -> Vec<(Vec<Step>, String)> {
+    VALIDATOR.iter_errors(value).flat_map(|error| from_schema(&error)).collect()
 }
 
 /// `kubectl apply` refuses fields that a schema does not list, and so does this command.
@@ -165,10 +203,7 @@ fn from_schema(error: &jsonschema::ValidationError<'_>) -> Vec<(Vec<Step>, Strin
         Kind::AdditionalProperties { unexpected } => unexpected
             .iter()
             .map(|key| {
-                (
-                    [at.clone(), vec![Step::Key(key.clone())]].concat(),
-                    format!("is an unknown field{}", hidden(key)),
-                )
+                ([at.clone(), vec![Step::Key(key.clone())]].concat(), format!("{UNKNOWN}{}", hidden(key)))
             })
             .collect(),
         _ => vec![(at, error.to_string())],
