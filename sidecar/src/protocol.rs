@@ -46,7 +46,7 @@ pub enum WireForm {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Reply<'a> {
-    /// The connection is open, and what it is called in the cluster.
+    /// The connection is open; both together are its client id.
     Connected { node: NodeId, connection: ConnectionId },
     /// A subscription is live.
     Subscribed { channel: &'a ChannelName, id: Option<&'a str> },

@@ -131,7 +131,7 @@ impl Desk {
                 Task::Publish { connection, channel, payload, id, idempotency_key, user, exposure, held } => {
                     let draft = Draft {
                         id: id.clone(),
-                        user: user.map(|user| user.to_string()),
+                        user,
                         connection: (exposure == Exposure::Exposed).then_some(connection),
                         idempotency_key,
                         ..Draft::new(channel, payload)

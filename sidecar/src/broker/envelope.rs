@@ -242,7 +242,7 @@ impl Header {
             key: key.as_deref().unwrap_or_default().to_owned(),
             tags: tags.iter().map(tag).collect(),
             client_info: (user.is_some() || connection.is_some()).then(|| ClientInfo {
-                user: user.clone().unwrap_or_default(),
+                user: user.as_deref().unwrap_or_default().to_owned(),
                 connection: connection.map(Connection::from),
             }),
             ..Self::default()
@@ -274,7 +274,7 @@ impl Header {
             id: (!self.id.is_empty()).then_some(self.id),
             key: (!self.key.is_empty()).then(|| self.key.into()),
             tags: self.tags.into_iter().map(|Tag { key, value }| (key, value)).collect(),
-            user: (!user.is_empty()).then_some(user),
+            user: (!user.is_empty()).then(|| user.into()),
             connection: connection.and_then(Connection::id),
         })
     }

@@ -1,5 +1,7 @@
 //! What travels: a payload, where it goes and where it came from.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::{ChannelName, ConnectionId, NodeId, StreamPosition};
@@ -46,7 +48,7 @@ pub struct Publication {
     /// Free labels.
     pub tags: Vec<(String, String)>,
     /// User whose client published, where it was a client with an identity.
-    pub user: Option<String>,
+    pub user: Option<Arc<str>>,
     /// Connection of the client that published, on the node of `origin`; `None` where it was no client, or where its
     /// node does not expose publishers in this namespace.
     pub connection: Option<ConnectionId>,

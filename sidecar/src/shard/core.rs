@@ -344,7 +344,7 @@ impl Core {
         }
     }
 
-    /// The first bytes: what the connection is called, and for each subscription of the request that it is live.
+    /// The first bytes: the client id, and for each subscription of the request that it is live.
     fn greet(&mut self, slot: u32, protocol: Protocol) {
         self.send_with(slot, |out| protocol.put_head(out));
         self.reply(slot, &Reply::Connected { node: self.node, connection: self.id(slot) });

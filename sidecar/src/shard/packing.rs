@@ -246,7 +246,7 @@ mod tests {
     fn what_comes_packed_is_what_a_shard_would_make_of_it() {
         let wanted = wanted();
         let mut delivery =
-            Delivery::from(Publication { user: Some("ann".to_owned()), ..delivery("a", 2_000).publication });
+            Delivery::from(Publication { user: Some("ann".into()), ..delivery("a", 2_000).publication });
         for (form, exposure) in FORMS {
             wanted.ask(&delivery.channel, form, exposure);
         }

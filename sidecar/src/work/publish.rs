@@ -54,7 +54,7 @@ pub struct Draft {
     /// Free labels.
     pub tags: Vec<(String, String)>,
     /// User whose client publishes.
-    pub user: Option<String>,
+    pub user: Option<Arc<str>>,
     /// That client's connection, where the namespace exposes publishers.
     pub connection: Option<ConnectionId>,
     /// Publishes at most once per key, channel and publisher: `user`, or the server API.
@@ -140,8 +140,8 @@ impl Draft {
     /// Bytes that it holds while it waits.
     fn weight(&self) -> usize {
         let tags: usize = self.tags.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let texts = [&self.id, &self.user, &self.idempotency_key];
-        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let texts = [self.id.as_deref(), self.user.as_deref(), self.idempotency_key.as_deref()];
+        let texts: usize = texts.into_iter().flatten().map(str::len).sum();
         let key = self.key.as_deref().map_or(0, str::len);
         OVERHEAD + self.channel.as_str().len() + self.payload.bytes().len() + tags + texts + key
     }

@@ -13,7 +13,7 @@ fn exposing(expose: bool) -> Arc<Rules> {
 fn by_ann(text: &str) -> Delivery {
     let origin = crate::domain::Origin { node: NodeId(1), node_start: 1, sequence: 1, previous_sequence: 0 };
     let payload = Payload::Text(text.to_owned().into());
-    let (user, connection) = (Some("ann".to_owned()), Some(CONNECTION));
+    let (user, connection) = (Some("ann".into()), Some(CONNECTION));
     Publication { origin: Some(origin), user, connection, ..Publication::bare(name("a"), payload) }.into()
 }
 
