@@ -63,6 +63,9 @@ async fn agrees(namespace: &Namespace, manifest: &Value) -> Result<()> {
             let object = fanout.object().await?;
             let (status, generation) = (&object["status"], &object["metadata"]["generation"]);
             ensure!(status["observedGeneration"] == *generation, "the status is of before");
+            let conditions = status["conditions"].as_array().context("no conditions")?;
+            let ready = conditions.iter().any(|told| told["type"] == "Ready" && told["status"] == "True");
+            ensure!(ready, "it is not ready: {status}");
             ensure!(status["updateRevision"] == said["revision"]["name"], "another revision: {status}");
             let server = uids(namespace, "redis").await?;
             let is_replaced = server.is_disjoint(&redis) && server.len() == 1;

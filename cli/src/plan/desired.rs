@@ -10,7 +10,7 @@ use kube::{
 use serde_json::{Map, Value, json};
 
 /// Annotation in which `kubectl apply` keeps what it applied last.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+pub(crate) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Field manager of `kubectl apply`.
 const CLIENT_SIDE: &str = "kubectl-client-side-apply";
 
@@ -97,13 +97,24 @@ async fn dry_run(
         (Apply::ClientSide, Some(before)) => {
             let last = before.annotations().get(LAST_APPLIED);
             let last = last.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_else(|| json!({}));
-            let patch = three_way(&last, manifest, &json!(before));
+            let patch = three_way(&last, &completed(manifest, before), &json!(before));
             if patch == json!({}) {
                 return Ok(before.clone());
             }
             api.patch(name, &params(CLIENT_SIDE), &Patch::Merge(patch)).await
         }
     }
+}
+
+/// A manifest with the namespace and the annotations that `kubectl apply` gives it, so that neither counts as taken out.
+fn completed(manifest: &Value, before: &DynamicObject) -> Value {
+    let mut manifest = manifest.clone();
+    let metadata = &mut manifest["metadata"];
+    metadata["namespace"] = json!(before.metadata.namespace);
+    if !metadata["annotations"].is_object() {
+        metadata["annotations"] = json!({});
+    }
+    manifest
 }
 
 /// The merge patch of `kubectl apply`: what the manifest says, and `null` for what `last` said and it does not.
@@ -164,6 +175,18 @@ mod tests {
             None,
             "it was never ours"
         );
+    }
+
+    #[test]
+    fn namespace_and_annotations_that_kubectl_adds_by_itself_are_not_taken_out() {
+        let last = json!({"metadata": {"name": "chat", "namespace": "web", "annotations": {}}, "spec": {}});
+        let before = json!({
+            "metadata": {"name": "chat", "namespace": "web", "annotations": {LAST_APPLIED: last.to_string(), "theirs": "x"}},
+            "spec": {},
+        });
+        let manifest = json!({"metadata": {"name": "chat"}, "spec": {}});
+        let object = serde_json::from_value(before.clone()).unwrap();
+        assert_eq!(three_way(&last, &completed(&manifest, &object), &before), json!({}));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A plan as it is printed: the stable form of `--output json`, documented in docs/operations.md. Fields are added to it,
 //! and the version moves where one changes its meaning.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fanout_operator::{
     api::{ChangeClass, FanoutCluster, OPERATOR_CLASS, RESTARTED_AT, change},
@@ -15,7 +15,7 @@ use fanout_operator::{
 use kube::ResourceExt;
 use serde::Serialize;
 
-use super::desired::Desired;
+use super::desired::{Desired, LAST_APPLIED};
 
 /// Version of the form.
 const VERSION: u32 = 1;
@@ -271,7 +271,7 @@ impl ClusterReport {
 }
 
 /// Fields that differ, those that disturb most first.
-fn fields(before: &FanoutCluster, after: &FanoutCluster) -> Vec<Field> {
+pub(super) fn fields(before: &FanoutCluster, after: &FanoutCluster) -> Vec<Field> {
     let spec = change::changes(&before.spec, &after.spec).into_iter().map(|change| Field {
         path: format!("spec.{}", change.path),
         class: match change.class {
@@ -281,9 +281,11 @@ fn fields(before: &FanoutCluster, after: &FanoutCluster) -> Vec<Field> {
             ChangeClass::Operator => Class::Operator,
         },
     });
-    let metadata = |part: &str, [before, after]: [&std::collections::BTreeMap<String, String>; 2]| {
+    let metadata = |part: &str, [before, after]: [&BTreeMap<String, String>; 2]| {
         let names: BTreeSet<_> = before.keys().chain(after.keys()).cloned().collect();
         let differing = names.into_iter().filter(|name| before.get(name) != after.get(name));
+        // It follows from the others.
+        let differing = differing.filter(|name| name != LAST_APPLIED);
         let fields = differing.map(|name| Field {
             class: match name.as_str() {
                 RESTARTED_AT if part == "annotations" => Class::Roll,

@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use self::api_server::ApiServer;
 use super::{
-    PlanArgs, plan,
-    report::{ChildChange, ClusterReport, ObjectChange, Redis, Report, State},
+    PlanArgs,
+    desired::LAST_APPLIED,
+    plan,
+    report::{ChildChange, Class, ClusterReport, ObjectChange, Redis, Report, State, fields},
     text::text,
 };
 
@@ -274,8 +276,7 @@ Revision: {new}, a new one
 Nodes: 2 replaced
   1 at a time (maxSurge 1, maxUnavailable 0); at most 3 exist and at least 2 serve meanwhile
   order: chat-0 (connections not known), chat-1 (connections not known)
-  each closes its connections within 5 min (drain.timeoutSeconds) and is killed after 5 min 30 s \
-         (drain.terminationGracePeriodSeconds)
+  each closes its connections within 5 min (drain.timeoutSeconds), and is killed after 5 min 30 s
   all drains take at most 11 min 4 s, besides the time in which new nodes become ready
 Clients: those of a node that leaves are asked to connect again, and find another; all others stay
 Redis: its pod stays
@@ -369,6 +370,27 @@ async fn what_is_about_to_be_done_to_a_cluster_as_it_stands_is_told_by_its_name(
     let expected = BTreeSet::from(["services/chat".to_owned(), "statefulsets/chat-redis".to_owned()]);
     assert_eq!(said(cluster), expected);
     assert!(report.changes);
+}
+
+#[test]
+fn of_metadata_what_the_operator_reads_is_told_apart_from_the_rest() {
+    let with = |metadata: Value| {
+        let mut object = manifest(&json!({}));
+        object["metadata"] = metadata;
+        serde_json::from_value(object).unwrap()
+    };
+    let after = with(json!({
+        "labels": {"fanout.dev/operator-class": "blue", "team": "chat"},
+        "annotations": {"fanout.dev/restarted-at": "now", LAST_APPLIED: "{}"},
+    }));
+    let told: Vec<_> =
+        fields(&with(json!({})), &after).into_iter().map(|field| (field.path, field.class)).collect();
+    let expected = [
+        ("metadata.annotations.fanout.dev/restarted-at", Class::Roll),
+        ("metadata.labels.fanout.dev/operator-class", Class::Operator),
+        ("metadata.labels.team", Class::None),
+    ];
+    assert_eq!(told, expected.map(|(path, class)| (path.to_owned(), class)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -111,8 +111,7 @@ fn node_lines(nodes: &Nodes) -> Vec<String> {
         ));
         more(format!("order: {}", order(leaving)));
         more(format!(
-            "each closes its connections within {} (drain.timeoutSeconds) and is killed after {} \
-             (drain.terminationGracePeriodSeconds)",
+            "each closes its connections within {} (drain.timeoutSeconds), and is killed after {}",
             time(pace.drain_timeout_seconds.into()),
             time(pace.termination_grace_period_seconds)
         ));
