@@ -32,3 +32,6 @@ rendered "it leaves a lost machine soon" 'tolerationSeconds: 30'
 rendered "a class of its own" 'name: FANOUT_OPERATOR_CLASS, value: "blue"' --set operatorClass=blue
 rendered "the Lease of its class" 'resourceNames: [blue.fanoutclusters.fanout.dev]' --set operatorClass=blue
 rendered "the Lease of those without" 'resourceNames: [fanoutclusters.fanout.dev]'
+rendered "the nodes of the cluster" 'resources: [nodes]'
+rendered "the nodes of the cluster, for some namespaces" 'resources: [nodes]' --set 'watchNamespaces={chat}'
+rendered "no ClusterRole for some namespaces" '!kind: ClusterRole' --set 'watchNamespaces={chat}' --set rbac.nodes=false,rbac.aggregate=false

@@ -273,13 +273,22 @@ async fn confined(namespace: &Namespace, home: &Namespace, elsewhere: &Namespace
     ensure!(ignored.get("status").is_none(), "it was reconciled: {}", ignored["status"]);
     Fanout::at(elsewhere, "chat").gone().await.context("children where the operator has no business")?;
     let account_name = format!("{account}{CONFINED}-operator");
-    ensure!(may_list(namespace, &account_name).await?, "its Role does not let it list FanoutClusters");
-    ensure!(!may_list(elsewhere, &account_name).await?, "its rights reach beyond its namespace");
+    const CLUSTERS: &str = "fanoutclusters.fanout.dev";
+    ensure!(
+        may(namespace, &account_name, "list", CLUSTERS).await?,
+        "its Role does not let it list FanoutClusters"
+    );
+    ensure!(!may(elsewhere, &account_name, "list", CLUSTERS).await?, "its rights reach beyond its namespace");
+    ensure!(may(namespace, &account_name, "get", "nodes").await?, "it cannot tell whether a node is lost");
+    ensure!(
+        !may(namespace, &account_name, "list", "nodes").await?,
+        "its rights on nodes are more than `get`"
+    );
     refusals.none()
 }
 
-async fn may_list(namespace: &Namespace, account: &str) -> Result<bool> {
+async fn may(namespace: &Namespace, account: &str, verb: &str, resource: &str) -> Result<bool> {
     let who = format!("--as={account}");
-    let args = ["auth", "can-i", "list", "fanoutclusters.fanout.dev", &who];
+    let args = ["auth", "can-i", verb, resource, &who];
     Ok(namespace.try_kubectl(&args, None).await?.success)
 }
