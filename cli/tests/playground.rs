@@ -97,6 +97,50 @@ async fn what_is_typed_in_one_client_arrives_in_all_and_a_stopped_nodes_client_m
 }
 
 #[tokio::test]
+async fn a_message_from_elsewhere_names_its_publisher_only_where_the_namespace_exposes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cluster.yaml");
+    let hidden = std::fs::read_to_string(quickstart()).unwrap();
+    let exposed = hidden.replace("subscribe: allowed\n", "subscribe: allowed\n    exposePublisher: true\n");
+    assert_ne!(hidden, exposed);
+    std::fs::write(&file, hidden).unwrap();
+    let dev = Dev::start(&file);
+    let mut browser = Browser::open(&dev.url().await).await;
+    browser.wait("[1, 2, 3].every(n => document.querySelector(`[data-client='${n}']`)?.dataset.on)").await;
+    browser.eval(&publisher(dev.port())).await;
+    browser.wait("window.publisher.id !== undefined").await;
+
+    browser.eval("window.publisher.publish('before')").await;
+    browser.wait(&from_elsewhere("before", "'from outside the browser'")).await;
+
+    std::fs::write(&file, exposed).unwrap();
+    // Each node takes the settings over by itself: the first message that names its publisher proves that they did.
+    let named = from_elsewhere("after", "`from ${window.publisher.id}`");
+    browser.eval("window.again = setInterval(() => window.publisher.publish('after'), 500)").await;
+    browser.wait(&named).await;
+    browser.eval("clearInterval(window.again)").await;
+    assert_eq!(browser.complaints, Vec::<String>::new());
+    assert!(dev.interrupt().await, "Ctrl-C ends it well");
+}
+
+/// A framed client of the first node that is not the page's.
+fn publisher(port: u16) -> String {
+    format!(
+        "(() => {{ const socket = new WebSocket('ws://127.0.0.1:{port}/ws/lobby', 'fanout.v1'); \
+         window.publisher = {{ publish: data => socket.send(JSON.stringify({{ publish: {{ channel: 'lobby', data }} }})) }}; \
+         socket.onmessage = ({{ data }}) => {{ const id = JSON.parse(data).connected?.client; if (id) window.publisher.id = id; }}; }})()"
+    )
+}
+
+/// Whether each of three clients shows `text` beside `words`, an expression.
+fn from_elsewhere(text: &str, words: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('.client')].filter(c => [...c.querySelectorAll('.log li.outsider')].some(l => \
+         l.querySelector('.bubble').textContent === '{text}' && l.querySelector('.meta').textContent === {words})).length === 3"
+    )
+}
+
+#[tokio::test]
 async fn the_playground_refuses_foreign_names_and_wrong_tokens() {
     let dev = Dev::start(&quickstart());
     let url = dev.url().await;
