@@ -50,6 +50,9 @@ type Leave = (CloseReason, Option<Advice>);
 const RESERVATION_MS: u64 = 10_000;
 /// For a client to answer a close frame.
 const CLOSE_MS: u64 = 5_000;
+/// A turn that begins this much later than it was due means that the thread did not run: the process was stopped,
+/// suspended with its machine, or starved. What clients did meanwhile has not been read yet.
+const LATE_MS: u64 = 1_000;
 /// One log holds this part of what all may, or twice what its namespace lets a client lag by: what one channel does,
 /// the others do not suffer from.
 pub(super) const LANE_PART: usize = 4;
@@ -83,6 +86,8 @@ pub(crate) struct Core {
     pub(super) latencies: Latencies,
     pub(super) seats: Arc<Seats>,
     pub(super) now: Now,
+    /// Start of the last late turn; 0 where there was none. Silence counts from here at the earliest.
+    pub(super) resumed_ms: u64,
     pub(super) slots: Slots,
     pub(super) index: Index,
     pub(super) spares: Spares,
@@ -157,6 +162,7 @@ impl Core {
             latencies,
             seats,
             now: Now::default(),
+            resumed_ms: 0,
             slots: Slots::default(),
             index: Index::default(),
             spares: Spares::within(config.log_bytes),
@@ -183,6 +189,15 @@ impl Core {
             grace_ms: GRACE_MS,
             flushed: Vec::new(),
         }
+    }
+
+    /// Begins a turn that was due after `wait_ms`; `None` if it waited for events only.
+    pub(crate) fn begin_turn(&mut self, now: Now, wait_ms: Option<u64>) {
+        let due_ms = self.now.ms.saturating_add(wait_ms.unwrap_or(u64::MAX));
+        if now.ms > due_ms.saturating_add(LATE_MS) {
+            self.resumed_ms = now.ms;
+        }
+        self.now = now;
     }
 
     /// Whether there is something to do without waiting for an event.
@@ -1191,7 +1206,8 @@ impl Core {
     fn idle_ends_ms(&self, slot: u32) -> Option<u64> {
         let idle = u64::from(self.rules.hub.limits.idle_timeout_seconds);
         let passport = self.slots[slot].passport.as_ref()?;
-        (idle > 0 && passport.closing.is_none()).then(|| (u64::from(passport.passed_s) + idle) * 1_000)
+        let passed_ms = (u64::from(passport.passed_s) * 1_000).max(self.resumed_ms);
+        (idle > 0 && passport.closing.is_none()).then(|| passed_ms + idle * 1_000)
     }
 
     /// Whether no message has passed for the time of the settings. Deliveries are not counted one by one for this:
@@ -1230,7 +1246,9 @@ impl Core {
     fn deadline(&mut self, slot: u32) {
         let flags = self.slots[slot].flags;
         if self.slots[slot].link.is_none() {
-            self.refuse_reserved(slot);
+            if !self.put_off(slot, RESERVATION_MS) {
+                self.refuse_reserved(slot);
+            }
         } else if flags.has(Flags::CLOSING) {
             self.end(slot, CloseReason::ConnectionLost);
         } else if self.expires_ms(slot).is_some_and(|at| at <= self.now.ms) {
@@ -1241,6 +1259,7 @@ impl Core {
             self.close(slot, CloseReason::Idle, None);
         } else if !flags.has(Flags::PINGED) {
             self.ping(slot);
+        } else if flags.has(Flags::SILENT) && self.put_off(slot, self.pong_timeout_ms()) {
         } else if flags.has(Flags::SILENT) && flags.has(Flags::STALLED) {
             // The ping never reached it.
             self.close_stalled(slot);
@@ -1251,6 +1270,17 @@ impl Core {
             let rest = self.ping_interval_ms().saturating_sub(self.pong_timeout_ms()).max(1_000);
             self.arm(slot, self.now.ms + rest);
         }
+    }
+
+    /// Arms the deadline again where this thread did not run for a part of the time that the client had; returns `true`
+    /// if so. What the client sent meanwhile is read first.
+    fn put_off(&mut self, slot: u32, time_ms: u64) -> bool {
+        let ends_ms = self.resumed_ms + time_ms;
+        let is_early = self.resumed_ms > 0 && self.now.ms < ends_ms;
+        if is_early {
+            self.arm(slot, ends_ms);
+        }
+        is_early
     }
 
     /// Asks whether the client is there. One that takes nothing is found out by the same deadline.

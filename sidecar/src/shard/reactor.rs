@@ -52,7 +52,7 @@ impl Reactor {
         loop {
             let timeout = self.timeout(retry);
             self.wait(&mut events, timeout);
-            self.begin_turn();
+            self.begin_turn(timeout);
             if self.take_mail() {
                 return;
             }
@@ -85,11 +85,13 @@ impl Reactor {
         }
     }
 
-    fn begin_turn(&mut self) {
+    /// `timeout`: how long this turn was to be waited for.
+    fn begin_turn(&mut self, timeout: Option<Duration>) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.turn = Instant::now();
         let us = self.pulse.us_at(self.turn);
-        self.core.now = Now { ms: us / 1_000, us, unix_us: unix.as_micros() as u64 };
+        let now = Now { ms: us / 1_000, us, unix_us: unix.as_micros() as u64 };
+        self.core.begin_turn(now, timeout.map(|timeout| timeout.as_millis() as u64));
         self.pulse.begin(Stage::Mail, us);
     }
 

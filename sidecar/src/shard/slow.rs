@@ -81,18 +81,16 @@ impl Core {
     }
 
     fn makes_progress(&self, slot: u32) -> bool {
-        let slot = &self.slots[slot];
-        let ends = slot.cold.as_ref().map_or(0, |cold| u64::from(cold.grace_ends) * TICK_MS);
-        let is_still =
-            slot.flags.has(Flags::STALLED) && self.now.ms >= u64::from(slot.stalled) * TICK_MS + STILL_MS;
+        let Slot { flags, cold, .. } = &self.slots[slot];
+        let ends = cold.as_ref().map_or(0, |cold| u64::from(cold.grace_ends) * TICK_MS);
+        let is_still = flags.has(Flags::STALLED) && self.now.ms >= self.stalled_ms(slot) + STILL_MS;
         self.now.ms < ends && !is_still
     }
 
     fn watch_lag(&mut self, slot: u32) {
         if self.slots[slot].flags.raise(Flags::LAG_WATCHED) {
-            let Slot { flags, stalled, cold, .. } = &self.slots[slot];
-            let moved_ms =
-                if flags.has(Flags::STALLED) { u64::from(*stalled) * TICK_MS } else { self.now.ms };
+            let Slot { flags, cold, .. } = &self.slots[slot];
+            let moved_ms = if flags.has(Flags::STALLED) { self.stalled_ms(slot) } else { self.now.ms };
             let ends_ms = cold.as_ref().map_or(0, |cold| u64::from(cold.grace_ends) * TICK_MS);
             let tick = self.wheel.tick_at(ends_ms.min(moved_ms + STILL_MS));
             let generation = self.slots[slot].generation;
@@ -397,9 +395,14 @@ impl Core {
         }
     }
 
+    /// Time since which a stalled connection took nothing, not counting a time in which nobody could offer it anything.
+    fn stalled_ms(&self, slot: u32) -> u64 {
+        (u64::from(self.slots[slot].stalled) * TICK_MS).max(self.resumed_ms)
+    }
+
     fn stall_ends_ms(&self, slot: u32) -> u64 {
         let timeout = u64::from(self.rules.hub.limits.write_timeout_seconds) * 1_000;
-        u64::from(self.slots[slot].stalled) * TICK_MS + timeout
+        self.stalled_ms(slot) + timeout
     }
 
     pub(super) fn look_at_stall(&mut self, slot: u32) {

@@ -5,6 +5,7 @@ mod bounds;
 mod ends;
 mod exposure;
 mod grace;
+mod late;
 mod memory;
 mod model;
 mod own;
