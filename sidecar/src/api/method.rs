@@ -26,6 +26,9 @@ use crate::{
 const MAX_CHANNELS: usize = 10_000;
 /// Bytes of a conflation key, or of an idempotency key.
 const MAX_KEY: usize = 255;
+/// Labels of a message, and bytes of their names and values: they travel with it to every node.
+const MAX_TAGS: usize = 64;
+const MAX_TAG_BYTES: usize = 16 * 1_024;
 
 /// A method of the server API.
 pub(super) trait Method: 'static {
@@ -69,8 +72,10 @@ pub(super) struct PublishRequest {
     #[serde(default)]
     #[schemars(length(max = 255))]
     key: Option<String>,
-    /// Free labels, which framed subscribers receive where the namespace sets `exposePublisher`.
+    /// Free labels, at most 16 KiB of names and values, which framed subscribers receive where the namespace sets
+    /// `exposePublisher`.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: BTreeMap<String, String>,
 }
 
@@ -131,8 +136,10 @@ pub(super) struct BroadcastRequest {
     #[serde(default)]
     #[schemars(length(max = 255))]
     key: Option<String>,
-    /// Free labels, which framed subscribers receive where the namespace sets `exposePublisher`.
+    /// Free labels, at most 16 KiB of names and values, which framed subscribers receive where the namespace sets
+    /// `exposePublisher`.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: BTreeMap<String, String>,
 }
 
@@ -375,6 +382,14 @@ impl Labels {
                 return Err(ApiError::BadRequest(text));
             }
         }
+        let bytes: usize = tags.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if tags.len() > MAX_TAGS || bytes > MAX_TAG_BYTES {
+            let text = format!(
+                "`tags` has {} entries of {bytes} bytes, at most {MAX_TAGS} of {MAX_TAG_BYTES} bytes are allowed",
+                tags.len()
+            );
+            return Err(ApiError::BadRequest(text));
+        }
         // Centrifugo's clients send an empty one for none.
         let idempotency_key = idempotency_key.filter(|key| !key.is_empty());
         Ok(Self { idempotency_key, key, tags: tags.into_iter().collect() })
@@ -444,6 +459,17 @@ mod tests {
         for text in [r#"{"b": 1,  "a":[1.50]}"#, r#""plain""#, "null", "0", r#""ü""#] {
             let payload = parse(&format!(r#"{{"channel": "c", "data": {text}, "skip_history": true}}"#));
             assert_eq!(payload, Ok(Payload::Text(Bytes::copy_from_slice(text.as_bytes()))), "{text}");
+        }
+    }
+
+    #[test]
+    fn tags_are_bounded_in_number_and_in_bytes() {
+        let tags =
+            |count: usize, bytes: usize| (0..count).map(|i| (format!("{i:02}"), "x".repeat(bytes))).collect();
+        assert!(Labels::new(None, None, tags(64, 254)).is_ok());
+        for (count, bytes) in [(65, 0), (64, 255), (1, 1_100_000)] {
+            let error = Labels::new(None, None, tags(count, bytes)).map(drop).unwrap_err();
+            assert!(error.to_string().contains("`tags` has"), "{error}");
         }
     }
 

@@ -68,6 +68,13 @@ impl Payload {
 }
 
 impl Publication {
+    /// Bytes that it holds beside its payload and its channel's name.
+    pub fn label_bytes(&self) -> usize {
+        let tags: usize = self.tags.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let texts = [self.id.as_deref(), self.key.as_deref(), self.user.as_deref()];
+        tags + texts.into_iter().flatten().map(str::len).sum::<usize>()
+    }
+
     /// A publication of which only channel and payload are known.
     pub fn bare(channel: ChannelName, payload: Payload) -> Self {
         Self {

@@ -52,7 +52,9 @@ impl Mailbox {
     /// # Errors
     /// [`Full`]: none of them was taken.
     pub fn publications(&self, batch: Vec<Arc<Delivery>>) -> Result<(), Full> {
-        let bytes = batch.iter().map(|publication| publication.payload.bytes().len() + BESIDE).sum();
+        let bytes =
+            |delivery: &Arc<Delivery>| delivery.payload.bytes().len() + delivery.label_bytes() + BESIDE;
+        let bytes = batch.iter().map(bytes).sum();
         match self.0.push(Mail::Publications { batch, sent: Instant::now() }, bytes) {
             Err(Mail::Publications { batch, .. }) => Err(Full(batch)),
             _ => Ok(()),
@@ -129,6 +131,18 @@ mod tests {
             mailbox.send(Mail::Stop);
             assert_eq!(inbox.take().len(), 2);
             assert_eq!(mailbox.publications(vec![publication(1)]), Ok(()));
+        });
+    }
+
+    #[test]
+    fn labels_count() {
+        every_order(|| {
+            let (mailbox, _inbox) = Mailbox::new(1_000, || {});
+            let bare = Publication::bare("a".parse().unwrap(), Payload::Binary(Bytes::new()));
+            let tags = vec![("name".to_owned(), "x".repeat(2_000))];
+            let labelled = Publication { tags, user: Some("ann".into()), ..bare };
+            assert_eq!(mailbox.publications(vec![Arc::new(labelled.into())]), Ok(()));
+            assert_eq!(mailbox.waiting(), (1, 2_007 + BESIDE));
         });
     }
 
