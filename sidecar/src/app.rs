@@ -192,7 +192,7 @@ impl App {
         let (broker, events) = open_broker(&boot, bus.as_ref(), &name);
         let work_metrics = work::Metrics::default();
         let max_bytes = settings.hub.max_message_bytes as usize;
-        let publisher = Publisher::new(Arc::clone(&broker), run, max_bytes, work_metrics.clone());
+        let publisher = Publisher::new(Arc::clone(&broker), run, max_bytes, memory, work_metrics.clone());
         let (auth, reload) = (Arc::new(Auth::new(auth)), Arc::new(Notify::new()));
         let tokens = Arc::clone(&auth);
         let identify = move |token: &str| {

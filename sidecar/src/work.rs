@@ -127,7 +127,9 @@ impl Desk {
                     Join::Refused => self.subscribed(shard, channel, Err(CommandError::BrokerRefused)),
                 },
                 Task::Unsubscribe { channel } => self.grace.extend(self.hub.leave(&channel, shard)),
-                Task::Refresh { connection, token, id } => self.refresh(shard, connection, token, id),
+                Task::Refresh { connection, token, id, held } => {
+                    self.refresh(shard, connection, token, id, held);
+                }
                 Task::Publish { connection, channel, payload, id, idempotency_key, user, exposure, held } => {
                     let draft = Draft {
                         id: id.clone(),
@@ -186,9 +188,21 @@ impl Desk {
     }
 
     /// A signature is work for a thread of its own.
-    fn refresh(&mut self, shard: u16, connection: ConnectionId, token: String, id: Option<String>) {
+    fn refresh(
+        &mut self,
+        shard: u16,
+        connection: ConnectionId,
+        token: String,
+        id: Option<String>,
+        held: OwnedSemaphorePermit,
+    ) {
         let identify = Arc::clone(&self.identify);
-        let identified = spawn_blocking(move || identify(&token));
+        let identified = spawn_blocking(move || {
+            let identity = identify(&token);
+            // It counts until it is gone, also while it waits for a thread.
+            drop((token, held));
+            identity
+        });
         self.waiting.push(Box::pin(async move {
             let result = identified.await.unwrap_or(Err(CommandError::Overloaded));
             Answer::Published { shard, completion: Completion::Refreshed { connection, id, result } }
@@ -263,7 +277,7 @@ fn publish_error(error: &PublishError, keyed: bool) -> CommandError {
         PublishError::TooLarge { .. } | PublishError::Reserved(_) => {
             CommandError::BadRequest(error.to_string())
         }
-        PublishError::TooManyKeys => CommandError::TooManyKeys { limit: keys::USER },
+        PublishError::TooManyKeys { limit } => CommandError::TooManyKeys { limit: *limit },
         PublishError::Broker(BrokerError::Unknown(_)) => CommandError::OutcomeUnknown { keyed },
         PublishError::Broker(BrokerError::Refused(_)) => CommandError::BrokerRefused,
         PublishError::Broker(BrokerError::Unavailable(_) | BrokerError::Closed) => CommandError::Unavailable,

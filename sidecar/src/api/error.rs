@@ -152,7 +152,7 @@ impl ApiError {
     pub(super) fn of(error: PublishError, keyed: bool) -> Self {
         match error {
             PublishError::TooLarge { .. } | PublishError::Reserved(_) => Self::BadRequest(error.to_string()),
-            PublishError::TooManyKeys => Self::TooMany(error.to_string()),
+            PublishError::TooManyKeys { .. } => Self::TooMany(error.to_string()),
             PublishError::Broker(error) => match error {
                 BrokerError::Unavailable(_) | BrokerError::Closed => Self::Unavailable(error.to_string()),
                 BrokerError::Refused(_) => Self::Refused(error.to_string()),

@@ -146,7 +146,7 @@ pub enum Task {
     /// This shard has no subscriber of the channel left. Not answered.
     Unsubscribe { channel: ChannelName },
     /// Say who a token is for; answered by [`Completion::Refreshed`].
-    Refresh { connection: ConnectionId, token: String, id: Option<String> },
+    Refresh { connection: ConnectionId, token: String, id: Option<String>, held: OwnedSemaphorePermit },
     /// Send a payload to the channel's subscribers; answered by [`Completion::Published`]. The tasks of a
     /// connection reach the broker in the order in which they were sent.
     Publish {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Task, Work, connection::Flags, core::Core, link::Progress};
 use crate::{
@@ -343,12 +344,8 @@ impl Core {
         idempotency_key: Option<String>,
         exposure: Exposure,
     ) {
-        // What it takes beside its payload is nearly all of a small one; one that is larger than all that may wait waits
-        // alone.
-        let beside = size_of::<Work>() + idempotency_key.as_deref().map_or(0, str::len) + 128;
-        let bytes = (payload.bytes().len() + beside).min(self.max_work_bytes);
-        let held = Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32);
-        let (Ok(room), Ok(held)) = (self.work.try_reserve(), held) else {
+        let bytes = payload.bytes().len() + idempotency_key.as_deref().map_or(0, str::len);
+        let (Ok(room), Some(held)) = (self.work.try_reserve(), self.hold(bytes)) else {
             self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());
             return;
         };
@@ -363,12 +360,19 @@ impl Core {
         }
     }
 
+    /// Memory for work with so many bytes of a client's, on its way to the control runtime; `None` if there is not enough.
+    fn hold(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        // What it takes beside them is nearly all of a small one; one that is larger than all that may wait waits alone.
+        let bytes = (bytes + size_of::<Work>() + 128).min(self.max_work_bytes);
+        Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32).ok()
+    }
+
     fn refresh(&mut self, slot: u32, token: String, id: Option<String>) {
         let connection = self.id(slot);
-        let Ok(room) = self.work.try_reserve() else {
+        let (Ok(room), Some(held)) = (self.work.try_reserve(), self.hold(token.len())) else {
             return self.fail(slot, &CommandError::Overloaded, None, id.as_deref());
         };
-        room.send(Work { shard: self.shard, task: Task::Refresh { connection, token, id } });
+        room.send(Work { shard: self.shard, task: Task::Refresh { connection, token, id, held } });
         // A signature takes as long as many messages: one at a time.
         self.slots[slot].cold().in_flight += 1;
         self.slots[slot].flags.set(Flags::PAUSED);

@@ -15,7 +15,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Metrics, keys::Keys};
+use super::{
+    Metrics,
+    keys::{Counted, Keys, TooMany},
+};
 use crate::{
     broker::{
         Broker, BrokerError, INTERNAL_NAMESPACE, IdempotencyKey, PublishOptions, Published, Recent, Reply,
@@ -23,8 +26,10 @@ use crate::{
     domain::{ChannelName, ConnectionId, NodeId, Origin, Payload, Publication},
 };
 
-/// Bytes of publications of one [`Lane`] that may wait for the broker; beyond it their publishers wait.
-const LANE_BYTES: usize = 32 << 20;
+/// Bytes of publications of one [`Lane`] that may wait for the broker, at most; beyond it their publishers wait.
+const MAX_LANE_BYTES: usize = 32 << 20;
+/// The same at least, however little memory there is.
+const MIN_LANE_BYTES: usize = 1 << 20;
 /// What a waiting publication holds beside its channel, payload and labels.
 const OVERHEAD: usize = 256;
 
@@ -91,7 +96,10 @@ pub enum PublishError {
     Reserved(ChannelName),
     /// The broker would have to remember more idempotency keys than this node may have there.
     #[error("too many idempotency keys within five minutes on this node, try again later")]
-    TooManyKeys,
+    TooManyKeys {
+        /// Keys that the publisher may have at present.
+        limit: u32,
+    },
     /// The broker did not take it.
     #[error(transparent)]
     Broker(#[from] BrokerError),
@@ -110,6 +118,7 @@ struct Shared {
     keys: Mutex<Keys>,
     /// Publications that the broker refused.
     refused: AtomicU64,
+    lane_bytes: usize,
     api: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     metrics: Metrics,
@@ -165,14 +174,35 @@ impl Draft {
 }
 
 impl Publisher {
-    /// Publishes for `node`, payloads of at most `max_bytes`.
-    pub fn new(broker: Arc<dyn Broker>, node: NodeRun, max_bytes: usize, metrics: Metrics) -> Self {
+    /// Publishes for `node`, payloads of at most `max_bytes`. What waits for the broker has a sixteenth of `memory`,
+    /// in each lane, where the process may have no more than that.
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        node: NodeRun,
+        max_bytes: usize,
+        memory: Option<u64>,
+        metrics: Metrics,
+    ) -> Self {
         let sequences = Mutex::new(Recent::new(REMEMBERED_CHANNELS));
-        let lane = || Arc::new(Semaphore::new(LANE_BYTES));
+        let share =
+            memory.map_or(MAX_LANE_BYTES, |memory| usize::try_from(memory / 16).unwrap_or(usize::MAX));
+        let lane_bytes = share.clamp(MIN_LANE_BYTES, MAX_LANE_BYTES);
+        let lane = || Arc::new(Semaphore::new(lane_bytes));
         let (api, clients, keys) = (lane(), lane(), Mutex::new(Keys::new(Instant::now())));
         let max_bytes = max_bytes.into();
         let refused = AtomicU64::new(0);
-        Self(Arc::new(Shared { broker, node, max_bytes, sequences, keys, refused, api, clients, metrics }))
+        Self(Arc::new(Shared {
+            broker,
+            node,
+            max_bytes,
+            sequences,
+            keys,
+            refused,
+            lane_bytes,
+            api,
+            clients,
+            metrics,
+        }))
     }
 
     /// The node that it publishes for.
@@ -199,7 +229,7 @@ impl Publisher {
         };
         let lane = Arc::clone(lane);
         // A draft that is larger than the lane has it for itself.
-        let weight = u32::try_from(draft.weight().min(LANE_BYTES)).unwrap_or(u32::MAX);
+        let weight = u32::try_from(draft.weight().min(self.0.lane_bytes)).unwrap_or(u32::MAX);
         async move { Room(lane.acquire_many_owned(weight).await.expect("a lane is never closed")) }
     }
 
@@ -213,25 +243,27 @@ impl Publisher {
         draft: Draft,
         Room(room): Room,
     ) -> impl Future<Output = Result<Published, PublishError>> + Send + use<> {
-        let channel = draft.channel.clone();
-        let sent = self.check(&draft).map(|()| self.send(draft, room));
         let shared = Arc::clone(&self.0);
+        let sent = self.check(&draft).map(|counted| {
+            let (channel, user) = (draft.channel.clone(), draft.user.clone());
+            let (sequence, sent) = self.send(draft, room);
+            // Made before the future is first polled, for it may be dropped before that.
+            let awaited =
+                Awaited { shared: Arc::clone(&self.0), channel, user, counted, sequence, over: false };
+            (awaited, sent)
+        });
         async move {
             let answer = match sent {
                 Err(error) => Err(error),
-                Ok((sequence, sent)) => {
-                    let awaited = Awaited { shared: &shared, channel: &channel, over: false };
-                    let outcome = sent.await;
-                    awaited.over();
-                    shared.judge(&channel, sequence, outcome)
-                }
+                Ok((awaited, sent)) => awaited.judge(sent.await),
             };
             shared.count(&answer);
             answer
         }
     }
 
-    fn check(&self, draft: &Draft) -> Result<(), PublishError> {
+    /// Checks what is to be published, and counts its idempotency key, if it has one.
+    fn check(&self, draft: &Draft) -> Result<Option<Counted>, PublishError> {
         let (bytes, max) = (draft.payload.bytes().len(), self.0.max_bytes.load(Ordering::Relaxed));
         if bytes > max {
             return Err(PublishError::TooLarge { bytes, max });
@@ -239,11 +271,14 @@ impl Publisher {
         if draft.channel.namespace() == INTERNAL_NAMESPACE {
             return Err(PublishError::Reserved(draft.channel.clone()));
         }
-        let mut keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if draft.idempotency_key.is_some() && !keys.take(draft.user.as_deref(), Instant::now()) {
-            return Err(PublishError::TooManyKeys);
+        if draft.idempotency_key.is_none() {
+            return Ok(None);
         }
-        Ok(())
+        let mut keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        match keys.take(draft.user.as_deref(), Instant::now()) {
+            Ok(counted) => Ok(Some(counted)),
+            Err(TooMany { limit }) => Err(PublishError::TooManyKeys { limit }),
+        }
     }
 
     /// The publication's number on its channel, and its outcome, later.
@@ -276,51 +311,55 @@ impl Publisher {
     }
 }
 
-/// Marks a channel's last publication as failed where nobody waited for its outcome.
-struct Awaited<'a> {
-    shared: &'a Shared,
-    channel: &'a ChannelName,
+/// A publication whose outcome is not known yet. Dropped before that, it counts as failed on its channel, so that the next
+/// publication does not name it.
+struct Awaited {
+    shared: Arc<Shared>,
+    channel: ChannelName,
+    user: Option<Arc<str>>,
+    counted: Option<Counted>,
+    sequence: u64,
     over: bool,
 }
 
-impl Awaited<'_> {
-    fn over(mut self) {
+impl Awaited {
+    /// Keeps the sequence of the channel, and the count of keys, in line with what became of the publication.
+    fn judge(mut self, outcome: Result<Published, BrokerError>) -> Result<Published, PublishError> {
         self.over = true;
+        let Self { shared, channel, .. } = &self;
+        match &outcome {
+            // Should an unknown one be lost, subscribers miss it.
+            Ok(_) | Err(BrokerError::Unknown(_)) => shared.sent(channel, self.sequence),
+            Err(BrokerError::Refused(text)) => {
+                let refused = shared.refused.fetch_add(1, Ordering::Relaxed) + 1;
+                // All are counted, every nth is told.
+                if refused.is_power_of_two() || refused.is_multiple_of(10_000) {
+                    tracing::warn!(%channel, error = %text, refused, "the broker refuses publications");
+                }
+                shared.failed(channel);
+            }
+            Err(BrokerError::Unavailable(_) | BrokerError::Closed) => shared.failed(channel),
+        }
+        // The broker remembers the key of a publication that it took, or may have taken, and of a repetition already.
+        let is_remembered =
+            matches!(outcome, Ok(Published { duplicate: false, .. }) | Err(BrokerError::Unknown(_)));
+        if let Some(counted) = self.counted.filter(|_| !is_remembered) {
+            let mut keys = shared.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.give_back(self.user.as_deref(), counted);
+        }
+        outcome.map_err(PublishError::Broker)
     }
 }
 
-impl Drop for Awaited<'_> {
+impl Drop for Awaited {
     fn drop(&mut self) {
         if !self.over {
-            self.shared.failed(self.channel);
+            self.shared.failed(&self.channel);
         }
     }
 }
 
 impl Shared {
-    /// Keeps the sequence of the channel in line with what became of a publication.
-    fn judge(
-        &self,
-        channel: &ChannelName,
-        sequence: u64,
-        outcome: Result<Published, BrokerError>,
-    ) -> Result<Published, PublishError> {
-        match &outcome {
-            // Should an unknown one be lost, subscribers miss it.
-            Ok(_) | Err(BrokerError::Unknown(_)) => self.sent(channel, sequence),
-            Err(BrokerError::Refused(text)) => {
-                let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-                // All are counted, every nth is told.
-                if refused.is_power_of_two() || refused.is_multiple_of(10_000) {
-                    tracing::warn!(%channel, error = %text, refused, "the broker refuses publications");
-                }
-                self.failed(channel);
-            }
-            Err(BrokerError::Unavailable(_) | BrokerError::Closed) => self.failed(channel),
-        }
-        outcome.map_err(PublishError::Broker)
-    }
-
     /// This number was used, so that the next publication may name it, if none was sent since.
     fn sent(&self, channel: &ChannelName, number: u64) {
         let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);

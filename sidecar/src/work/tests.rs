@@ -88,7 +88,7 @@ fn fixture() -> Fixture {
     let script = Arc::new(Script::default());
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| Mailbox::new(1 << 20, || {})).unzip();
     let node = NodeRun { id: NodeId(7), start: 8 };
-    let publisher = Publisher::new(script.clone(), node, 10, Metrics::default());
+    let publisher = Publisher::new(script.clone(), node, 10, None, Metrics::default());
     let desk = Desk::new(Hub::default(), script.clone(), publisher, mailboxes.into());
     let (work, receiver) = mpsc::channel(64);
     tokio::spawn(desk.run(receiver));
@@ -136,6 +136,20 @@ fn publish(name: &str, id: &str, payload: &'static str) -> Task {
         id: Some(id.into()),
         idempotency_key: None,
         user: None,
+        exposure: Exposure::Hidden,
+        held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+    }
+}
+
+/// A publication with a key, always the same.
+fn keyed(user: Option<&str>) -> Task {
+    Task::Publish {
+        connection: ConnectionId { shard: 0, slot: 1, generation: 2 },
+        channel: channel("a"),
+        payload: Payload::Text(Bytes::new()),
+        id: None,
+        idempotency_key: Some("k".to_owned()),
+        user: user.map(Into::into),
         exposure: Exposure::Hidden,
         held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     }
@@ -212,11 +226,53 @@ async fn a_refused_channel_is_told_alone() {
     assert_eq!(f.told(0), ["a Err(BrokerRefused)", "b Ok(())", "c Ok(())"]);
 }
 
+/// A writer whose bytes the test sees.
+#[derive(Clone, Default)]
+struct Written(Arc<StdMutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_by_the_broker_are_logged_with_their_channel_and_reason() {
+    let written = Written::default();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let f = fixture();
+    f.ask(0, subscribe("a")).await;
+    f.script.answer(Err(BrokerError::Refused("NOPERM no channel".into())));
+    f.settle().await;
+    f.ask(0, publish("b", "1", "x")).await;
+    f.script.answer(Err(BrokerError::Refused("NOPERM no key".into())));
+    f.settle().await;
+    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let warned = |channel: &str, reason: &str| {
+        let is_it = |line: &str| line.contains("WARN") && line.contains(channel) && line.contains(reason);
+        text.lines().filter(|line| is_it(line)).count()
+    };
+    assert_eq!(warned("channel=a", "NOPERM no channel"), 1, "{text}");
+    assert_eq!(warned("channel=b", "NOPERM no key"), 1, "{text}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn publications_wait_for_room_in_order_and_backends_have_their_own() {
     let script = Arc::new(Script::default());
-    let publisher =
-        Publisher::new(script.clone(), NodeRun { id: NodeId(7), start: 8 }, usize::MAX, Metrics::default());
+    let publisher = Publisher::new(
+        script.clone(),
+        NodeRun { id: NodeId(7), start: 8 },
+        usize::MAX,
+        None,
+        Metrics::default(),
+    );
     let (mailbox, inbox) = Mailbox::new(1 << 20, || {});
     let desk = Desk::new(Hub::default(), script.clone(), publisher.clone(), vec![mailbox].into());
     let (work, receiver) = mpsc::channel(64);
@@ -240,18 +296,78 @@ async fn publications_wait_for_room_in_order_and_backends_have_their_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_waits_for_redis_is_bounded_by_little_memory_too() {
+    let node = NodeRun { id: NodeId(7), start: 8 };
+    for (memory, fits) in [(None, 30 << 20), (Some(64 << 20), 3 << 20), (Some(1 << 20), 900 << 10)] {
+        let script = Arc::new(Script::default());
+        let publisher = Publisher::new(script, node, usize::MAX, memory, Metrics::default());
+        let payload = Payload::Binary(Bytes::from(vec![0; fits]));
+        let draft = Draft::new(channel("a"), payload);
+        let room = publisher.room(Lane::Api, &draft).now_or_never();
+        assert!(room.is_some(), "{memory:?}");
+        assert!(publisher.room(Lane::Api, &draft).now_or_never().is_none(), "{memory:?}");
+        drop(room);
+        let large = Draft::new(channel("a"), Payload::Binary(Bytes::from(vec![0; 40 << 20])));
+        assert!(publisher.room(Lane::Api, &large).now_or_never().is_some(), "alone it always fits");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_the_broker_does_not_remember_counts_no_more() {
+    let f = fixture();
+    for outcome in
+        [Err(BrokerError::Unavailable("down".into())), Err(BrokerError::Refused("NOPERM".into())), Ok(true)]
+    {
+        for _ in 0..10_001 {
+            f.work.send(Work { shard: 0, task: keyed(Some("ann")) }).await.unwrap();
+            f.settle().await;
+            f.script.answer(outcome.clone());
+        }
+    }
+    f.settle().await;
+    assert!(f.told(0).iter().all(|told| !told.contains("TooManyKeys")));
+    for _ in 0..10_001 {
+        f.ask(0, keyed(Some("ann"))).await;
+        f.script.open.lock().unwrap().drain(..).for_each(|open| open.send(Ok(false)).unwrap());
+    }
+    f.settle().await;
+    let told = f.told(0);
+    let refused: Vec<_> = told.iter().filter(|told| told.contains("TooManyKeys")).collect();
+    assert_eq!(refused, ["None Err(TooManyKeys { limit: 10000 })"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_that_nobody_waits_for_is_not_named_by_the_next() {
+    let script = Arc::new(Script::default());
+    let node = NodeRun { id: NodeId(7), start: 8 };
+    let publisher = Publisher::new(script.clone(), node, 10, None, Metrics::default());
+    for _ in 0..2 {
+        let draft = Draft::new(channel("a"), Payload::Text(Bytes::new()));
+        let room = publisher.room(Lane::Api, &draft).await;
+        // Never polled: the caller was gone before its turn.
+        drop(publisher.publish(draft, room));
+    }
+    let publications = script.publications.lock().unwrap();
+    let pairs: Vec<_> = publications.iter().map(|p| p.origin.unwrap()).collect();
+    let pairs: Vec<_> = pairs.iter().map(|o| (o.previous_sequence, o.sequence)).collect();
+    assert_eq!(pairs, [(0, 1), (0, 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_counts_until_it_is_checked() {
+    let f = fixture();
+    let memory = Arc::new(Semaphore::new(1));
+    let held = Arc::clone(&memory).try_acquire_owned().unwrap();
+    let connection = ConnectionId { shard: 0, slot: 1, generation: 2 };
+    let refresh = Task::Refresh { connection, token: "t".to_owned(), id: None, held };
+    f.work.send(Work { shard: 0, task: refresh }).await.unwrap();
+    assert_eq!(memory.available_permits(), 0);
+    memory.acquire().await.unwrap().forget();
+}
+
+#[tokio::test(start_paused = true)]
 async fn keys_of_two_publishers_never_meet() {
     let f = fixture();
-    let keyed = |user: Option<&str>| Task::Publish {
-        connection: ConnectionId { shard: 0, slot: 1, generation: 2 },
-        channel: channel("a"),
-        payload: Payload::Text(Bytes::new()),
-        id: None,
-        idempotency_key: Some("k".to_owned()),
-        user: user.map(Into::into),
-        exposure: Exposure::Hidden,
-        held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-    };
     for user in [Some("ann"), Some("bob"), Some("ann"), None] {
         f.ask(0, keyed(user)).await;
     }
@@ -301,23 +417,13 @@ async fn each_publication_names_the_one_before_it_unless_that_one_failed() {
 #[tokio::test(start_paused = true)]
 async fn a_publication_with_a_key_is_named_once_it_is_certain() {
     let f = fixture();
-    let keyed = || Task::Publish {
-        connection: ConnectionId { shard: 0, slot: 1, generation: 2 },
-        channel: channel("a"),
-        payload: Payload::Text(Bytes::new()),
-        id: None,
-        idempotency_key: Some("k".to_owned()),
-        user: Some("ann".into()),
-        exposure: Exposure::Hidden,
-        held: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-    };
     f.ask(0, publish("a", "1", "x")).await;
-    f.ask(0, keyed()).await;
+    f.ask(0, keyed(Some("ann"))).await;
     // Redis may still refuse the key.
     f.ask(0, publish("a", "3", "x")).await;
     (0..3).for_each(|_| f.script.answer(Ok(false)));
     f.settle().await;
-    f.ask(0, keyed()).await;
+    f.ask(0, keyed(Some("ann"))).await;
     f.script.answer(Ok(false));
     f.settle().await;
     f.ask(0, publish("a", "5", "x")).await;

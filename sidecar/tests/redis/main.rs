@@ -509,7 +509,7 @@ async fn a_key_without_its_acl_rules_is_refused_and_never_published_unchecked() 
 async fn a_broadcast_of_100_mb_waits_for_redis_and_loses_nothing() {
     let server = Server::start();
     let (broker, _events) = connected(&server.settings()).await;
-    let publisher = Publisher::new(broker, NodeRun::begin(), 1 << 20, work::Metrics::default());
+    let publisher = Publisher::new(broker, NodeRun::begin(), 1 << 20, None, work::Metrics::default());
     let payload = Payload::Text(Bytes::from(vec![b'x'; 10_000]));
     let mut outcomes = Vec::new();
     for number in 0..10_000 {

@@ -155,6 +155,8 @@ struct Tags<'a>(&'a [(String, String)]);
 const ENVELOPE: usize = 8 * 1_024;
 /// An id comes back in replies, so it is kept short.
 const MAX_ID: usize = 128;
+/// Far more than a token that fits a request's headers.
+const MAX_TOKEN: usize = 64 * 1_024;
 /// Enough for any scheme of unique names.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
@@ -180,6 +182,9 @@ pub fn parse(message: &str, max_payload: usize) -> Message {
         Ok(ClientMessage::Ack(Object(acknowledge))) => acknowledge.into_command(),
         Ok(ClientMessage::Refresh(Object(Refresh { token, id }))) => {
             return match short(id) {
+                Ok(id) if token.len() > MAX_TOKEN => {
+                    mistake(&format!("token has {} bytes, at most {MAX_TOKEN} are allowed", token.len()), id)
+                }
                 Ok(id) => Message::Refresh { token, id },
                 Err((error, id)) => Message::Mistake { error, id },
             };

@@ -164,6 +164,15 @@ fn a_publish_carries_the_json_text_as_it_was_sent() {
 }
 
 #[test]
+fn a_token_is_bounded_whatever_a_message_may_have() {
+    let refresh = |bytes| format!(r#"{{"refresh":{{"token":"{}","id":"9"}}}}"#, "x".repeat(bytes));
+    assert!(matches!(parse(&refresh(65_536), 1 << 20), Message::Refresh { .. }));
+    let (text, id) = error(&refresh(65_537));
+    assert!(text.contains("token has 65537 bytes"), "{text}");
+    assert_eq!(id.as_deref(), Some("9"));
+}
+
+#[test]
 fn mistakes_say_what_is_wrong_and_keep_the_id() {
     for (text, expected, id) in [
         (r#"{"publish":{"channel":"a","id":"7"}}"#, "exactly one of `data` and `b64data`", Some("7")),
