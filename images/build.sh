@@ -31,7 +31,10 @@ all=(fanout-sidecar fanout-operator kubectl-fanout redis)
 build_binaries() { # BINARY...
   local binary packages=()
   for binary in "$@"; do packages+=(-p "$binary"); done
-  RUSTFLAGS="${RUSTFLAGS:-} -C force-frame-pointers=yes -C target-feature=+crt-static" \
+  # The paths of the machine that builds are nobody's business, and differ between builds.
+  local cargo_home=${CARGO_HOME:-$HOME/.cargo}
+  RUSTFLAGS="${RUSTFLAGS:-} -C force-frame-pointers=yes -C target-feature=+crt-static \
+    --remap-path-prefix=$root=/fanout --remap-path-prefix=$cargo_home=/cargo" \
     cargo build --locked --profile "$profile" --target "$target" --bins "${packages[@]}"
 }
 
