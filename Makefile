@@ -1,6 +1,6 @@
 # One vocabulary for people and for CI. The work is in scripts/, a target is one line.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit autobahn fuzz fuzz-smoke e2e lab-up lab-down images crds fmt bench bench-quick audit screenshots
+.PHONY: help demo test check unit autobahn fuzz fuzz-smoke e2e lab-up lab-down images crds fmt bench bench-quick audit dist screenshots
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ lab-down: ## stop the lab, nothing is left behind
 images: ## build the container images, offline, and load them into the lab if it runs
 	@images/build.sh
 
-crds: ## write the generated files: CRD, its copy in the chart, docs/protocol.md, JSON Schemas
+crds: ## write the generated files: CRD, docs/protocol.md, JSON Schemas
 	@scripts/generate.sh
 
 fmt: ## format the Rust code
@@ -55,3 +55,6 @@ screenshots: ## take the README's pictures of the playground, by a real browser
 
 audit: ## known vulnerabilities in the dependencies (needs the internet)
 	@scripts/tools.sh && PATH="$${FANOUT_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/fanout-tools}/bin:$$PATH" cargo deny check advisories
+
+dist: ## build what a release holds, for this machine's architecture; publishes nothing
+	@scripts/dist.sh

@@ -31,7 +31,12 @@ all=(fanout-sidecar fanout-operator kubectl-fanout redis)
 build_binaries() { # BINARY...
   local binary packages=()
   for binary in "$@"; do packages+=(-p "$binary"); done
-  RUSTFLAGS="${RUSTFLAGS:-} -C force-frame-pointers=yes -C target-feature=+crt-static" \
+  # Binaries and panics name the sources, not where this machine has them. Where rust-src is installed, those of the
+  # standard library too.
+  local cargo_home=${CARGO_HOME:-$HOME/.cargo} sources
+  sources=$(rustc --print sysroot)/lib/rustlib/src/rust
+  RUSTFLAGS="${RUSTFLAGS:-} -C force-frame-pointers=yes -C target-feature=+crt-static \
+    --remap-path-prefix=$root=/fanout --remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$sources=/rustc" \
     cargo build --locked --profile "$profile" --target "$target" --bins "${packages[@]}"
 }
 

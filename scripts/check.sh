@@ -4,7 +4,7 @@
 set -uo pipefail
 . "$(dirname "$0")/lib.sh"
 cd "$root" || exit 1
-steps=(fmt clippy rustdoc deny shellcheck generated chart)
+steps=(fmt clippy rustdoc deny shellcheck workflows generated chart)
 
 fmt() { cargo fmt --all --check; }
 clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
@@ -13,6 +13,10 @@ deny() { scripts/tools.sh && cargo deny --all-features check bans licenses sourc
 shellcheck_step() {
   need shellcheck shellcheck
   git ls-files -co --exclude-standard -- '*.sh' .ci/run | xargs shellcheck
+}
+workflows() { # GitHub's, and the shell in them
+  need_go && need shellcheck shellcheck
+  go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 }
 generated() { # what the code generates is what the repository holds
   local work file status=0; work=$(mktemp -d)

@@ -9,9 +9,9 @@ cd "$root"
 # shellcheck disable=SC2086 # words
 cargo build --quiet ${FANOUT_PACKAGES:--p fanout-operator -p fanout-sidecar} --bins
 bin=${CARGO_TARGET_DIR:-$root/target}/debug
-mkdir -p "$out/crds" "$out/charts/fanout/crd" "$out/docs/schema"
-"$bin/fanout-operator" crd >"$out/crds/fanoutclusters.fanout.dev.yaml"
-cp "$out/crds/fanoutclusters.fanout.dev.yaml" "$out/charts/fanout/crd/"
+mkdir -p "$out/charts/fanout/crd" "$out/docs/schema"
+# crds/ links to it.
+"$bin/fanout-operator" crd >"$out/charts/fanout/crd/fanoutclusters.fanout.dev.yaml"
 "$bin/fanout-sidecar" protocol >"$out/docs/protocol.md"
 for document in boot live; do "$bin/fanout-sidecar" schema "$document" >"$out/docs/schema/$document.json"; done
 "$bin/fanout-sidecar" schema api >"$out/docs/openapi.json"

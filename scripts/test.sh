@@ -91,7 +91,7 @@ e2e() {
 
 part "prepare: packages and tools" prepare
 part "lab: start the Go builds in the background" lab_build_start
-part "check, but for the chart" scripts/check.sh fmt shellcheck clippy rustdoc deny generated
+part "check, but for the chart" scripts/check.sh fmt shellcheck workflows clippy rustdoc deny generated
 part "build" build
 part "unit and integration tests" unit
 part "documentation tests" doc_tests
