@@ -1,9 +1,9 @@
-{{/* Name of everything in the release's namespace. */}}
+{{/* Name of all objects in the release's namespace. */}}
 {{- define "fanout.name" -}}
 {{- printf "%s-operator" (.Release.Name | trunc 54 | trimSuffix "-") -}}
 {{- end -}}
 
-{{/* Name of what belongs to no namespace: two releases may bear one name in two namespaces. */}}
+{{/* Name of cluster-scoped objects; unique even if two releases in two namespaces have the same name. */}}
 {{- define "fanout.clusterName" -}}
 {{- printf "%s:%s" .Release.Namespace (include "fanout.name" .) -}}
 {{- end -}}
@@ -17,7 +17,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The name app.kubernetes.io/name=fanout-operator is fixed: the nodes' NetworkPolicies let it in. */}}
+{{/* app.kubernetes.io/name=fanout-operator is fixed because the nodes' NetworkPolicies admit it. */}}
 {{- define "fanout.selector" -}}
 app.kubernetes.io/name: fanout-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -31,7 +31,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* An image from (dict "image" values "repository" default "root" $). */}}
+{{/* Image reference from (dict "image" values "repository" default "root" $). */}}
 {{- define "fanout.image" -}}
 {{- $image := .image | default dict -}}
 {{- $repository := dig "repository" "" $image | default .repository -}}
@@ -42,7 +42,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* true unless the value at a path of .Values says false; values of an older release may lack the path. */}}
+{{/* true unless the value at a path of .Values is false; values of an older release may lack the path. */}}
 {{- define "fanout.on" -}}
 {{- $at := .values -}}
 {{- range .path -}}
@@ -51,7 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if ne (toString $at) "false" -}}true{{- end -}}
 {{- end -}}
 
-{{/* false where pods must not name the user they run as, else empty. */}}
+{{/* false if pods must not set the user they run as, otherwise empty. */}}
 {{- define "fanout.fixedUids" -}}
 {{- $said := toString .Values.fixedUids -}}
 {{- if or (eq $said "true") (eq $said "false") -}}
@@ -61,7 +61,7 @@ false
 {{- end -}}
 {{- end -}}
 
-{{/* A map with another merged over it, of (list own given); null in the other takes a key away. */}}
+{{/* Merges the second map of (list own given) over the first; null removes a key. */}}
 {{- define "fanout.merged" -}}
 {{- $own := first . -}}
 {{- range $key, $value := last . | default dict -}}
@@ -70,7 +70,7 @@ false
 {{- toYaml $own -}}
 {{- end -}}
 
-{{/* What the operator may do where FanoutClusters are; e2e runs it with exactly this. */}}
+{{/* The operator's permissions in watched namespaces; e2e runs it with exactly these. */}}
 {{- define "fanout.rules" -}}
 - apiGroups: [fanout.dev]
   resources: [fanoutclusters]
@@ -84,7 +84,7 @@ false
 - apiGroups: [""]
   resources: [services, configmaps, serviceaccounts]
   verbs: [get, list, watch, create, patch, delete]
-# The claim of a managed Redis outlives its FanoutCluster, so it is never deleted.
+# Never deleted: the claim of a managed Redis outlives its FanoutCluster.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, watch, create, patch]
@@ -94,24 +94,24 @@ false
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
-# Only metadata is watched; a Secret is read when a FanoutCluster names or owns it. Changed are those alone that the
-# operator made, where a key or a label of them is gone; none is ever deleted.
+# The operator watches only metadata, and reads a Secret if a FanoutCluster names or owns it. It changes only Secrets
+# that it created, if a key or a label is missing, and never deletes one.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch]
-# Patched are labels and deletion cost alone, for nodes go by their ReplicaSet. Deleted is the pod of a managed Redis
-# whose Kubernetes node is lost.
+# The operator patches only labels and deletion cost, because the ReplicaSet removes nodes. It deletes only the pod of a
+# managed Redis whose Kubernetes node is lost.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
-# Why the kubelet cannot mount a volume of a pod that does not start.
+# Read to report why the kubelet cannot mount a volume of a pod that does not start.
 - apiGroups: [""]
   resources: [events]
   verbs: [list]
-# By this Lease another operator sees that the FanoutClusters of a namespace are taken.
+# This Lease shows other operators that the FanoutClusters of a namespace are taken.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [create]
