@@ -40,7 +40,7 @@ pub(super) struct Interests {
     connected: bool,
     /// Channels that were live before this connection and are not answered yet.
     resubscribing: usize,
-    /// When to try which refused channel again.
+    /// When to try which lost channel again. An entry counts only while the channel's own time is the same.
     retries: BTreeSet<(Instant, Bytes)>,
     /// Not taken yet by the caller, in order.
     changes: Vec<Change>,
@@ -58,7 +58,13 @@ struct Interest {
     /// Some caller was told that it is live: it is subscribed again after a loss.
     confirmed: bool,
     /// Refused since it was live.
-    lost: Option<Backoff>,
+    lost: Option<Lost>,
+}
+
+/// A channel that was live and is no longer. It is asked for or stands in `retries`, or nobody would ask for it again.
+struct Lost {
+    backoff: Backoff,
+    retry_at: Instant,
 }
 
 /// Where a channel is on the present connection.
@@ -211,12 +217,17 @@ impl Interests {
     }
 
     /// Whatever was known of the connection ends with it.
-    pub(super) fn disconnected(&mut self, reason: String) {
+    pub(super) fn disconnected(&mut self, reason: String, now: Instant) {
         (self.connected, self.reason, self.resubscribing) = (false, reason, 0);
         self.sent.clear();
         self.out.clear();
-        for interest in self.channels.values_mut() {
-            interest.state = State::Idle;
+        for (name, interest) in &mut self.channels {
+            let before = std::mem::replace(&mut interest.state, State::Idle);
+            if let (Some(lost), State::Asked { .. }) = (&mut interest.lost, before) {
+                // Its time had come, and no answer will.
+                lost.retry_at = now;
+                self.retries.insert((now, name.clone()));
+            }
         }
     }
 
@@ -344,16 +355,20 @@ impl Interests {
         if interest.lost.is_none() {
             self.changes.push(Change::Lost(interest.channel.clone(), reason.to_owned()));
         }
-        let wait = interest.lost.get_or_insert_with(Backoff::new).next();
-        self.retries.insert((now + wait, name.clone()));
+        let lost = interest.lost.get_or_insert_with(|| Lost { backoff: Backoff::new(), retry_at: now });
+        lost.retry_at = now + lost.backoff.next();
+        self.retries.insert((lost.retry_at, name.clone()));
     }
 
     fn retry(&mut self, now: Instant) {
         let mut due = Vec::new();
         while self.connected && self.retries.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, name)) = self.retries.pop_first() else { break };
-            let wanted = |interest: &Interest| interest.lost.is_some() && interest.state == State::Idle;
-            if self.channels.get(&name).is_some_and(wanted) {
+            let Some((at, name)) = self.retries.pop_first() else { break };
+            let is_due = |interest: &Interest| {
+                interest.state == State::Idle
+                    && interest.lost.as_ref().is_some_and(|lost| lost.retry_at == at)
+            };
+            if self.channels.get(&name).is_some_and(is_due) {
                 due.push(name);
             }
         }
@@ -439,6 +454,8 @@ pub(super) fn encode<B: AsRef<[u8]>>(out: &mut BytesMut, command: &[u8], argumen
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Told = oneshot::Receiver<Vec<NotSubscribed>>;
@@ -475,25 +492,26 @@ mod tests {
 
     /// Plays a Redis that refuses `forbidden` until nothing is left to answer; what it was asked.
     fn play(interests: &mut Interests, forbidden: &[&str], now: Instant) -> usize {
-        let mut commands = 0;
-        while let Some(sent) = interests.sent.front() {
-            commands += 1;
-            match sent {
-                Sent::Subscribe(names) => {
-                    let names: Vec<_> = names.iter().map(|(name, _)| name.clone()).collect();
-                    if names.iter().any(|name| forbidden.iter().any(|f| *name == format!("p:{f}"))) {
-                        interests.refused("NOPERM no", now).unwrap();
-                    } else {
-                        names.iter().for_each(|name| interests.subscribed(name).unwrap());
-                    }
-                }
-                Sent::Unsubscribe(names) => {
-                    let names = names.clone();
-                    names.iter().for_each(|name| interests.unsubscribed(name, now));
+        std::iter::from_fn(|| answer(interests, forbidden, now)).count()
+    }
+
+    /// Answers one command as a Redis that refuses `forbidden` does.
+    fn answer(interests: &mut Interests, forbidden: &[&str], now: Instant) -> Option<()> {
+        match interests.sent.front()? {
+            Sent::Subscribe(names) => {
+                let names: Vec<_> = names.iter().map(|(name, _)| name.clone()).collect();
+                if names.iter().any(|name| forbidden.iter().any(|f| *name == format!("p:{f}"))) {
+                    interests.refused("NOPERM no", now).unwrap();
+                } else {
+                    names.iter().for_each(|name| interests.subscribed(name).unwrap());
                 }
             }
+            Sent::Unsubscribe(names) => {
+                let names = names.clone();
+                names.iter().for_each(|name| interests.unsubscribed(name, now));
+            }
         }
-        commands
+        Some(())
     }
 
     fn refused(names: &[&str]) -> Vec<NotSubscribed> {
@@ -541,7 +559,7 @@ mod tests {
         assert_eq!(i.sent.len(), 3);
         confirmed(&mut i, &names);
         let mut open = ask(&mut i, &["open"], now);
-        i.disconnected("gone".into());
+        i.disconnected("gone".into(), now);
         i.take_changes();
         i.connected();
         assert_eq!(i.sent.len(), 4);
@@ -578,7 +596,7 @@ mod tests {
         i.connected();
         let _told = ask(&mut i, &["a", "b", "c"], now);
         confirmed(&mut i, &["a", "b", "c"]);
-        i.disconnected("gone".into());
+        i.disconnected("gone".into(), now);
         i.take_changes();
         i.connected();
         play(&mut i, &["b"], now);
@@ -595,6 +613,30 @@ mod tests {
         i.expire(now + ANSWER);
         play(&mut i, &[], now);
         assert_eq!(i.take_changes(), [Change::Resumed(b)]);
+    }
+
+    #[test]
+    fn a_lost_channel_whose_retry_is_in_flight_when_the_connection_ends_is_tried_again() {
+        let (mut i, mut now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["a", "b"], now);
+        confirmed(&mut i, &["a", "b"]);
+        i.disconnected("gone".into(), now);
+        i.connected();
+        play(&mut i, &["b"], now);
+        written(&mut i);
+        i.take_changes();
+        now += ANSWER;
+        i.expire(now);
+        assert_eq!(written(&mut i), "SUBSCRIBE p:b", "the retry is in flight");
+        i.disconnected("gone again".into(), now);
+        i.connected();
+        play(&mut i, &[], now);
+        written(&mut i);
+        i.expire(now + ANSWER);
+        assert_eq!(written(&mut i), "SUBSCRIBE p:b");
+        confirmed(&mut i, &["b"]);
+        assert_eq!(i.take_changes(), [Change::AllLive, Change::Resumed("b".parse().unwrap())]);
     }
 
     #[test]
@@ -637,7 +679,7 @@ mod tests {
         i.connected();
         let _told = ask(&mut i, &["a", "b"], now);
         confirmed(&mut i, &["a", "b"]);
-        i.disconnected("gone".into());
+        i.disconnected("gone".into(), now);
         i.connected();
         i.take_changes();
         i.unsubscribe(&channels(&["b"]));
@@ -658,5 +700,68 @@ mod tests {
         let mut told = ask(&mut i, &["a"], now);
         assert_eq!(i.refused("LOADING", now), Err(Useless::Refused("LOADING".into())));
         assert!(told.try_recv().is_err(), "it waits for the next connection");
+    }
+
+    /// What may happen, to channels of these names.
+    #[derive(Clone, Debug)]
+    enum Happens {
+        Ask(Vec<&'static str>),
+        GiveBack(&'static str),
+        /// Redis ends a subscription by itself.
+        Ends(&'static str),
+        Connected,
+        Disconnected,
+        /// Redis answers one command; channels that it names are refused.
+        Answers(Vec<&'static str>),
+        Passes(u64),
+    }
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        let (one, some) =
+            (|| prop::sample::select(&NAMES[..]), || prop::sample::subsequence(&NAMES[..], 0..=4));
+        prop_oneof![
+            1 => some().prop_map(Happens::Ask),
+            1 => one().prop_map(Happens::GiveBack),
+            1 => one().prop_map(Happens::Ends),
+            1 => Just(Happens::Connected),
+            1 => Just(Happens::Disconnected),
+            5 => some().prop_map(Happens::Answers),
+            3 => (1..6_000_u64).prop_map(Happens::Passes),
+        ]
+    }
+
+    fn happen(i: &mut Interests, what: Happens, now: &mut Instant) {
+        match what {
+            Happens::Ask(names) => drop(ask(i, &names, *now)),
+            Happens::GiveBack(name) => i.unsubscribe(&channels(&[name])),
+            Happens::Ends(name) => i.unsubscribed(format!("p:{name}").as_bytes(), *now),
+            Happens::Connected if !i.connected => i.connected(),
+            Happens::Disconnected => i.disconnected("gone".into(), *now),
+            Happens::Answers(forbidden) => drop(answer(i, &forbidden, *now)),
+            Happens::Passes(milliseconds) => {
+                *now += Duration::from_millis(milliseconds);
+                i.expire(*now);
+            }
+            Happens::Connected => {}
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happened_all_that_is_wanted_is_live_once_redis_takes_it(
+            happened in prop::collection::vec(happens(), 0..60),
+        ) {
+            let (mut i, mut now) = (interests(), Instant::now());
+            happened.into_iter().for_each(|what| happen(&mut i, what, &mut now));
+            happen(&mut i, Happens::Connected, &mut now);
+            for _ in 0..60 {
+                happen(&mut i, Happens::Passes(250), &mut now);
+                play(&mut i, &[], now);
+            }
+            prop_assert!(i.channels.values().all(|interest| interest.state == State::Live));
+            prop_assert!(i.requests.is_empty() && i.retries.is_empty());
+        }
     }
 }

@@ -104,7 +104,7 @@ impl SubscribeTask {
     }
 
     async fn lost(&mut self, reason: String) -> Result<(), mpsc::error::SendError<Vec<BrokerEvent>>> {
-        self.interests.disconnected(reason.clone());
+        self.interests.disconnected(reason.clone(), Instant::now());
         let link = self.link;
         self.events.send(vec![BrokerEvent::Disconnected { link, reason }]).await
     }
