@@ -187,9 +187,13 @@ async fn listen(
                 Some((channel, error @ BrokerError::Refused(_))) => {
                     tracing::warn!(%channel, %error, "the broker refuses a name of the canary's channel");
                     pause = (2 * pause).min(LONGEST_PAUSE);
+                    let _ = notes.send((link, Note::NotListening(error.to_string().into())));
                 }
                 // The other name is no better.
-                Some(_) => break,
+                Some((_, error)) => {
+                    let _ = notes.send((link, Note::NotListening(error.to_string().into())));
+                    break;
+                }
             }
         }
         sleep(pause).await;
@@ -305,12 +309,18 @@ impl Pump {
     fn channel_lost(&mut self, channel: ChannelName, reason: &str) {
         tracing::warn!(%channel, reason, "the broker no longer delivers a channel, trying again with back-off");
         self.deliver.set_refused(&channel, true);
+        if let Some(link) = self.canaries.get(&channel) {
+            let _ = self.notes.send((*link, Note::NotListening(reason.into())));
+        }
         self.refused.insert(channel);
     }
 
     fn channel_resumed(&mut self, channel: &ChannelName) {
         tracing::info!(%channel, "the broker delivers a channel again");
         self.deliver.set_refused(channel, false);
+        if let Some(link) = self.canaries.get(channel) {
+            let _ = self.notes.send((*link, Note::Listening(channel.clone())));
+        }
         self.refused.remove(channel);
         self.count_refused();
     }

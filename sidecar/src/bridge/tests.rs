@@ -307,11 +307,16 @@ async fn the_canary_verifies_a_broker_that_delivers() {
 struct Silent {
     events: mpsc::Sender<Vec<BrokerEvent>>,
     rebuilt: mpsc::UnboundedSender<String>,
+    /// Refuses every subscription.
+    refuses: bool,
 }
 
 impl Broker for Silent {
-    fn subscribe(&self, _channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
-        Box::pin(async { Vec::new() })
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
+        let refused = channels.into_iter().filter(|_| self.refuses);
+        let refused: Vec<_> =
+            refused.map(|channel| (channel, BrokerError::Refused("NOPERM".into()))).collect();
+        Box::pin(async { refused })
     }
 
     fn unsubscribe(&self, _channels: Vec<ChannelName>) {}
@@ -340,12 +345,41 @@ async fn a_silent_connection_is_torn_down_and_never_counts_as_verified() {
     let (events, receiver) = mpsc::channel(8);
     let (rebuilt, mut rebuilds) = mpsc::unbounded_channel();
     events.try_send(vec![BrokerEvent::Connected { link: LinkId(0) }]).unwrap();
-    let f = node_over(Arc::new(Silent { events, rebuilt }), receiver, "a");
+    let f = node_over(Arc::new(Silent { events, rebuilt, refuses: false }), receiver, "a");
     let reason = timeout(Duration::from_secs(7), rebuilds.recv()).await.expect("within the deadline");
     assert_eq!(reason.as_deref(), Some("no canary came back"));
     settle().await;
     let health = f.bridge.health.borrow().clone();
     assert!(!health.verified && !health.connected && health.verified_at.is_none(), "{health:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_that_may_not_be_received_is_told_and_nothing_is_torn_down() {
+    for refuses in [false, true] {
+        let (events, receiver) = mpsc::channel(8);
+        let (rebuilt, mut rebuilds) = mpsc::unbounded_channel();
+        events.try_send(vec![BrokerEvent::Connected { link: LinkId(0) }]).unwrap();
+        let f = node_over(Arc::new(Silent { events: events.clone(), rebuilt, refuses }), receiver, "a");
+        settle().await;
+        let own = channel(&format!("fanout:canary:{}", f.id));
+        if !refuses {
+            // It was granted, and is no longer.
+            let lost = BrokerEvent::ChannelLost { channel: own.clone(), reason: "NOPERM".into() };
+            events.send(vec![lost]).await.unwrap();
+        }
+        sleep(Duration::from_secs(300)).await;
+        assert!(rebuilds.try_recv().is_err(), "{refuses}");
+        let health = f.bridge.health.borrow().clone();
+        assert!(health.connected && !health.verified && !health.receive_only, "{health:?}");
+        let reason = health.reason.as_deref().unwrap_or_default();
+        assert!(reason.contains("canary") && reason.contains("NOPERM"), "{reason}");
+        if !refuses {
+            events.send(vec![BrokerEvent::ChannelResumed { channel: own }]).await.unwrap();
+            let back = Instant::now();
+            rebuilds.recv().await.expect("what is taken now has to come back");
+            assert!(back.elapsed() >= Duration::from_secs(6), "{:?}", back.elapsed());
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
