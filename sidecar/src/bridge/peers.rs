@@ -330,6 +330,10 @@ impl Peers {
     /// Another node says something on `channel`.
     pub(super) fn received(&self, channel: &ChannelName, bytes: &Bytes) {
         let names = if channel.local().starts_with(FORMER_NAMES) { Names::Former } else { Names::Present };
+        if names == Names::Former && !self.state().former.is_wanted() {
+            // It came just before the subscription ended.
+            return;
+        }
         let message = match serde_json::from_slice::<Message>(bytes) {
             Ok(message) if message.from() == self.id() => return,
             // It comes by the present names too, unless those are refused to this node alone.
@@ -352,11 +356,7 @@ impl Peers {
 
     /// The link to the broker is up; `anew` where it was before.
     pub(super) fn connected(&self, anew: bool) {
-        let mut state = self.state();
-        state.linked = true;
-        state.former.expected();
-        self.follow_former(&state);
-        drop(state);
+        self.state().linked = true;
         if anew {
             self.say_hello();
         }
@@ -422,7 +422,8 @@ impl Peers {
             last = Instant::now();
             let mut state = self.state();
             state.members.tick(late);
-            state.former.tick();
+            let linked = state.linked;
+            state.former.tick(linked);
             state.unfinished.tick();
             self.follow_former(&state);
             self.0.metrics.nodes.set(state.members.count() as i64);
@@ -530,13 +531,7 @@ impl Peers {
     }
 
     pub(super) fn listed_are(&self, others: Option<usize>) {
-        let mut state = self.state();
-        state.listed = others;
-        if state.may_be_others() {
-            // Nodes that are not heard may be of the first version, as after a rollback.
-            state.former.expected();
-        }
-        self.follow_former(&state);
+        self.state().listed = others;
     }
 
     fn set_refused(&self, refused: bool) {
