@@ -92,6 +92,21 @@ impl Fixture {
 }
 
 impl Fixture {
+    /// Closes one connection for each disconnect that is asked of a shard, from now on.
+    fn play_shard(&self, shard: usize) {
+        let inbox = Arc::clone(&self.inboxes[shard]);
+        tokio::spawn(async move {
+            loop {
+                for mail in inbox.take() {
+                    let Mail::Disconnect { count, .. } = mail else { panic!("{mail:?}") };
+                    // Nobody may wait for it any more.
+                    let _ = count.send(1);
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+
     /// Answers what is asked of the shards, which are whose disconnects, of what age.
     fn record_disconnects(&self) -> Arc<Mutex<Vec<(String, Duration)>>> {
         let asked = Arc::<Mutex<Vec<_>>>::default();
@@ -743,6 +758,44 @@ async fn a_disconnect_that_a_node_did_not_hear_says_so_and_is_done_when_it_is_ba
     };
     assert!(ann == same_ann && (14..19).contains(ann) && bob == same_bob && *bob < 5, "{asked:?}");
     assert!(here.disconnect(Who::User("bob".into()), CloseReason::Disconnected).await.complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_that_a_shard_has_not_answered_is_not_complete_and_is_asked_again() {
+    for stuck in [0, 1] {
+        let bus = Bus::default();
+        let nodes = [node(&bus, "a"), node(&bus, "b")];
+        for (number, f) in nodes.iter().enumerate() {
+            f.play_shard(0);
+            if number != stuck {
+                f.play_shard(1);
+            }
+        }
+        settle().await;
+        let peers = &nodes[0].bridge.peers;
+        let told = peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+        assert_eq!(told, Disconnected { closed: 3, complete: false }, "node {stuck}");
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(nodes[0].metrics.unfinished_disconnects.get(), 1, "it is still stuck");
+        nodes[stuck].play_shard(1);
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(nodes[0].metrics.unfinished_disconnects.get(), 0);
+        let told = peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+        assert_eq!(told, Disconnected { closed: 4, complete: true });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_shard_has_not_answered_is_asked_for_again() {
+    let f = node(&Bus::default(), "a");
+    settle().await;
+    let connection = ConnectionId { shard: 1, slot: 0, generation: 0 };
+    let who = Who::Client { node: f.id, connection, user: None };
+    let told = f.bridge.peers.disconnect(who, CloseReason::Disconnected).await;
+    assert_eq!(told, Disconnected { closed: 0, complete: false });
+    f.play_shard(1);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(f.metrics.unfinished_disconnects.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]
