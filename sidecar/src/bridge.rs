@@ -249,6 +249,7 @@ impl Pump {
                 BrokerEvent::Resumed { link } => self.deliver.resumed(link),
                 BrokerEvent::ChannelLost { channel, reason } => self.channel_lost(channel, &reason),
                 BrokerEvent::ChannelResumed { channel } => self.channel_resumed(&channel),
+                BrokerEvent::ChannelGivenUp { channel } => self.channel_given_up(&channel),
                 BrokerEvent::Malformed { channel } => {
                     self.metrics.malformed.inc();
                     if unreadable.as_ref() != Some(&channel) {
@@ -258,9 +259,7 @@ impl Pump {
                 }
             }
         }
-        if !self.refused.is_empty() {
-            self.count_refused();
-        }
+        self.metrics.refused_channels.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
     }
 
     fn publication(&mut self, publication: Publication, now_us: u64) {
@@ -322,15 +321,11 @@ impl Pump {
             let _ = self.notes.send((*link, Note::Listening(channel.clone())));
         }
         self.refused.remove(channel);
-        self.count_refused();
     }
 
-    fn count_refused(&mut self) {
-        // Without subscribers a channel is no longer tried.
-        let Self { deliver, refused, .. } = self;
-        // The nodes' own are wanted always.
-        refused.retain(|channel| channel.namespace() == INTERNAL_NAMESPACE || deliver.is_wanted(channel));
-        self.metrics.refused_channels.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
+    fn channel_given_up(&mut self, channel: &ChannelName) {
+        self.deliver.given_up(channel);
+        self.refused.remove(channel);
     }
 }
 

@@ -246,6 +246,58 @@ async fn a_lost_channel_is_told_alone_and_a_void_leaves_no_hole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn channels_that_are_refused_cost_no_more_for_each_other() {
+    const COUNT: usize = 10_000;
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    let channels: Vec<_> = (0..COUNT).map(|number| channel(&format!("c{number}"))).collect();
+    for channel in &channels {
+        f.hub.join(channel, 0);
+        f.hub.joined(channel, true);
+    }
+    let cost = async |told: Vec<BrokerEvent>| {
+        let before = f.hub.locked();
+        events.send(told).await.unwrap();
+        settle().await;
+        f.hub.locked() - before
+    };
+    let lost = |channel: &ChannelName| BrokerEvent::ChannelLost {
+        channel: channel.clone(),
+        reason: "NOPERM".into(),
+    };
+    let took = cost(channels.iter().map(lost).collect()).await;
+    assert!(took < 10 * COUNT, "{took} locks");
+    assert_eq!(f.metrics.refused_channels.get(), 10_000);
+    let took = cost(vec![BrokerEvent::Publication(text(&channel("other"), "x"))]).await;
+    assert!(took < 10, "{took} locks for one publication");
+    let resumed = |channel: &ChannelName| BrokerEvent::ChannelResumed { channel: channel.clone() };
+    let took = cost(channels[1..].iter().map(resumed).collect()).await;
+    assert!(took < 10 * COUNT, "{took} locks");
+    assert_eq!(f.metrics.refused_channels.get(), 1);
+    cost(vec![BrokerEvent::ChannelGivenUp { channel: channels[0].clone() }]).await;
+    assert_eq!(f.metrics.refused_channels.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_of_a_channel_that_was_given_up_is_not_that_of_its_next_stay() {
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    // It was lost, left by all, and joined again before the loss came here.
+    f.join("a", 0).await;
+    let lost = BrokerEvent::ChannelLost { channel: channel("a"), reason: "NOPERM".into() };
+    events.send(vec![lost, BrokerEvent::ChannelGivenUp { channel: channel("a") }]).await.unwrap();
+    settle().await;
+    assert_eq!(f.hub.join(&channel("a"), 1), Join::Live);
+    f.mail(0);
+    // The loss came in time, and the end of it is late.
+    events.send(vec![BrokerEvent::ChannelGivenUp { channel: channel("a") }]).await.unwrap();
+    settle().await;
+    assert!(f.mail(0).is_empty(), "nothing is missing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_publication_that_this_version_cannot_read_is_a_gap_on_its_channel_told_once() {
     let (events, receiver) = mpsc::channel(8);
     let (broker, _) = Bus::default().join();

@@ -112,6 +112,8 @@ pub(super) enum Change {
     Lost(ChannelName, String),
     /// A lost channel is live again.
     Resumed(ChannelName),
+    /// A lost channel is no longer wanted.
+    GivenUp(ChannelName),
     /// Redis does not take commands now, and says why; they are sent again.
     Postponed(String),
 }
@@ -507,7 +509,11 @@ impl Interests {
 
     fn drop_names(&mut self, names: &[Bytes]) {
         for name in names {
-            let Some(Interest { state, waiting, .. }) = self.channels.remove(name) else { continue };
+            let Some(interest) = self.channels.remove(name) else { continue };
+            let Interest { channel, state, waiting, lost, .. } = interest;
+            if lost.is_some() {
+                self.changes.push(Change::GivenUp(channel));
+            }
             waiting.into_iter().for_each(|request| self.answer(request, None));
             self.answered(state);
         }
@@ -761,6 +767,21 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_channel_that_is_given_back_is_told_and_not_tried_again() {
+        let (mut i, now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["a", "b"], now);
+        confirmed(&mut i, &["a", "b"]);
+        i.unsubscribed(b"p:a", now);
+        i.take_changes();
+        i.unsubscribe(&channels(&["a", "b"]));
+        assert_eq!(i.take_changes(), [Change::GivenUp("a".parse().unwrap())]);
+        written(&mut i);
+        i.expire(now + ANSWER);
+        assert_eq!(written(&mut i), "");
+    }
+
+    #[test]
     fn a_confirmation_belongs_to_its_own_command() {
         let (mut i, now) = (interests(), Instant::now());
         i.connected();
@@ -938,6 +959,15 @@ mod tests {
             prop_assert_eq!(redis.0, i.channels.keys().cloned().collect());
             prop_assert!(i.requests.is_empty() && i.retries.is_empty());
             prop_assert!(i.postponed.is_empty() && i.busy.is_none() && i.resubscribing == 0);
+            let mut lost = std::collections::HashSet::new();
+            for change in i.take_changes() {
+                match change {
+                    Change::AllLive | Change::Postponed(_) => {}
+                    Change::Lost(channel, _) => prop_assert!(lost.insert(channel)),
+                    Change::Resumed(channel) | Change::GivenUp(channel) => prop_assert!(lost.remove(&channel)),
+                }
+            }
+            prop_assert!(lost.is_empty(), "{:?}", lost);
         }
     }
 }

@@ -240,6 +240,7 @@ impl SubscribeTask {
                 }
                 Change::Lost(channel, reason) => events.push(BrokerEvent::ChannelLost { channel, reason }),
                 Change::Resumed(channel) => events.push(BrokerEvent::ChannelResumed { channel }),
+                Change::GivenUp(channel) => events.push(BrokerEvent::ChannelGivenUp { channel }),
                 Change::Postponed(reason) => {
                     tracing::warn!(%reason, "Redis does not take subscriptions now, trying again with back-off");
                     if !self.is_live {
