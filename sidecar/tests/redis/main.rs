@@ -667,6 +667,30 @@ async fn a_node_that_may_not_publish_is_told_and_keeps_its_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_may_not_subscribe_is_told_and_keeps_its_connections() {
+    let lines = ["user default on nopass allchannels allkeys +@all -subscribe"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (bridge, _shutdown) = bridge(&server.settings());
+    let is_told = || {
+        let reason = bridge.health.borrow().reason.clone().unwrap_or_default();
+        reason.contains("canary") && reason.contains("NOPERM")
+    };
+    until("it is told", is_told).await;
+    let clients = || {
+        let list = server.cli(&["CLIENT", "LIST"]);
+        let own = list.lines().filter(|line| line.contains("name=fanout-"));
+        own.map(|line| line.split_whitespace().next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let before = clients();
+    assert_eq!(before.len(), 2);
+    // A canary that was taken is waited for 6 s.
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(clients(), before, "both connections are left alone");
+    server.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
+    verified(&bridge, true, Duration::from_secs(12)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_redis_behind_one_address_are_noticed_and_the_connections_made_anew() {
     let (here, there) = (Server::start(), Server::start());
     let proxy = Proxy::to(here.port, there.port).await;
