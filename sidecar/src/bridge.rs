@@ -187,9 +187,13 @@ async fn listen(
                 Some((channel, error @ BrokerError::Refused(_))) => {
                     tracing::warn!(%channel, %error, "the broker refuses a name of the canary's channel");
                     pause = (2 * pause).min(LONGEST_PAUSE);
+                    let _ = notes.send((link, Note::NotListening(error.to_string().into())));
                 }
                 // The other name is no better.
-                Some(_) => break,
+                Some((_, error)) => {
+                    let _ = notes.send((link, Note::NotListening(error.to_string().into())));
+                    break;
+                }
             }
         }
         sleep(pause).await;
@@ -245,6 +249,7 @@ impl Pump {
                 BrokerEvent::Resumed { link } => self.deliver.resumed(link),
                 BrokerEvent::ChannelLost { channel, reason } => self.channel_lost(channel, &reason),
                 BrokerEvent::ChannelResumed { channel } => self.channel_resumed(&channel),
+                BrokerEvent::ChannelGivenUp { channel } => self.channel_given_up(&channel),
                 BrokerEvent::Malformed { channel } => {
                     self.metrics.malformed.inc();
                     if unreadable.as_ref() != Some(&channel) {
@@ -254,9 +259,7 @@ impl Pump {
                 }
             }
         }
-        if !self.refused.is_empty() {
-            self.count_refused();
-        }
+        self.metrics.refused_channels.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
     }
 
     fn publication(&mut self, publication: Publication, now_us: u64) {
@@ -305,22 +308,24 @@ impl Pump {
     fn channel_lost(&mut self, channel: ChannelName, reason: &str) {
         tracing::warn!(%channel, reason, "the broker no longer delivers a channel, trying again with back-off");
         self.deliver.set_refused(&channel, true);
+        if let Some(link) = self.canaries.get(&channel) {
+            let _ = self.notes.send((*link, Note::NotListening(reason.into())));
+        }
         self.refused.insert(channel);
     }
 
     fn channel_resumed(&mut self, channel: &ChannelName) {
         tracing::info!(%channel, "the broker delivers a channel again");
         self.deliver.set_refused(channel, false);
+        if let Some(link) = self.canaries.get(channel) {
+            let _ = self.notes.send((*link, Note::Listening(channel.clone())));
+        }
         self.refused.remove(channel);
-        self.count_refused();
     }
 
-    fn count_refused(&mut self) {
-        // Without subscribers a channel is no longer tried.
-        let Self { deliver, refused, .. } = self;
-        // The nodes' own are wanted always.
-        refused.retain(|channel| channel.namespace() == INTERNAL_NAMESPACE || deliver.is_wanted(channel));
-        self.metrics.refused_channels.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
+    fn channel_given_up(&mut self, channel: &ChannelName) {
+        self.deliver.given_up(channel);
+        self.refused.remove(channel);
     }
 }
 

@@ -136,6 +136,8 @@ pub enum BrokerEvent {
     ChannelLost { channel: ChannelName, reason: String },
     /// A lost channel is live again; its publications since then are lost.
     ChannelResumed { channel: ChannelName },
+    /// A lost channel was unsubscribed: it is not tried any more. May come after the channel was subscribed anew.
+    ChannelGivenUp { channel: ChannelName },
     /// A payload that claims to be an envelope but has no known version; dropped.
     Malformed { channel: ChannelName },
 }

@@ -21,6 +21,9 @@ struct Channels {
     entries: HashMap<ChannelName, Entry>,
     /// Number of the last channel that was brought or emptied.
     last: u64,
+    /// How often the lock was taken.
+    #[cfg(test)]
+    locked: usize,
 }
 
 #[derive(Debug)]
@@ -91,7 +94,7 @@ impl Hub {
     /// A shard has its first subscriber of the channel.
     pub fn join(&self, channel: &ChannelName, shard: u16) -> Join {
         let mut channels = self.lock();
-        let Channels { entries, last } = &mut *channels;
+        let Channels { entries, last, .. } = &mut *channels;
         match entries.entry(channel.clone()) {
             Slot::Vacant(slot) => {
                 *last += 1;
@@ -137,6 +140,11 @@ impl Hub {
         }
     }
 
+    /// Returns `true` if the broker refuses a channel that was live.
+    pub fn is_refused(&self, channel: &ChannelName) -> bool {
+        self.lock().entries.get(channel).is_some_and(|entry| matches!(entry.state, State::Refused))
+    }
+
     /// The grace is over. Whether nobody came back: then the channel is gone, tell the broker.
     pub fn expire(&self, emptied: &Emptied) -> bool {
         let mut channels = self.lock();
@@ -159,7 +167,20 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, Channels> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        #[cfg(test)]
+        let channels = {
+            let mut channels = channels;
+            channels.locked += 1;
+            channels
+        };
+        channels
+    }
+
+    /// How often the lock was taken.
+    #[cfg(test)]
+    pub(crate) fn locked(&self) -> usize {
+        self.lock().locked
     }
 }
 

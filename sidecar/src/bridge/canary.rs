@@ -4,7 +4,7 @@
 //! The remedy fits the diagnosis. A canary that was taken and does not come back means that the subscribing connection
 //! is silent, or that the two connections reach different servers: first that one is torn down and made again, then the
 //! publishing one, in turn and with back-off. One that the broker refuses is an answer: it is reported,
-//! and nothing is torn down. One that has no outcome, or finds no connection, is the publishing connection's own matter,
+//! and nothing is torn down. The same goes for the subscription to it: nothing can come back then. One that has no outcome, or finds no connection, is the publishing connection's own matter,
 //! which makes itself again.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -47,6 +47,8 @@ pub(super) enum Note {
     Connected,
     /// The canary's own channel is among them, by this name.
     Listening(ChannelName),
+    /// The broker does not bring the canary's own channel, for this reason.
+    NotListening(Arc<str>),
     /// The connection is lost.
     Disconnected(Arc<str>),
     /// A canary came back.
@@ -86,8 +88,10 @@ struct State {
     out: VecDeque<(u64, Instant)>,
     /// Since when there is the connection that there was last.
     connected_at: Instant,
-    /// The canary's channel is live on this connection.
+    /// The canary's channel is live on this connection, ...
     listening: bool,
+    /// ... or why the broker does not bring it.
+    deaf: Option<Arc<str>>,
     send_at: Instant,
     /// Since a canary came back last, or a connection was made.
     watchdog: Watchdog,
@@ -161,6 +165,7 @@ impl Canary {
                 *channel = name;
                 state.listening(now);
             }
+            Note::NotListening(reason) => state.not_listening(&reason),
             Note::Disconnected(reason) => state.disconnected(reason),
             Note::Sent(outcome) => state.sent(outcome, now),
             Note::Returned(number) => {
@@ -265,6 +270,7 @@ impl State {
             out: VecDeque::new(),
             connected_at: now,
             listening: false,
+            deaf: None,
             send_at: now,
             watchdog: Watchdog::new(now),
             taken: false,
@@ -289,15 +295,27 @@ impl State {
         self.health.connected = true;
         (self.connected_at, self.taken) = (now, false);
         if !self.health.verified {
-            self.health.reason = Some("no canary came back yet".into());
+            self.health.reason = Some(self.deaf.clone().unwrap_or_else(|| "no canary came back yet".into()));
         }
         self.send_at = now;
         self.watchdog.heard(now);
     }
 
     fn listening(&mut self, now: Instant) {
-        self.listening = true;
+        (self.listening, self.deaf) = (true, None);
+        // Canaries from before could not come back.
+        self.taken = false;
+        self.watchdog.heard(now);
         self.send_at = now;
+    }
+
+    fn not_listening(&mut self, reason: &str) {
+        let reason: Arc<str> = format!("the broker does not bring this node's canary: {reason}").into();
+        (self.health.verified, self.health.receive_only) = (false, false);
+        if self.health.connected {
+            self.health.reason = Some(Arc::clone(&reason));
+        }
+        (self.listening, self.deaf) = (false, Some(reason));
     }
 
     fn disconnected(&mut self, reason: Arc<str>) {
@@ -312,7 +330,9 @@ impl State {
             Ok(()) => {
                 // One that is back already was heard of before its outcome.
                 self.taken |= !self.out.is_empty();
-                self.refused = None;
+                if self.refused.take().is_some() && self.deaf.is_some() {
+                    self.health.reason = self.deaf.clone();
+                }
             }
             Err(BrokerError::Refused(text)) => self.publish_refused(&text),
             Err(error) => {
@@ -361,11 +381,12 @@ impl State {
         }
     }
 
-    /// No canary came back in time. Returns the connection to tear down, if canaries were taken and the connections were
-    /// left alone for long enough.
+    /// No canary came back in time. Returns the connection to tear down, if canaries were taken and could come back, and
+    /// the connections were left alone for long enough.
     fn give_up(&mut self, now: Instant) -> Option<Side> {
         self.health.verified = false;
-        if !self.health.connected || !self.taken || self.refused.is_some() || now < self.rebuild_at {
+        let may_return = self.listening && self.taken && self.refused.is_none();
+        if !self.health.connected || !may_return || now < self.rebuild_at {
             return None;
         }
         self.health.reason = Some("no canary came back in time".into());
@@ -481,6 +502,25 @@ mod tests {
         let number = state.number.to_string();
         assert!(state.returned(number.as_bytes(), start + 121 * SECOND).is_some());
         assert!(state.health.verified && !state.health.receive_only && state.health.reason.is_none());
+    }
+
+    #[test]
+    fn a_canary_that_cannot_come_back_tears_nothing_down() {
+        let start = Instant::now();
+        let mut state = connected(start);
+        state.returned(b"1", start);
+        state.not_listening("NOPERM");
+        assert!(!state.health.verified);
+        assert!(rebuilds(&watch(&mut state, start, 0, 300)).is_empty());
+        let reason = state.health.reason.as_deref();
+        assert_eq!(reason, Some("the broker does not bring this node's canary: NOPERM"));
+        state.publish_refused("NOPERM");
+        assert!(!state.health.receive_only, "nothing shows that it receives");
+        state.sent(Ok(()), start + 300 * SECOND);
+        assert!(state.health.reason.as_deref().is_some_and(|reason| reason.contains("bring")));
+        let back = start + 301 * SECOND;
+        state.listening(back);
+        assert_eq!(rebuilds(&watch(&mut state, back, 0, 7)), [6], "its time begins when it is live");
     }
 
     #[test]

@@ -157,6 +157,13 @@ impl Deliver {
         self.lost(channel, GapCause::Refused);
     }
 
+    /// The channel is not asked for any more. Where it is back already, its loss was told of its earlier stay.
+    pub(super) fn given_up(&mut self, channel: &ChannelName) {
+        if self.hub.is_refused(channel) {
+            self.set_refused(channel, false);
+        }
+    }
+
     /// Publications of the channel are lost: tells its subscribers, once.
     fn lost(&mut self, channel: &ChannelName, cause: GapCause) {
         self.gaps.lost(channel);

@@ -151,11 +151,14 @@ pub struct Disconnected {
 #[derive(Default)]
 struct Asked {
     answers: Vec<Answer>,
-    /// Nodes that have not answered.
+    /// Nodes that have not answered for all of their shards.
     silent: HashSet<NodeId>,
     /// Nodes that have, this one included.
     done: HashSet<NodeId>,
 }
+
+/// Answers of other nodes, and the nodes that have not answered for all of their shards.
+type Answers = (Vec<Answer>, HashSet<NodeId>);
 
 /// Where every node listens.
 pub(super) fn nodes_channel(names: Names) -> ChannelName {
@@ -237,8 +240,7 @@ impl Peers {
         let question = Question::Channels { pattern: pattern.map(|pattern| pattern.to_string()) };
         let mut channels = BTreeMap::new();
         let Asked { answers, silent, done: _ } = self.ask(question, None).await;
-        let complete =
-            !answers.iter().any(|answer| answer.partial) && self.state().left(silent, None).is_empty();
+        let complete = self.state().left(silent, None).is_empty();
         for (name, count) in answers.into_iter().flat_map(|answer| answer.channels) {
             // A name that is none can only come from a broken node.
             if let Ok(name) = name.parse() {
@@ -262,19 +264,21 @@ impl Peers {
                 self.ask_there(&question, &others, target).await
             }
         };
-        let (here, (there, silent)) = join!(here, there);
+        let (here, (there, mut silent)) = join!(here, there);
         let mut done: HashSet<_> = others.difference(&silent).copied().collect();
-        done.extend(here.is_some().then_some(own));
+        if let Some(here) = &here {
+            (if here.partial { &mut silent } else { &mut done }).insert(own);
+        }
         Asked { answers: here.into_iter().chain(there).collect(), silent, done }
     }
 
-    /// Asks other nodes; their answers, and those that gave none.
+    /// Asks other nodes.
     async fn ask_there(
         &self,
         question: &Question,
         asked: &HashSet<NodeId>,
         target: Option<NodeId>,
-    ) -> (Vec<Answer>, HashSet<NodeId>) {
+    ) -> Answers {
         let request = self.0.requests.open(asked.clone());
         let ask = Message::Ask {
             from: self.id().0,
@@ -330,6 +334,10 @@ impl Peers {
     /// Another node says something on `channel`.
     pub(super) fn received(&self, channel: &ChannelName, bytes: &Bytes) {
         let names = if channel.local().starts_with(FORMER_NAMES) { Names::Former } else { Names::Present };
+        if names == Names::Former && !self.state().former.is_wanted() {
+            // It came just before the subscription ended.
+            return;
+        }
         let message = match serde_json::from_slice::<Message>(bytes) {
             Ok(message) if message.from() == self.id() => return,
             // It comes by the present names too, unless those are refused to this node alone.
@@ -352,11 +360,7 @@ impl Peers {
 
     /// The link to the broker is up; `anew` where it was before.
     pub(super) fn connected(&self, anew: bool) {
-        let mut state = self.state();
-        state.linked = true;
-        state.former.expected();
-        self.follow_former(&state);
-        drop(state);
+        self.state().linked = true;
         if anew {
             self.say_hello();
         }
@@ -387,6 +391,9 @@ impl Peers {
     async fn announce(&self) {
         loop {
             self.turn().await;
+            // The others are asked again when they announce themselves.
+            let again = self.state().unfinished.of(self.id(), Instant::now());
+            self.spawn_again(self.id(), again);
             let hello = self.0.hello.swap(false, Ordering::Relaxed);
             let heard = self.state().members.heard();
             let announced = self.say(&Message::Node(self.announcement(hello, heard))).await;
@@ -422,7 +429,8 @@ impl Peers {
             last = Instant::now();
             let mut state = self.state();
             state.members.tick(late);
-            state.former.tick();
+            let linked = state.linked;
+            state.former.tick(linked);
             state.unfinished.tick();
             self.follow_former(&state);
             self.0.metrics.nodes.set(state.members.count() as i64);
@@ -506,10 +514,7 @@ impl Peers {
         if hello {
             self.0.turn.notify_one();
         }
-        for again in again {
-            let peers = self.clone();
-            self.0.tasks.spawn(async move { peers.ask_again(node, again).await });
-        }
+        self.spawn_again(node, again);
     }
 
     fn left(&self, node: NodeId) {
@@ -518,25 +523,26 @@ impl Peers {
         state.unfinished.gone(node);
     }
 
+    fn spawn_again(&self, node: NodeId, again: Vec<Again>) {
+        for again in again {
+            let peers = self.clone();
+            self.0.tasks.spawn(async move { peers.ask_again(node, again).await });
+        }
+    }
+
     async fn ask_again(&self, node: NodeId, again: Again) {
         let Again { number, question } = again;
-        let (answers, silent) = self.ask_there(&question, &HashSet::from([node]), Some(node)).await;
-        let answered = !silent.contains(&node);
+        let Asked { answers, done, .. } = self.ask(question, Some(node)).await;
+        let answered = done.contains(&node);
         self.state().unfinished.asked(number, node, answered);
         if answered {
             let closed: usize = answers.into_iter().map(|answer| answer.closed).sum();
-            tracing::info!(%node, closed, "a node that could not be asked before has carried out a disconnect");
+            tracing::info!(%node, closed, "a node that had not answered before has carried out a disconnect");
         }
     }
 
     pub(super) fn listed_are(&self, others: Option<usize>) {
-        let mut state = self.state();
-        state.listed = others;
-        if state.may_be_others() {
-            // Nodes that are not heard may be of the first version, as after a rollback.
-            state.former.expected();
-        }
-        self.follow_former(&state);
+        self.state().listed = others;
     }
 
     fn set_refused(&self, refused: bool) {
@@ -600,9 +606,7 @@ impl Peers {
     /// This node's own answer.
     async fn answer_here(&self, question: &Question) -> Answer {
         match question {
-            Question::Disconnect { .. } => {
-                Answer { closed: self.close_here(question).await, ..Answer::default() }
-            }
+            Question::Disconnect { .. } => self.close_here(question).await,
             Question::Channels { pattern } => {
                 let pattern = pattern.as_ref().and_then(|pattern| pattern.parse::<Pattern>().ok());
                 self.channels_here(pattern.as_ref()).await
@@ -610,8 +614,8 @@ impl Peers {
         }
     }
 
-    async fn close_here(&self, question: &Question) -> usize {
-        let Some(Whom { connection, user, reason, age }) = question.whom() else { return 0 };
+    async fn close_here(&self, question: &Question) -> Answer {
+        let Some(Whom { connection, user, reason, age }) = question.whom() else { return Answer::default() };
         let mut counts = Vec::new();
         for (shard, mailbox) in self.0.mailboxes.iter().enumerate() {
             if connection.is_none_or(|connection| usize::from(connection.shard) == shard) {
@@ -620,7 +624,9 @@ impl Peers {
                 counts.push(closed);
             }
         }
-        in_time(counts).await.into_iter().sum()
+        let asked = counts.len();
+        let came = in_time(counts).await;
+        Answer { partial: came.len() < asked, closed: came.into_iter().sum(), ..Answer::default() }
     }
 
     async fn channels_here(&self, pattern: Option<&Pattern>) -> Answer {
@@ -667,11 +673,14 @@ async fn said(published: Option<impl Future<Output = Result<(), BrokerError>>>) 
 /// What the shards answer before the other nodes stop waiting.
 async fn in_time<T>(answers: Vec<oneshot::Receiver<T>>) -> Vec<T> {
     let mut patience = Patience::new(ANSWER / 2);
-    let mut came = Vec::new();
+    let (asked, mut came) = (answers.len(), Vec::new());
     for answer in answers {
         if let Some(Ok(answer)) = patience.wait(answer).await {
             came.push(answer);
         }
+    }
+    if came.len() < asked {
+        tracing::warn!(asked, answered = came.len(), "shards did not answer in time");
     }
     came
 }

@@ -92,6 +92,21 @@ impl Fixture {
 }
 
 impl Fixture {
+    /// Closes one connection for each disconnect that is asked of a shard, from now on.
+    fn play_shard(&self, shard: usize) {
+        let inbox = Arc::clone(&self.inboxes[shard]);
+        tokio::spawn(async move {
+            loop {
+                for mail in inbox.take() {
+                    let Mail::Disconnect { count, .. } = mail else { panic!("{mail:?}") };
+                    // Nobody may wait for it any more.
+                    let _ = count.send(1);
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+
     /// Answers what is asked of the shards, which are whose disconnects, of what age.
     fn record_disconnects(&self) -> Arc<Mutex<Vec<(String, Duration)>>> {
         let asked = Arc::<Mutex<Vec<_>>>::default();
@@ -231,6 +246,58 @@ async fn a_lost_channel_is_told_alone_and_a_void_leaves_no_hole() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn channels_that_are_refused_cost_no_more_for_each_other() {
+    const COUNT: usize = 10_000;
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    let channels: Vec<_> = (0..COUNT).map(|number| channel(&format!("c{number}"))).collect();
+    for channel in &channels {
+        f.hub.join(channel, 0);
+        f.hub.joined(channel, true);
+    }
+    let cost = async |told: Vec<BrokerEvent>| {
+        let before = f.hub.locked();
+        events.send(told).await.unwrap();
+        settle().await;
+        f.hub.locked() - before
+    };
+    let lost = |channel: &ChannelName| BrokerEvent::ChannelLost {
+        channel: channel.clone(),
+        reason: "NOPERM".into(),
+    };
+    let took = cost(channels.iter().map(lost).collect()).await;
+    assert!(took < 10 * COUNT, "{took} locks");
+    assert_eq!(f.metrics.refused_channels.get(), 10_000);
+    let took = cost(vec![BrokerEvent::Publication(text(&channel("other"), "x"))]).await;
+    assert!(took < 10, "{took} locks for one publication");
+    let resumed = |channel: &ChannelName| BrokerEvent::ChannelResumed { channel: channel.clone() };
+    let took = cost(channels[1..].iter().map(resumed).collect()).await;
+    assert!(took < 10 * COUNT, "{took} locks");
+    assert_eq!(f.metrics.refused_channels.get(), 1);
+    cost(vec![BrokerEvent::ChannelGivenUp { channel: channels[0].clone() }]).await;
+    assert_eq!(f.metrics.refused_channels.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_of_a_channel_that_was_given_up_is_not_that_of_its_next_stay() {
+    let (events, receiver) = mpsc::channel(8);
+    let (broker, _) = Bus::default().join();
+    let f = node_over(broker, receiver, "a");
+    // It was lost, left by all, and joined again before the loss came here.
+    f.join("a", 0).await;
+    let lost = BrokerEvent::ChannelLost { channel: channel("a"), reason: "NOPERM".into() };
+    events.send(vec![lost, BrokerEvent::ChannelGivenUp { channel: channel("a") }]).await.unwrap();
+    settle().await;
+    assert_eq!(f.hub.join(&channel("a"), 1), Join::Live);
+    f.mail(0);
+    // The loss came in time, and the end of it is late.
+    events.send(vec![BrokerEvent::ChannelGivenUp { channel: channel("a") }]).await.unwrap();
+    settle().await;
+    assert!(f.mail(0).is_empty(), "nothing is missing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_publication_that_this_version_cannot_read_is_a_gap_on_its_channel_told_once() {
     let (events, receiver) = mpsc::channel(8);
     let (broker, _) = Bus::default().join();
@@ -307,11 +374,16 @@ async fn the_canary_verifies_a_broker_that_delivers() {
 struct Silent {
     events: mpsc::Sender<Vec<BrokerEvent>>,
     rebuilt: mpsc::UnboundedSender<String>,
+    /// Refuses every subscription.
+    refuses: bool,
 }
 
 impl Broker for Silent {
-    fn subscribe(&self, _channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
-        Box::pin(async { Vec::new() })
+    fn subscribe(&self, channels: Vec<ChannelName>) -> Reply<Vec<NotSubscribed>> {
+        let refused = channels.into_iter().filter(|_| self.refuses);
+        let refused: Vec<_> =
+            refused.map(|channel| (channel, BrokerError::Refused("NOPERM".into()))).collect();
+        Box::pin(async { refused })
     }
 
     fn unsubscribe(&self, _channels: Vec<ChannelName>) {}
@@ -340,12 +412,41 @@ async fn a_silent_connection_is_torn_down_and_never_counts_as_verified() {
     let (events, receiver) = mpsc::channel(8);
     let (rebuilt, mut rebuilds) = mpsc::unbounded_channel();
     events.try_send(vec![BrokerEvent::Connected { link: LinkId(0) }]).unwrap();
-    let f = node_over(Arc::new(Silent { events, rebuilt }), receiver, "a");
+    let f = node_over(Arc::new(Silent { events, rebuilt, refuses: false }), receiver, "a");
     let reason = timeout(Duration::from_secs(7), rebuilds.recv()).await.expect("within the deadline");
     assert_eq!(reason.as_deref(), Some("no canary came back"));
     settle().await;
     let health = f.bridge.health.borrow().clone();
     assert!(!health.verified && !health.connected && health.verified_at.is_none(), "{health:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_that_may_not_be_received_is_told_and_nothing_is_torn_down() {
+    for refuses in [false, true] {
+        let (events, receiver) = mpsc::channel(8);
+        let (rebuilt, mut rebuilds) = mpsc::unbounded_channel();
+        events.try_send(vec![BrokerEvent::Connected { link: LinkId(0) }]).unwrap();
+        let f = node_over(Arc::new(Silent { events: events.clone(), rebuilt, refuses }), receiver, "a");
+        settle().await;
+        let own = channel(&format!("fanout:canary:{}", f.id));
+        if !refuses {
+            // It was granted, and is no longer.
+            let lost = BrokerEvent::ChannelLost { channel: own.clone(), reason: "NOPERM".into() };
+            events.send(vec![lost]).await.unwrap();
+        }
+        sleep(Duration::from_secs(300)).await;
+        assert!(rebuilds.try_recv().is_err(), "{refuses}");
+        let health = f.bridge.health.borrow().clone();
+        assert!(health.connected && !health.verified && !health.receive_only, "{health:?}");
+        let reason = health.reason.as_deref().unwrap_or_default();
+        assert!(reason.contains("canary") && reason.contains("NOPERM"), "{reason}");
+        if !refuses {
+            events.send(vec![BrokerEvent::ChannelResumed { channel: own }]).await.unwrap();
+            let back = Instant::now();
+            rebuilds.recv().await.expect("what is taken now has to come back");
+            assert!(back.elapsed() >= Duration::from_secs(6), "{:?}", back.elapsed());
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -546,27 +647,31 @@ async fn the_former_names_are_used_while_an_old_node_speaks_and_not_30_s_longer(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reconnect_and_a_node_that_is_listed_but_not_heard_bring_the_former_names_back() {
+async fn neither_a_reconnect_nor_a_node_that_is_listed_but_not_heard_brings_the_former_names_back() {
     let (events, receiver) = mpsc::channel(8);
-    let (broker, _) = Bus::default().join();
+    let bus = Bus::default();
+    let (broker, _) = bus.join();
+    let old = Old::join(&bus).await;
     events.send(vec![BrokerEvent::Connected { link: LinkId(0) }]).await.unwrap();
     let f = node_over(broker, receiver, "a");
-    sleep(Duration::from_secs(31)).await;
-    assert_eq!(f.metrics.former_names.get(), 0);
-    events
-        .send(vec![
-            BrokerEvent::Disconnected { link: LinkId(0), reason: "x".into() },
-            BrokerEvent::Connected { link: LinkId(0) },
-        ])
-        .await
-        .unwrap();
     settle().await;
     assert_eq!(f.metrics.former_names.get(), 1);
-    sleep(Duration::from_secs(31)).await;
+    for _ in 0..480 {
+        f.bridge.peers.listed_are(Some(1));
+        sleep(Duration::from_secs(15)).await;
+    }
     assert_eq!(f.metrics.former_names.get(), 0);
+    let again = [
+        BrokerEvent::Disconnected { link: LinkId(0), reason: "x".into() },
+        BrokerEvent::Connected { link: LinkId(0) },
+    ];
+    events.send(again.into()).await.unwrap();
+    settle().await;
     f.bridge.peers.listed_are(Some(1));
     settle().await;
-    assert_eq!(f.metrics.former_names.get(), 1);
+    old.announce().await;
+    settle().await;
+    assert_eq!((f.metrics.former_names.get(), f.bridge.peers.others()), (0, 0));
 }
 
 /// A bus whose rules do not grant the present names.
@@ -705,6 +810,44 @@ async fn a_disconnect_that_a_node_did_not_hear_says_so_and_is_done_when_it_is_ba
     };
     assert!(ann == same_ann && (14..19).contains(ann) && bob == same_bob && *bob < 5, "{asked:?}");
     assert!(here.disconnect(Who::User("bob".into()), CloseReason::Disconnected).await.complete);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disconnect_that_a_shard_has_not_answered_is_not_complete_and_is_asked_again() {
+    for stuck in [0, 1] {
+        let bus = Bus::default();
+        let nodes = [node(&bus, "a"), node(&bus, "b")];
+        for (number, f) in nodes.iter().enumerate() {
+            f.play_shard(0);
+            if number != stuck {
+                f.play_shard(1);
+            }
+        }
+        settle().await;
+        let peers = &nodes[0].bridge.peers;
+        let told = peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+        assert_eq!(told, Disconnected { closed: 3, complete: false }, "node {stuck}");
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(nodes[0].metrics.unfinished_disconnects.get(), 1, "it is still stuck");
+        nodes[stuck].play_shard(1);
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(nodes[0].metrics.unfinished_disconnects.get(), 0);
+        let told = peers.disconnect(Who::User("ann".into()), CloseReason::Disconnected).await;
+        assert_eq!(told, Disconnected { closed: 4, complete: true });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_shard_has_not_answered_is_asked_for_again() {
+    let f = node(&Bus::default(), "a");
+    settle().await;
+    let connection = ConnectionId { shard: 1, slot: 0, generation: 0 };
+    let who = Who::Client { node: f.id, connection, user: None };
+    let told = f.bridge.peers.disconnect(who, CloseReason::Disconnected).await;
+    assert_eq!(told, Disconnected { closed: 0, complete: false });
+    f.play_shard(1);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(f.metrics.unfinished_disconnects.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]

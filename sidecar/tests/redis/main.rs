@@ -355,6 +355,47 @@ async fn a_bridge_that_does_not_keep_up_costs_a_reconnect_and_a_gap_but_no_memor
     assert_eq!(texts(&mut events, 1).await, ["on"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_keeps_redis_busy_costs_no_connection_and_what_is_asked_meanwhile_is_done_after_it() {
+    let server = Server::prepared(tempdir().unwrap(), &["busy-reply-threshold 100"]);
+    let (broker, mut events) = connected(&server.settings()).await;
+    let (kept, given_back, asked) = (channel("kept"), channel("given-back"), channel("asked"));
+    subscribe(&broker, [&kept, &given_back]).await;
+    let mut script = server.client(&["EVAL", "while true do end", "0"]);
+    until("Redis is busy", || server.cli(&["PING"]).contains("BUSY")).await;
+    // Longer than the connection may be silent without being asked whether it lives.
+    sleep(Duration::from_secs(7)).await;
+    let refused = send(&broker, &kept, "not sent").await.unwrap_err();
+    assert!(matches!(&refused, BrokerError::Unavailable(text) if text.contains("BUSY")), "{refused:?}");
+    broker.unsubscribe(vec![given_back]);
+    let subscribed = broker.subscribe(vec![asked.clone()]);
+    sleep(Duration::from_secs(1)).await;
+    server.cli(&["SCRIPT", "KILL"]);
+    script.wait().unwrap();
+    assert_eq!(subscribed.await, [], "within the deadline of the request");
+    for channel in [&kept, &asked] {
+        publish(&broker, channel, "on").await;
+        assert_eq!(texts(&mut events, 1).await, ["on"], "and nothing was told before");
+    }
+    until("what was given back is given back", || {
+        !server.cli(&["PUBSUB", "CHANNELS", "*"]).contains("given-back")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_connection_that_may_not_ping_is_kept() {
+    let lines = ["user default on nopass allchannels -@all +publish +subscribe +unsubscribe"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (broker, mut events) = connected(&server.settings()).await;
+    let kept = channel("kept");
+    subscribe(&broker, [&kept]).await;
+    sleep(Duration::from_secs(12)).await;
+    assert!(events.try_recv().is_err(), "the refusal shows that Redis lives");
+    publish(&broker, &kept, "on").await;
+    assert_eq!(texts(&mut events, 1).await, ["on"]);
+}
+
 // === credentials ===
 
 #[tokio::test]
@@ -623,6 +664,30 @@ async fn a_node_that_may_not_publish_is_told_and_keeps_its_connections() {
     assert!(!health.borrow().verified);
     server.cli(&["ACL", "SETUSER", "default", "+publish"]);
     verified(&bridge, true, Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_may_not_subscribe_is_told_and_keeps_its_connections() {
+    let lines = ["user default on nopass allchannels allkeys +@all -subscribe"];
+    let server = Server::prepared(tempdir().unwrap(), &lines);
+    let (bridge, _shutdown) = bridge(&server.settings());
+    let is_told = || {
+        let reason = bridge.health.borrow().reason.clone().unwrap_or_default();
+        reason.contains("canary") && reason.contains("NOPERM")
+    };
+    until("it is told", is_told).await;
+    let clients = || {
+        let list = server.cli(&["CLIENT", "LIST"]);
+        let own = list.lines().filter(|line| line.contains("name=fanout-"));
+        own.map(|line| line.split_whitespace().next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let before = clients();
+    assert_eq!(before.len(), 2);
+    // A canary that was taken is waited for 6 s.
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(clients(), before, "both connections are left alone");
+    server.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
+    verified(&bridge, true, Duration::from_secs(12)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -96,6 +96,13 @@ impl Server {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Starts `redis-cli` on it, for a command that is not answered soon.
+    pub(crate) fn client(&self, arguments: &[&str]) -> Child {
+        let mut client = Command::new("redis-cli");
+        client.args(["-p", &self.port.to_string()]).args(arguments);
+        client.stdout(Stdio::null()).spawn().expect(INSTALL)
+    }
+
     fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {

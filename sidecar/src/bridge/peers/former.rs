@@ -3,16 +3,18 @@
 
 use super::members::TICK;
 
-/// For how long they are expected after each connect, and after each sign of one. 30 s.
+/// Time with a link, from the start of the process and from each sign of one, in which they are expected. 30 s.
 const WINDOW: u32 = (30_000 / TICK.as_millis()) as u32;
-/// Signs count for so long after a connect: longer than a rollout takes, and an end for whoever forges them. 1 hour.
+/// Nobody is expected later than this after the start of the process: longer than a rollout takes, and an end for whoever
+/// forges signs. Neither a reconnect nor anything that others say moves it. 1 hour.
 const LONGEST: u32 = (3_600_000 / TICK.as_millis()) as u32;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Former {
+    /// Ticks until none is expected any more, ...
     left: u32,
-    /// For how long signs still count.
+    /// ... and until signs no longer count.
     believed: u32,
     refused: bool,
 }
@@ -22,19 +24,17 @@ impl Former {
         Self { left: WINDOW, believed: LONGEST, refused: false }
     }
 
-    /// One may be there: this node connected, or DNS lists more nodes than are heard.
-    pub(super) fn expected(&mut self) {
-        (self.left, self.believed) = (WINDOW, LONGEST);
-    }
-
-    /// One was heard, or something that looks like one.
+    /// One was heard, or something that looks like one. Once none is expected, it comes too late.
     pub(super) fn heard(&mut self) {
-        self.left = self.left.max(WINDOW.min(self.believed));
+        if self.left > 0 {
+            self.left = WINDOW.min(self.believed);
+        }
     }
 
-    pub(super) fn tick(&mut self) {
-        self.left = self.left.saturating_sub(1);
+    /// Time passed. Without a link nobody could have been heard meanwhile.
+    pub(super) fn tick(&mut self, linked: bool) {
         self.believed = self.believed.saturating_sub(1);
+        self.left = self.left.saturating_sub(u32::from(linked)).min(self.believed);
     }
 
     /// Redis refuses the present names to this node, or no longer does.
@@ -58,11 +58,11 @@ mod tests {
     use super::*;
 
     fn pass(former: &mut Former, seconds: u32) {
-        (0..seconds * 2).for_each(|_| former.tick());
+        (0..seconds * 2).for_each(|_| former.tick(true));
     }
 
     #[test]
-    fn the_former_names_are_wanted_for_30_s_after_each_sign_of_an_old_node() {
+    fn the_former_names_are_wanted_for_30_s_and_for_as_long_as_old_nodes_are_heard() {
         let mut former = Former::new();
         pass(&mut former, 29);
         assert!(former.is_wanted());
@@ -71,10 +71,12 @@ mod tests {
         assert!(former.is_wanted());
         pass(&mut former, 1);
         assert!(!former.is_wanted());
+        former.heard();
+        assert!(!former.is_wanted(), "the window is not opened again");
     }
 
     #[test]
-    fn signs_of_old_nodes_are_believed_for_an_hour_after_a_connect() {
+    fn signs_of_old_nodes_are_believed_for_an_hour() {
         let mut former = Former::new();
         let hear = |former: &mut Former, minutes: u32| {
             for _ in 0..3 * minutes {
@@ -86,9 +88,16 @@ mod tests {
         assert!(former.is_wanted());
         hear(&mut former, 2);
         assert!(!former.is_wanted());
-        former.expected();
-        hear(&mut former, 30);
+    }
+
+    #[test]
+    fn a_node_waits_for_its_first_link_within_the_hour() {
+        let mut former = Former::new();
+        let wait = |former: &mut Former, minutes: u32| (0..minutes * 120).for_each(|_| former.tick(false));
+        wait(&mut former, 59);
         assert!(former.is_wanted());
+        wait(&mut former, 1);
+        assert!(!former.is_wanted());
     }
 
     #[test]

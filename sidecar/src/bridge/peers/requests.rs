@@ -59,12 +59,16 @@ impl Request {
         self.number
     }
 
-    /// What came until every node has answered or patience is over, and the nodes that have not answered then.
+    /// What came until every node has answered or patience is over, and the nodes that have not answered then, or not for
+    /// all of their shards.
     pub(super) async fn answers(mut self, mut patience: Patience) -> (Vec<Answer>, HashSet<NodeId>) {
-        let mut answers = Vec::new();
+        let (mut answers, mut partial) = (Vec::new(), HashSet::new());
         while !self.asked.is_empty()
             && let Some(Some(Part { from, answer, more })) = patience.wait(self.parts.recv()).await
         {
+            if answer.partial {
+                partial.insert(from);
+            }
             answers.push(answer);
             if !more {
                 self.asked.remove(&from);
@@ -73,7 +77,8 @@ impl Request {
         if !self.asked.is_empty() {
             tracing::warn!(silent = ?self.asked, "nodes did not answer in time");
         }
-        (answers, std::mem::take(&mut self.asked))
+        partial.extend(std::mem::take(&mut self.asked));
+        (answers, partial)
     }
 }
 

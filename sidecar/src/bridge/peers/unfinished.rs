@@ -26,7 +26,7 @@ pub(super) struct Unfinished {
 /// Who has not carried one out, as far as is known.
 #[derive(Debug, Default)]
 pub(super) struct Left {
-    /// Nodes that were asked, or were missed, and have not answered.
+    /// Nodes that were asked, or were missed, and have not answered for all of their shards.
     pub(super) nodes: HashSet<NodeId>,
     /// Nodes that this one does not know may be there.
     pub(super) unknown: bool,

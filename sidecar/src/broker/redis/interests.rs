@@ -2,7 +2,8 @@
 //! `SUBSCRIBE` once a channel or by one error, so a queue of what was sent tells what an answer belongs to.
 //!
 //! One channel's fate is its own: a `SUBSCRIBE` of several channels that the ACL refuses is split until the refused
-//! channels are found. Those are reported, and tried again later where they were live before.
+//! channels are found. Those are reported, and tried again later where they were live before. A command that Redis does
+//! not take for another reason, such as a script that keeps it busy, is sent again later; the connection is none the worse.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -38,9 +39,17 @@ pub(super) struct Interests {
     sent: VecDeque<Sent>,
     pub(super) out: BytesMut,
     connected: bool,
+    /// Commands that Redis does not take now, ...
+    postponed: Vec<Sent>,
+    /// ... when they are sent again, ...
+    resend_at: Option<Instant>,
+    /// ... after pauses that grow until all are taken, ...
+    pauses: Backoff,
+    /// ... and what it says.
+    busy: Option<String>,
     /// Channels that were live before this connection and are not answered yet.
     resubscribing: usize,
-    /// When to try which refused channel again.
+    /// When to try which lost channel again. An entry counts only while the channel's own time is the same.
     retries: BTreeSet<(Instant, Bytes)>,
     /// Not taken yet by the caller, in order.
     changes: Vec<Change>,
@@ -58,7 +67,13 @@ struct Interest {
     /// Some caller was told that it is live: it is subscribed again after a loss.
     confirmed: bool,
     /// Refused since it was live.
-    lost: Option<Backoff>,
+    lost: Option<Lost>,
+}
+
+/// A channel that was live and is no longer. It is asked for or stands in `retries`, or nobody would ask for it again.
+struct Lost {
+    backoff: Backoff,
+    retry_at: Instant,
 }
 
 /// Where a channel is on the present connection.
@@ -85,6 +100,7 @@ struct Request {
 enum Sent {
     Subscribe(VecDeque<(Bytes, u64)>),
     Unsubscribe(VecDeque<Bytes>),
+    Ping,
 }
 
 /// A change that others are to know of.
@@ -96,6 +112,10 @@ pub(super) enum Change {
     Lost(ChannelName, String),
     /// A lost channel is live again.
     Resumed(ChannelName),
+    /// A lost channel is no longer wanted.
+    GivenUp(ChannelName),
+    /// Redis does not take commands now, and says why; they are sent again.
+    Postponed(String),
 }
 
 /// The connection is of no use.
@@ -117,6 +137,10 @@ impl Interests {
             sent: VecDeque::new(),
             out: BytesMut::new(),
             connected: false,
+            postponed: Vec::new(),
+            resend_at: None,
+            pauses: Backoff::new(),
+            busy: None,
             resubscribing: 0,
             retries: BTreeSet::new(),
             changes: Vec::new(),
@@ -170,12 +194,21 @@ impl Interests {
         self.drop_names(&known);
     }
 
+    /// Asks whether the connection lives.
+    pub(super) fn ping(&mut self) {
+        encode::<&[u8]>(&mut self.out, b"PING", &[]);
+        self.sent.push_back(Sent::Ping);
+    }
+
     /// Gives up what Redis did not confirm in time, and asks again for what it refused long enough ago.
     pub(super) fn expire(&mut self, now: Instant) {
         let late =
             self.requests.iter().filter(|(_, request)| request.deadline <= now).map(|(number, _)| *number);
         for number in late.collect::<Vec<_>>() {
             self.give_up(number);
+        }
+        if self.resend_at.is_some_and(|at| at <= now) {
+            self.resend();
         }
         self.retry(now);
     }
@@ -211,12 +244,20 @@ impl Interests {
     }
 
     /// Whatever was known of the connection ends with it.
-    pub(super) fn disconnected(&mut self, reason: String) {
+    pub(super) fn disconnected(&mut self, reason: String, now: Instant) {
         (self.connected, self.reason, self.resubscribing) = (false, reason, 0);
         self.sent.clear();
         self.out.clear();
-        for interest in self.channels.values_mut() {
-            interest.state = State::Idle;
+        self.postponed.clear();
+        self.pauses.reset();
+        (self.resend_at, self.busy) = (None, None);
+        for (name, interest) in &mut self.channels {
+            let before = std::mem::replace(&mut interest.state, State::Idle);
+            if let (Some(lost), State::Asked { .. }) = (&mut interest.lost, before) {
+                // Its time had come, and no answer will.
+                lost.retry_at = now;
+                self.retries.insert((now, name.clone()));
+            }
         }
     }
 
@@ -226,11 +267,12 @@ impl Interests {
     pub(super) fn subscribed(&mut self, name: &[u8]) -> Result<(), Useless> {
         let Some(Sent::Subscribe(names)) = self.sent.front_mut() else { return Err(Useless::Unexpected) };
         let Some((asked, number)) = names.pop_front() else { return Err(Useless::Unexpected) };
-        if names.is_empty() {
-            self.sent.pop_front();
-        }
+        let is_last = names.is_empty();
         if asked != name {
             return Err(Useless::Unexpected);
+        }
+        if is_last {
+            self.taken();
         }
         self.confirm(&asked, number);
         Ok(())
@@ -243,7 +285,7 @@ impl Interests {
         {
             names.pop_front();
             if names.is_empty() {
-                self.sent.pop_front();
+                self.taken();
             }
             return;
         }
@@ -255,15 +297,23 @@ impl Interests {
         }
     }
 
+    /// A `PING` is answered.
+    pub(super) fn ponged(&mut self) -> Result<(), Useless> {
+        let Some(Sent::Ping) = self.sent.front() else { return Err(Useless::Unexpected) };
+        self.taken();
+        Ok(())
+    }
+
     /// A command was refused as a whole.
     pub(super) fn refused(&mut self, text: &str, now: Instant) -> Result<(), Useless> {
         let is_about_channels = text.starts_with("NOPERM");
         match self.sent.pop_front() {
             None => return Err(Useless::Unexpected),
-            Some(Sent::Unsubscribe(_)) => {}
-            // It loads, or is busy: no channel is at fault.
-            Some(Sent::Subscribe(_)) if !is_about_channels => return Err(Useless::Refused(text.to_owned())),
-            Some(Sent::Subscribe(mut names)) => {
+            // Whatever it says, it lives.
+            Some(Sent::Ping) => {}
+            // Another connection reads the credentials again.
+            Some(_) if text.starts_with("NOAUTH") => return Err(Useless::Refused(text.to_owned())),
+            Some(Sent::Subscribe(mut names)) if is_about_channels => {
                 let second = names.split_off(names.len() / 2);
                 if names.is_empty() {
                     second.iter().for_each(|(name, number)| self.refuse(name, *number, text, now));
@@ -272,7 +322,12 @@ impl Interests {
                     self.send_again(second);
                 }
             }
+            // They are brought until the connection ends, and dropped here.
+            Some(Sent::Unsubscribe(_)) if is_about_channels => {}
+            // A script keeps it busy, or it says something unknown: no channel is at fault, nor the connection.
+            Some(command) => self.postpone(command, text, now),
         }
+        self.settled();
         Ok(())
     }
 
@@ -298,7 +353,50 @@ impl Interests {
         }
     }
 
-    /// Asks for part of a refused command, without what is no longer wanted.
+    /// The first command is answered for good.
+    fn taken(&mut self) {
+        self.sent.pop_front();
+        self.settled();
+    }
+
+    /// Once nothing is left to answer, Redis is not busy any more.
+    fn settled(&mut self) {
+        if self.sent.is_empty() && self.postponed.is_empty() {
+            self.pauses.reset();
+            self.busy = None;
+        }
+    }
+
+    fn postpone(&mut self, command: Sent, text: &str, now: Instant) {
+        if self.busy.as_deref() != Some(text) {
+            self.changes.push(Change::Postponed(text.to_owned()));
+            self.busy = Some(text.to_owned());
+        }
+        self.postponed.push(command);
+        self.resend_at.get_or_insert_with(|| now + self.pauses.next());
+    }
+
+    /// Sends what was postponed, as far as it is still wanted.
+    fn resend(&mut self) {
+        self.resend_at = None;
+        let (mut wanted, mut unwanted) = (VecDeque::new(), Vec::new());
+        for command in std::mem::take(&mut self.postponed) {
+            match command {
+                Sent::Subscribe(names) => wanted.extend(names),
+                Sent::Unsubscribe(names) => unwanted.extend(names),
+                Sent::Ping => {}
+            }
+        }
+        while !wanted.is_empty() {
+            let rest = wanted.split_off(BATCH.min(wanted.len()));
+            self.send_again(std::mem::replace(&mut wanted, rest));
+        }
+        unwanted.retain(|name| !self.channels.contains_key(name));
+        self.send_unsubscribe(&unwanted);
+        self.settled();
+    }
+
+    /// Asks for part of a refused command, or for a postponed one, without what is no longer wanted.
     fn send_again(&mut self, mut names: VecDeque<(Bytes, u64)>) {
         names.retain(|(name, number)| self.channels.get(name).is_some_and(|i| i.number == *number));
         if !names.is_empty() {
@@ -344,16 +442,20 @@ impl Interests {
         if interest.lost.is_none() {
             self.changes.push(Change::Lost(interest.channel.clone(), reason.to_owned()));
         }
-        let wait = interest.lost.get_or_insert_with(Backoff::new).next();
-        self.retries.insert((now + wait, name.clone()));
+        let lost = interest.lost.get_or_insert_with(|| Lost { backoff: Backoff::new(), retry_at: now });
+        lost.retry_at = now + lost.backoff.next();
+        self.retries.insert((lost.retry_at, name.clone()));
     }
 
     fn retry(&mut self, now: Instant) {
         let mut due = Vec::new();
         while self.connected && self.retries.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, name)) = self.retries.pop_first() else { break };
-            let wanted = |interest: &Interest| interest.lost.is_some() && interest.state == State::Idle;
-            if self.channels.get(&name).is_some_and(wanted) {
+            let Some((at, name)) = self.retries.pop_first() else { break };
+            let is_due = |interest: &Interest| {
+                interest.state == State::Idle
+                    && interest.lost.as_ref().is_some_and(|lost| lost.retry_at == at)
+            };
+            if self.channels.get(&name).is_some_and(is_due) {
                 due.push(name);
             }
         }
@@ -386,7 +488,11 @@ impl Interests {
     /// Answers a request whose time is over, and forgets the channels that nobody else asked for.
     fn give_up(&mut self, number: u64) {
         let Some(Request { names, mut failed, reply, .. }) = self.requests.remove(&number) else { return };
-        let reason = if self.connected { "no answer in time" } else { &self.reason };
+        let reason = match &self.busy {
+            _ if !self.connected => &self.reason,
+            Some(text) => text,
+            None => "no answer in time",
+        };
         let mut unwanted = Vec::new();
         for name in names {
             let Some(interest) = self.channels.get_mut(&name) else { continue };
@@ -403,13 +509,20 @@ impl Interests {
 
     fn drop_names(&mut self, names: &[Bytes]) {
         for name in names {
-            let Some(Interest { state, waiting, .. }) = self.channels.remove(name) else { continue };
+            let Some(interest) = self.channels.remove(name) else { continue };
+            let Interest { channel, state, waiting, lost, .. } = interest;
+            if lost.is_some() {
+                self.changes.push(Change::GivenUp(channel));
+            }
             waiting.into_iter().for_each(|request| self.answer(request, None));
             self.answered(state);
         }
-        if !self.connected {
-            return;
+        if self.connected {
+            self.send_unsubscribe(names);
         }
+    }
+
+    fn send_unsubscribe(&mut self, names: &[Bytes]) {
         for batch in names.chunks(BATCH) {
             encode(&mut self.out, b"UNSUBSCRIBE", batch);
             self.sent.push_back(Sent::Unsubscribe(batch.iter().cloned().collect()));
@@ -439,6 +552,8 @@ pub(super) fn encode<B: AsRef<[u8]>>(out: &mut BytesMut, command: &[u8], argumen
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Told = oneshot::Receiver<Vec<NotSubscribed>>;
@@ -475,25 +590,36 @@ mod tests {
 
     /// Plays a Redis that refuses `forbidden` until nothing is left to answer; what it was asked.
     fn play(interests: &mut Interests, forbidden: &[&str], now: Instant) -> usize {
-        let mut commands = 0;
-        while let Some(sent) = interests.sent.front() {
-            commands += 1;
-            match sent {
+        let mut redis = Redis::default();
+        std::iter::from_fn(|| redis.answer(interests, forbidden, now)).count()
+    }
+
+    /// The names that a connection is subscribed to.
+    #[derive(Default)]
+    struct Redis(BTreeSet<Bytes>);
+
+    impl Redis {
+        /// Answers one command; channels that are forbidden are refused.
+        fn answer(&mut self, interests: &mut Interests, forbidden: &[&str], now: Instant) -> Option<()> {
+            match interests.sent.front()? {
                 Sent::Subscribe(names) => {
                     let names: Vec<_> = names.iter().map(|(name, _)| name.clone()).collect();
                     if names.iter().any(|name| forbidden.iter().any(|f| *name == format!("p:{f}"))) {
                         interests.refused("NOPERM no", now).unwrap();
                     } else {
                         names.iter().for_each(|name| interests.subscribed(name).unwrap());
+                        self.0.extend(names);
                     }
                 }
                 Sent::Unsubscribe(names) => {
                     let names = names.clone();
                     names.iter().for_each(|name| interests.unsubscribed(name, now));
+                    self.0.retain(|name| !names.contains(name));
                 }
+                Sent::Ping => interests.ponged().unwrap(),
             }
+            Some(())
         }
-        commands
     }
 
     fn refused(names: &[&str]) -> Vec<NotSubscribed> {
@@ -541,7 +667,7 @@ mod tests {
         assert_eq!(i.sent.len(), 3);
         confirmed(&mut i, &names);
         let mut open = ask(&mut i, &["open"], now);
-        i.disconnected("gone".into());
+        i.disconnected("gone".into(), now);
         i.take_changes();
         i.connected();
         assert_eq!(i.sent.len(), 4);
@@ -578,7 +704,7 @@ mod tests {
         i.connected();
         let _told = ask(&mut i, &["a", "b", "c"], now);
         confirmed(&mut i, &["a", "b", "c"]);
-        i.disconnected("gone".into());
+        i.disconnected("gone".into(), now);
         i.take_changes();
         i.connected();
         play(&mut i, &["b"], now);
@@ -598,6 +724,30 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_channel_whose_retry_is_in_flight_when_the_connection_ends_is_tried_again() {
+        let (mut i, mut now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["a", "b"], now);
+        confirmed(&mut i, &["a", "b"]);
+        i.disconnected("gone".into(), now);
+        i.connected();
+        play(&mut i, &["b"], now);
+        written(&mut i);
+        i.take_changes();
+        now += ANSWER;
+        i.expire(now);
+        assert_eq!(written(&mut i), "SUBSCRIBE p:b", "the retry is in flight");
+        i.disconnected("gone again".into(), now);
+        i.connected();
+        play(&mut i, &[], now);
+        written(&mut i);
+        i.expire(now + ANSWER);
+        assert_eq!(written(&mut i), "SUBSCRIBE p:b");
+        confirmed(&mut i, &["b"]);
+        assert_eq!(i.take_changes(), [Change::AllLive, Change::Resumed("b".parse().unwrap())]);
+    }
+
+    #[test]
     fn a_subscription_that_redis_ends_by_itself_is_asked_for_again() {
         let (mut i, now) = (interests(), Instant::now());
         i.connected();
@@ -614,6 +764,21 @@ mod tests {
         assert_eq!(i.take_changes(), [Change::Resumed(a)]);
         i.unsubscribed(b"p:never", now);
         i.unsubscribed(b"", now);
+    }
+
+    #[test]
+    fn a_lost_channel_that_is_given_back_is_told_and_not_tried_again() {
+        let (mut i, now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["a", "b"], now);
+        confirmed(&mut i, &["a", "b"]);
+        i.unsubscribed(b"p:a", now);
+        i.take_changes();
+        i.unsubscribe(&channels(&["a", "b"]));
+        assert_eq!(i.take_changes(), [Change::GivenUp("a".parse().unwrap())]);
+        written(&mut i);
+        i.expire(now + ANSWER);
+        assert_eq!(written(&mut i), "");
     }
 
     #[test]
@@ -637,7 +802,7 @@ mod tests {
         i.connected();
         let _told = ask(&mut i, &["a", "b"], now);
         confirmed(&mut i, &["a", "b"]);
-        i.disconnected("gone".into());
+        i.disconnected("gone".into(), now);
         i.connected();
         i.take_changes();
         i.unsubscribe(&channels(&["b"]));
@@ -656,7 +821,153 @@ mod tests {
         let mut i = interests();
         i.connected();
         let mut told = ask(&mut i, &["a"], now);
-        assert_eq!(i.refused("LOADING", now), Err(Useless::Refused("LOADING".into())));
+        assert_eq!(i.ponged(), Err(Useless::Unexpected));
+        assert_eq!(i.refused("NOAUTH", now), Err(Useless::Refused("NOAUTH".into())));
         assert!(told.try_recv().is_err(), "it waits for the next connection");
+    }
+
+    #[test]
+    fn any_answer_to_a_ping_is_a_sign_of_life_and_none_belongs_to_another_command() {
+        let (mut i, now) = (interests(), Instant::now());
+        i.connected();
+        i.take_changes();
+        for error in [None, Some("NOPERM no ping"), Some("BUSY"), Some("ERR what")] {
+            i.ping();
+            let mut told = ask(&mut i, &["a"], now);
+            match error {
+                None => i.ponged().unwrap(),
+                Some(error) => i.refused(error, now).unwrap(),
+            }
+            confirmed(&mut i, &["a"]);
+            assert_eq!((told.try_recv(), i.take_changes()), (Ok(Vec::new()), Vec::new()), "{error:?}");
+            i.unsubscribe(&channels(&["a"]));
+            play(&mut i, &[], now);
+        }
+    }
+
+    #[test]
+    fn what_redis_does_not_take_now_is_sent_again_in_its_place() {
+        let (mut i, mut now) = (interests(), Instant::now());
+        i.connected();
+        let _told = ask(&mut i, &["kept", "given"], now);
+        confirmed(&mut i, &["kept", "given"]);
+        i.disconnected("gone".into(), now);
+        i.connected();
+        i.take_changes();
+        let mut told = ask(&mut i, &["new"], now);
+        i.unsubscribe(&channels(&["given"]));
+        let mut sent = 0;
+        for _ in 0..240 {
+            while !i.sent.is_empty() {
+                sent += 1;
+                i.refused("BUSY a script", now).unwrap();
+            }
+            now += Duration::from_millis(250);
+            i.expire(now);
+        }
+        while !i.sent.is_empty() {
+            i.refused("BUSY a script", now).unwrap();
+        }
+        assert!((30..90).contains(&sent), "{sent} commands in a minute");
+        assert_eq!(i.take_changes(), [Change::Postponed("BUSY a script".into())], "told once");
+        let unavailable = BrokerError::Unavailable("BUSY a script".into());
+        assert_eq!(told.try_recv(), Ok(vec![("new".parse().unwrap(), unavailable)]));
+        written(&mut i);
+        i.expire(now + ANSWER);
+        let said = written(&mut i);
+        let is_expected = |order| said == format!("SUBSCRIBE p:kept UNSUBSCRIBE {order}");
+        assert!(is_expected("p:given p:new") || is_expected("p:new p:given"), "{said}");
+        play(&mut i, &[], now);
+        assert_eq!(i.take_changes(), [Change::AllLive]);
+        assert!(i.busy.is_none() && i.postponed.is_empty());
+    }
+
+    /// What may happen, to channels of these names.
+    #[derive(Clone, Debug)]
+    enum Happens {
+        Ask(Vec<&'static str>),
+        GiveBack(&'static str),
+        /// Redis ends a subscription by itself.
+        Ends(&'static str),
+        Connected,
+        Disconnected,
+        /// Redis answers one command; these channels are refused.
+        Answers(Vec<&'static str>),
+        /// Redis takes no command now.
+        IsBusy,
+        Pings,
+        Passes(u64),
+    }
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        let (one, some) =
+            (|| prop::sample::select(&NAMES[..]), || prop::sample::subsequence(&NAMES[..], 0..=4));
+        prop_oneof![
+            1 => some().prop_map(Happens::Ask),
+            1 => one().prop_map(Happens::GiveBack),
+            1 => one().prop_map(Happens::Ends),
+            1 => Just(Happens::Connected),
+            1 => Just(Happens::Disconnected),
+            5 => some().prop_map(Happens::Answers),
+            2 => Just(Happens::IsBusy),
+            1 => Just(Happens::Pings),
+            3 => (1..6_000_u64).prop_map(Happens::Passes),
+        ]
+    }
+
+    fn happen(i: &mut Interests, redis: &mut Redis, what: Happens, now: &mut Instant) {
+        match what {
+            Happens::Ask(names) => drop(ask(i, &names, *now)),
+            Happens::GiveBack(name) => i.unsubscribe(&channels(&[name])),
+            Happens::Ends(name) => {
+                let name = Bytes::from(format!("p:{name}"));
+                if redis.0.remove(&name) {
+                    i.unsubscribed(&name, *now);
+                }
+            }
+            Happens::Connected if !i.connected => i.connected(),
+            Happens::Disconnected => {
+                i.disconnected("gone".into(), *now);
+                redis.0.clear();
+            }
+            Happens::Answers(forbidden) => drop(redis.answer(i, &forbidden, *now)),
+            Happens::IsBusy if !i.sent.is_empty() => i.refused("BUSY a script", *now).unwrap(),
+            Happens::Pings if i.connected => i.ping(),
+            Happens::Passes(milliseconds) => {
+                *now += Duration::from_millis(milliseconds);
+                i.expire(*now);
+            }
+            Happens::Connected | Happens::IsBusy | Happens::Pings => {}
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happened_all_that_is_wanted_is_live_once_redis_takes_it(
+            happened in prop::collection::vec(happens(), 0..60),
+        ) {
+            let (mut i, mut redis, mut now) = (interests(), Redis::default(), Instant::now());
+            happened.into_iter().for_each(|what| happen(&mut i, &mut redis, what, &mut now));
+            happen(&mut i, &mut redis, Happens::Connected, &mut now);
+            for _ in 0..60 {
+                happen(&mut i, &mut redis, Happens::Passes(250), &mut now);
+                while redis.answer(&mut i, &[], now).is_some() {}
+            }
+            prop_assert!(i.channels.values().all(|interest| interest.state == State::Live));
+            prop_assert_eq!(redis.0, i.channels.keys().cloned().collect());
+            prop_assert!(i.requests.is_empty() && i.retries.is_empty());
+            prop_assert!(i.postponed.is_empty() && i.busy.is_none() && i.resubscribing == 0);
+            let mut lost = std::collections::HashSet::new();
+            for change in i.take_changes() {
+                match change {
+                    Change::AllLive | Change::Postponed(_) => {}
+                    Change::Lost(channel, _) => prop_assert!(lost.insert(channel)),
+                    Change::Resumed(channel) | Change::GivenUp(channel) => prop_assert!(lost.remove(&channel)),
+                }
+            }
+            prop_assert!(lost.is_empty(), "{:?}", lost);
+        }
     }
 }

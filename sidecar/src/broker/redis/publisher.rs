@@ -2,7 +2,8 @@
 //!
 //! Each publication ends in one of three outcomes. A connection that ends has counted the bytes that it took, so that
 //! a publication of which none was written is known not to be published; for the others the outcome is unknown. Silence
-//! ends a connection, not slowness: as long as bytes move in either direction, answers are waited for.
+//! ends a connection, not slowness: as long as Redis answers something, or makes room for what waits to be written, answers
+//! are waited for.
 
 mod watched;
 
@@ -47,7 +48,7 @@ const BATCH: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
 /// Pipelines under way: enough to fill the time that an answer takes, few enough that publications gather.
 const PIPELINES: usize = 8;
-/// A connection on which nothing moved for this long, although an answer is due, is given up.
+/// A connection without a sign of life for this long, although an answer is due, is given up.
 const SILENCE: Duration = Duration::from_secs(2);
 /// How often silence is looked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -231,7 +232,7 @@ impl PublishTask {
         let Connected { transport, server } = connected;
         self.address.connected(Instant::now());
         let (transport, progress) = Watched::new(transport);
-        // Silence is judged here, where it is known whether bytes move.
+        // Silence is judged here, where signs of life are known.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         // The connector has shaken hands already.
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
@@ -268,7 +269,7 @@ impl PublishTask {
     ) -> End {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut watchdog, mut moved) = (Watchdog::new(Instant::now()), progress.moved());
+        let (mut watchdog, mut signs) = (Watchdog::new(Instant::now()), progress.signs());
         let mut role_at = Instant::now() + ROLE;
         let mut look_ups = FuturesUnordered::new();
         loop {
@@ -296,8 +297,8 @@ impl PublishTask {
                 _ = tick.tick() => {
                     let now = Instant::now();
                     watchdog.check(now);
-                    let before = std::mem::replace(&mut moved, progress.moved());
-                    if wire.is_idle() || before != moved {
+                    let before = std::mem::replace(&mut signs, progress.signs());
+                    if wire.is_idle() || before != signs {
                         watchdog.heard(now);
                     } else if watchdog.silence(now) >= SILENCE {
                         return End::Lost(format!("Redis did not answer in {} s", SILENCE.as_secs()));

@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     Prefix,
     connector::{Connected, Connector, Transport},
-    interests::{Change, Interests, Reply, Useless, encode},
+    interests::{Change, Interests, Reply, Useless},
     resp::{self, Item},
 };
 use crate::{
@@ -47,7 +47,9 @@ pub(super) struct SubscribeTask {
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::Sender<Vec<BrokerEvent>>,
     interests: Interests,
-    /// All subscriptions were live once.
+    /// All subscriptions of the present connection are live, ...
+    is_live: bool,
+    /// ... or were so on an earlier one.
     was_live: bool,
     /// Of the present connection, or of the attempts to make one.
     watchdog: Watchdog,
@@ -80,7 +82,7 @@ impl SubscribeTask {
         events: mpsc::Sender<Vec<BrokerEvent>>,
     ) -> Self {
         let (interests, watchdog) = (Interests::new(prefix), Watchdog::new(Instant::now()));
-        Self { link, connector, commands, events, interests, was_live: false, watchdog }
+        Self { link, connector, commands, events, interests, is_live: false, was_live: false, watchdog }
     }
 
     /// Connects, serves, and connects anew, until the handle is dropped.
@@ -104,7 +106,7 @@ impl SubscribeTask {
     }
 
     async fn lost(&mut self, reason: String) -> Result<(), mpsc::error::SendError<Vec<BrokerEvent>>> {
-        self.interests.disconnected(reason.clone());
+        self.interests.disconnected(reason.clone(), Instant::now());
         let link = self.link;
         self.events.send(vec![BrokerEvent::Disconnected { link, reason }]).await
     }
@@ -140,6 +142,7 @@ impl SubscribeTask {
 
     async fn serve(&mut self, mut connection: Connection, backoff: &mut Backoff) -> End {
         self.watchdog.heard(Instant::now());
+        self.is_live = false;
         self.interests.connected();
         let mut events = Vec::new();
         self.take_changes(&mut events, backoff);
@@ -164,7 +167,7 @@ impl SubscribeTask {
                 _ = tick.tick() => {
                     let now = Instant::now();
                     self.tick(now);
-                    connection.check(self.watchdog.silence(now), &mut self.interests.out)
+                    connection.check(self.watchdog.silence(now), &mut self.interests)
                 }
             };
             if let Err(end) = step {
@@ -216,7 +219,8 @@ impl SubscribeTask {
             Item::Error(text) => {
                 self.interests.refused(&String::from_utf8_lossy(&bytes[text]), Instant::now())?;
             }
-            Item::Pong | Item::Status(_) | Item::Bulk(_) | Item::Role(_) | Item::Other => {}
+            Item::Pong => self.interests.ponged()?,
+            Item::Status(_) | Item::Bulk(_) | Item::Role(_) | Item::Other => {}
         }
         Ok(())
     }
@@ -226,6 +230,7 @@ impl SubscribeTask {
         for change in self.interests.take_changes() {
             match change {
                 Change::AllLive => {
+                    self.is_live = true;
                     backoff.reset();
                     self.connector.serves();
                     events.push(BrokerEvent::Connected { link: self.link });
@@ -235,6 +240,13 @@ impl SubscribeTask {
                 }
                 Change::Lost(channel, reason) => events.push(BrokerEvent::ChannelLost { channel, reason }),
                 Change::Resumed(channel) => events.push(BrokerEvent::ChannelResumed { channel }),
+                Change::GivenUp(channel) => events.push(BrokerEvent::ChannelGivenUp { channel }),
+                Change::Postponed(reason) => {
+                    tracing::warn!(%reason, "Redis does not take subscriptions now, trying again with back-off");
+                    if !self.is_live {
+                        events.push(BrokerEvent::Disconnected { link: self.link, reason });
+                    }
+                }
             }
         }
     }
@@ -277,7 +289,7 @@ impl Connection {
     }
 
     /// Asks a silent connection whether it lives, and ends it where it does not say so.
-    fn check(&mut self, silent: Duration, out: &mut BytesMut) -> Result<(), End> {
+    fn check(&mut self, silent: Duration, interests: &mut Interests) -> Result<(), End> {
         if silent < SILENCE {
             self.pinged = false;
         }
@@ -285,7 +297,7 @@ impl Connection {
             return Err(End::Lost(format!("Redis did not answer a PING in {} s", PONG.as_secs())));
         }
         if silent >= SILENCE && !std::mem::replace(&mut self.pinged, true) {
-            encode::<&[u8]>(out, b"PING", &[]);
+            interests.ping();
         }
         Ok(())
     }

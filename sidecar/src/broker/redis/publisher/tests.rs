@@ -155,6 +155,24 @@ async fn silence_ends_a_connection_and_slowness_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bytes_that_the_kernel_took_are_no_sign_of_life() {
+    let f = serve(1_000_000);
+    let started = Instant::now();
+    let first = f.publish("x").await;
+    let each_second = async {
+        loop {
+            sleep(Duration::from_secs(1)).await;
+            drop(f.publish("x").await);
+        }
+    };
+    tokio::select! {
+        outcome = first => assert!(matches!(outcome, Ok(Err(BrokerError::Unknown(_)))), "{outcome:?}"),
+        () = each_second => {}
+    }
+    assert!(started.elapsed() <= Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_becomes_a_replica_is_left() {
     let mut f = serve(10_000);
     let mut buffer = [0; 10_000];

@@ -1,5 +1,6 @@
 //! A transport that counts the bytes that moved, so that silence is told from slowness, and what was never written from
-//! what was.
+//! what was. The kernel takes bytes for a server that stands still or is gone, until its buffers are full: those that are
+//! written show no life, unless there was no room for them before.
 
 use std::{
     io,
@@ -11,12 +12,17 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::coop,
+};
 
 /// The transport.
 pub(super) struct Watched<T> {
     inner: T,
     progress: Progress,
+    /// There was no room for the last write: what is taken next shows that the server has taken some.
+    is_full: bool,
 }
 
 /// Bytes that moved so far. Cheap to clone.
@@ -27,12 +33,14 @@ pub(super) struct Progress(Arc<Counters>);
 struct Counters {
     read: AtomicU64,
     written: AtomicU64,
+    /// Of those written, the ones that there was no room for before.
+    made_room: AtomicU64,
 }
 
 impl<T> Watched<T> {
     pub(super) fn new(inner: T) -> (Self, Progress) {
         let progress = Progress::default();
-        (Self { inner, progress: progress.clone() }, progress)
+        (Self { inner, progress: progress.clone(), is_full: false }, progress)
     }
 }
 
@@ -42,9 +50,9 @@ impl Progress {
         self.0.written.load(Ordering::Relaxed)
     }
 
-    /// Bytes in both directions.
-    pub(super) fn moved(&self) -> u64 {
-        self.0.read.load(Ordering::Relaxed) + self.written()
+    /// Changes with each sign of life: the server has answered, or made room for more.
+    pub(super) fn signs(&self) -> u64 {
+        self.0.read.load(Ordering::Relaxed) + self.0.made_room.load(Ordering::Relaxed)
     }
 }
 
@@ -67,8 +75,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
+        let Poll::Ready(written) = Pin::new(&mut self.inner).poll_write(context, bytes)? else {
+            // Tokio also holds up a task that has used up its turn.
+            self.is_full |= coop::has_budget_remaining();
+            return Poll::Pending;
+        };
         self.progress.0.written.fetch_add(written as u64, Ordering::Relaxed);
+        if std::mem::take(&mut self.is_full) {
+            self.progress.0.made_room.fetch_add(written as u64, Ordering::Relaxed);
+        }
         Poll::Ready(Ok(written))
     }
 
