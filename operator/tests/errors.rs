@@ -1395,6 +1395,140 @@ async fn an_annotation_that_makes_no_sense_is_put_right_and_harms_nobody() {
     operator.stop().await;
 }
 
+/// A cluster of two nodes whose revision has a name that an operator of before gave it.
+async fn with_a_revision_of_another_name(server: &ApiServer) -> Operator {
+    with_a_revision_of_before(server, |_| {}).await
+}
+
+/// The same, where that operator stored another part of the spec.
+async fn with_a_revision_of_before(server: &ApiServer, edit: impl Fn(&mut Value)) -> Operator {
+    scale(server, 2);
+    let first = Operator::start(server).await;
+    seconds(5).await;
+    first.stop().await;
+    let (path, set) = (set_path(server), server.below(SETS).remove(0));
+    let revision = set["metadata"]["labels"]["fanout.dev/revision"].as_str().unwrap();
+    let mut set: Value = serde_json::from_str(&set.to_string().replace(revision, "0123456789")).unwrap();
+    server.delete(&path);
+    set["metadata"]["uid"] = json!("older");
+    let parsed = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap();
+    let annotations = &mut set["metadata"]["annotations"];
+    let (mut rendered, mut spec) =
+        (parsed(&annotations["fanout.dev/rendered"]), parsed(&annotations["fanout.dev/revision-spec"]));
+    edit(&mut spec);
+    annotations["fanout.dev/revision-spec"] = spec.to_string().into();
+    rendered["replicaSet"]["metadata"]["annotations"]["fanout.dev/revision-spec"] = spec.to_string().into();
+    annotations["fanout.dev/rendered"] = rendered.to_string().into();
+    server.put(&format!("{SETS}/chat-0123456789"), set.clone());
+    for name in ["chat-one", "chat-two"] {
+        let labels = &set["spec"]["template"]["metadata"]["labels"];
+        server.put(&format!("{PODS}/{name}"), ready_pod(name, labels, &set));
+    }
+    let operator = Operator::start(server).await;
+    seconds(5).await;
+    operator
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_of_another_name_that_lost_a_label_or_an_annotation_is_what_it_was() {
+    let server = with_cluster();
+    let operator = with_a_revision_of_another_name(&server).await;
+    let before = server.get(&set_path(&server)).unwrap();
+    for lost in [
+        json!({"annotations": {"fanout.dev/revision-spec": null}}),
+        json!({"annotations": {"fanout.dev/revision-spec": "{}"}}),
+        json!({"annotations": {"fanout.dev/rendered": null}}),
+        json!({"labels": {"fanout.dev/revision": null}}),
+        json!({"labels": {"fanout.dev/revision": null}, "annotations": {"fanout.dev/rendered": null}}),
+        json!({"labels": {"fanout.dev/revision": "x"}, "annotations": {"fanout.dev/rendered": "x"}}),
+    ] {
+        server.edit(&set_path(&server), &json!({ "metadata": lost }));
+        // More than a minute: this is no dispute.
+        seconds(61).await;
+        let sets = server.below(SETS);
+        assert_eq!(sets.len(), 1, "{lost}: {sets:#?}");
+        assert_eq!(sets[0]["metadata"]["labels"], before["metadata"]["labels"], "{lost}");
+        let spec = "fanout.dev/revision-spec";
+        assert_eq!(sets[0]["metadata"]["annotations"][spec], before["metadata"]["annotations"][spec]);
+        assert_eq!(sets[0]["spec"], before["spec"], "{lost}");
+    }
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_revision_that_cannot_be_applied_does_not_stop_scaling() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let path = set_path(&server);
+    let before = server.get(&path).unwrap();
+    let stored = before["metadata"]["annotations"]["fanout.dev/rendered"].as_str().unwrap();
+    let edits: [fn(&mut Value); 4] = [
+        |stored| stored["replicaSet"]["spec"]["template"]["spec"]["containers"][0]["name"] = json!(""),
+        |stored| stored["replicaSet"]["spec"]["template"]["spec"]["containers"] = json!([5]),
+        |stored| stored["replicaSet"]["spec"]["template"]["metadata"] = json!("x"),
+        |stored| stored["bootConfigMap"]["data"] = json!([1]),
+    ];
+    for (at, edit) in edits.into_iter().enumerate() {
+        let mut stored: Value = serde_json::from_str(stored).unwrap();
+        edit(&mut stored);
+        let stored = json!({"fanout.dev/rendered": stored.to_string()});
+        server.edit(&path, &json!({"metadata": {"annotations": stored}}));
+        let replicas = u32::try_from(at).unwrap() + 2;
+        scale(&server, replicas);
+        seconds(61).await;
+        assert_eq!(asked_for(&server), replicas, "{stored}");
+        assert_eq!(condition(&server, "chat", "Degraded")["status"], "False", "{stored}");
+        assert_eq!(server.get(&path).unwrap()["spec"]["template"], before["spec"]["template"]);
+    }
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_of_a_redis_makes_neither_another_pod_nor_a_second_one() {
+    let server = with_managed_redis();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    first.stop().await;
+    let before = server.get(REDIS).unwrap();
+    let operator = newer_operator(&server).await;
+    seconds(5).await;
+    let rendered = before["metadata"]["annotations"]["fanout.dev/rendered"].as_str().unwrap();
+    let edited = |place: &str, value: Value| {
+        let mut stored: Value = serde_json::from_str(rendered).unwrap();
+        let (parent, field) = place.rsplit_once('/').unwrap();
+        stored.pointer_mut(parent).unwrap()[field] = value;
+        json!({"fanout.dev/rendered": stored.to_string()})
+    };
+    let spec = |text: &str| json!({"fanout.dev/redis-spec": text});
+    for annotations in [
+        spec("{}"),
+        spec("[]"),
+        spec(r#"{"resources":{},"persistent":false,"pullSecrets":[],"nodeSelector":{"a":"b"}}"#),
+        spec(r#"{"resources":{},"persistent":true,"pullSecrets":[]}"#),
+        edited("/spec/replicas", json!(2)),
+        edited("/spec/replicas", json!("two")),
+        edited("/spec/template/metadata", json!("x")),
+        edited("/spec/template/spec/containers/0/name", json!("")),
+        edited("/spec/selector", json!({"matchLabels": {"a": "b"}})),
+    ] {
+        server.edit(REDIS, &json!({"metadata": {"annotations": annotations}}));
+        seconds(61).await;
+        let live = server.get(REDIS).unwrap();
+        assert_eq!(live["spec"], before["spec"], "{annotations}");
+        assert_eq!(condition(&server, "chat", "Degraded")["status"], "False", "{annotations}");
+        assert_eq!(told(&server, "RedisChanged"), [""; 0], "{annotations}");
+    }
+    // The step that moves it rests on what is stored, too.
+    server.edit(REDIS, &json!({"metadata": {"annotations": edited("/spec/template/metadata", json!("x"))}}));
+    server.edit(PASSWORD, &json!({"data": {"password": "bWluZQ=="}}));
+    seconds(5).await;
+    assert_eq!(told(&server, "RedisChanged").len(), 1);
+    assert_eq!(server.get(REDIS).unwrap()["spec"]["replicas"], 1);
+    assert_eq!(operator.metric("fanout_operator_reconciles_total{outcome=\"Panic\"}"), "");
+    operator.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_key_of_a_list_that_somebody_edited_is_taken_back() {
     let server = with_cluster();

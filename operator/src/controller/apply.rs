@@ -29,13 +29,14 @@ use serde_json::Value;
 pub(super) use self::field::{is_invalid, of_cluster as fields_behind};
 pub use self::write::FIELD_MANAGER;
 use self::{
+    act::Stored,
     redis::StoredRedis,
     write::{Cause, Trouble, Writer},
 };
 use super::{
     Error, ErrorClass, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
-    dereference::Found,
+    dereference::{Found, revision_of},
     mirror::Mirrors,
     validate::Problem,
 };
@@ -44,7 +45,7 @@ use crate::{
     events::Events,
     plan::{self, Action, Desired, Observed, Strategy},
     redis::managed,
-    resources::{config_map, labels},
+    resources::config_map,
 };
 
 /// Time between a node's leaving its Services and its removal: what kube-proxy needs on a slow day. The drain itself
@@ -138,7 +139,7 @@ impl Applier {
         found: &Found,
         resources: Resources,
     ) -> Result<Applied, Error> {
-        let name = revision_name(found, &resources.revision);
+        let name = revision_name(cluster, found, &resources.revision);
         let mut applied = Applied { revision: Some(name.clone()), ..Applied::default() };
         if cluster.spec.paused {
             return Ok(applied);
@@ -159,9 +160,7 @@ impl Applier {
                 return Ok(applied);
             }
         }
-        let redis = rendered.redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
-        let desired = Desired { redis, ..desired(cluster, name) };
-        self.act(cluster, found, &desired, &rendered, &mut applied).await?;
+        self.act(cluster, found, &rendered, &mut applied).await?;
         Ok(applied)
     }
 
@@ -186,18 +185,26 @@ impl Applier {
             let live = applied.note(self.redis(cluster, found).await)?;
             server = digest.zip(live);
         }
+        let server = server.as_ref().map(|(digest, live)| (&**digest, live.as_ref()));
         let settings = config_map::live_hash(&resources.live_config_map);
-        let (wanted, redis) =
-            Wanted::of(cluster, &resources, server.as_ref().map(|(digest, live)| (&**digest, live.as_ref())));
+        let (wanted, redis) = Wanted::of(cluster, &resources, server);
         for child in &wanted.children {
-            let done = applied.note(self.writer.ensure(cluster, found, child.clone(), &self.events).await)?;
-            if done.is_some() && child["kind"] == "ConfigMap" {
+            let mut done = self.writer.ensure(cluster, found, child.clone(), &self.events).await;
+            if let (Some(rendered), Some((_, Some(live)))) = (&redis, server)
+                && child["kind"] == "StatefulSet"
+                && done.as_ref().is_err_and(Trouble::is_invalid)
+            {
+                // What is stored cannot be; what is there can.
+                let adopted = StoredRedis::adopt(cluster, live, rendered).object();
+                done = self.writer.ensure(cluster, found, adopted, &self.events).await;
+            }
+            if applied.note(done)?.is_some() && child["kind"] == "ConfigMap" {
                 // The only one here is that of the live settings.
                 applied.settings = Some(settings.clone());
             }
         }
-        for child in revisions(cluster, found) {
-            applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
+        for set in own_revisions(cluster, found) {
+            self.revision(cluster, found, set, applied).await?;
         }
         for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
             let removed = async {
@@ -207,6 +214,28 @@ impl Applier {
             applied.note(removed.await.map_err(Trouble::from))?;
         }
         Ok(Rendered { revision: resources.revision, redis, has_api_key })
+    }
+
+    /// A revision as it was written. Where the API server refuses that for what it is, it is not what was written, and the
+    /// revision is what is there: else each step of the plan would be refused with it.
+    async fn revision(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        set: &DynamicObject,
+        applied: &mut Applied,
+    ) -> Result<(), Error> {
+        for child in Stored::of(cluster, set, found).as_it_should_be(set) {
+            let done = self.writer.ensure(cluster, found, child, &self.events).await;
+            if done.as_ref().is_err_and(Trouble::is_invalid) {
+                for there in Stored::adopt(cluster, set, found).as_it_should_be(set) {
+                    applied.note(self.writer.ensure(cluster, found, there, &self.events).await)?;
+                }
+                return Ok(());
+            }
+            applied.note(done)?;
+        }
+        Ok(())
     }
 
     /// The StatefulSet of the managed Redis. One that lost the cluster's label is in no mirror, and is still the cluster's:
@@ -230,16 +259,17 @@ impl Applier {
         &self,
         cluster: &FanoutCluster,
         found: &Found,
-        desired: &Desired,
         rendered: &Rendered,
         applied: &mut Applied,
     ) -> Result<(), Error> {
-        let mut observed = found.observed();
-        if !plan::plan(&observed, desired, found.at).is_empty() {
+        let (mut observed, mut desired) = rendered.to_plan(cluster, found);
+        if !plan::plan(&observed, &desired, found.at).is_empty() {
             let fresh = self.writer.look(cluster, found).await.map_err(Trouble::from);
             let Some(fresh) = applied.note(fresh)? else { return Ok(()) };
-            observed = fresh.observed();
-            for action in plan::plan(&observed, desired, fresh.at) {
+            // The revision too: it may have been repaired, or made, since.
+            (observed, desired) = rendered.to_plan(cluster, &fresh);
+            applied.revision = Some(desired.revision.clone());
+            for action in plan::plan(&observed, &desired, fresh.at) {
                 let performed = self.writer.perform(cluster, &fresh, rendered, &action, &self.events).await;
                 let stale = performed.as_ref().is_err_and(Trouble::is_conflict);
                 if applied.note(performed)?.is_some() {
@@ -250,7 +280,7 @@ impl Applier {
                 }
             }
         }
-        let at = again(&observed, desired, found);
+        let at = again(&observed, &desired, found);
         applied.again = applied.again.into_iter().chain(at).min();
         Ok(())
     }
@@ -270,6 +300,19 @@ struct Wanted {
     children: Vec<Value>,
     /// Kind and name of those that stay as they are.
     kept: Vec<(String, String)>,
+}
+
+// === impl Rendered ===
+
+impl Rendered {
+    /// What exists and what should, in the plan's words.
+    fn to_plan(&self, cluster: &FanoutCluster, found: &Found) -> (Observed, Desired) {
+        let Self { revision, redis, has_api_key: _ } = self;
+        let name = revision_name(cluster, found, revision);
+        let observed = redis::observed(cluster, found, redis.as_ref());
+        let redis = redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
+        (observed, Desired { redis, ..desired(cluster, name) })
+    }
 }
 
 // === impl Wanted ===
@@ -333,10 +376,17 @@ impl Wanted {
     }
 }
 
-/// Each revision that exists, as it was written.
+/// Each revision that exists.
+fn own_revisions<'a>(
+    cluster: &'a FanoutCluster,
+    found: &'a Found,
+) -> impl Iterator<Item = &'a DynamicObject> {
+    found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster))
+}
+
+/// The same, as they were written.
 fn revisions<'a>(cluster: &'a FanoutCluster, found: &'a Found) -> impl Iterator<Item = Value> + 'a {
-    let sets = found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster));
-    sets.flat_map(|set| act::Stored::of(cluster, set, found).as_it_should_be(set))
+    own_revisions(cluster, found).flat_map(|set| Stored::of(cluster, set, found).as_it_should_be(set))
 }
 
 /// Children that are wanted no longer. ReplicaSets are the plan's, claims outlive, and a boot document lives as long as
@@ -363,29 +413,24 @@ fn orphans<'a>(
 
 /// Whether a revision has its ReplicaSet.
 fn exists(found: &Found, revision: &str) -> bool {
-    found
-        .of_kind("ReplicaSet")
-        .any(|set| set.labels().get(labels::REVISION).is_some_and(|name| name == revision))
+    found.of_kind("ReplicaSet").any(|set| revision_of(set) == revision)
 }
 
 /// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name. There
 /// may be several, where a field that made two revisions is now taken over by running nodes: the one of exactly this
 /// name is it, else one that has pods, else the newest.
-fn revision_name(found: &Found, revision: &RevisionSpec) -> String {
+fn revision_name(cluster: &FanoutCluster, found: &Found, revision: &RevisionSpec) -> String {
     let stands_for_it = |set: &&DynamicObject| {
-        let stored = set.annotations().get(labels::REVISION_SPEC);
-        let stored = stored.and_then(|text| serde_json::from_str(text).ok());
+        let stored = Stored::of(cluster, set, found).stands_for();
         stored.is_some_and(|stored| revision.stands_for(&stored))
     };
     let rank = |set: &&DynamicObject| {
-        let exact = set.labels().get(labels::REVISION) == Some(&revision.name);
+        let exact = revision_of(set) == revision.name;
         let has_pods = set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0);
         (exact, has_pods, set.creation_timestamp(), set.name_any())
     };
     let existing = found.of_kind("ReplicaSet").filter(stands_for_it).max_by_key(rank);
-    existing
-        .and_then(|set| set.labels().get(labels::REVISION).cloned())
-        .unwrap_or_else(|| revision.name.clone())
+    existing.map_or_else(|| revision.name.clone(), |set| revision_of(set).to_owned())
 }
 
 /// What the spec asks the plan for, the managed Redis apart.
@@ -422,6 +467,7 @@ mod tests {
     use crate::{
         controller::{build, mirror, validate},
         redis::RedisTarget,
+        resources::labels,
     };
 
     #[test]
@@ -443,7 +489,7 @@ mod tests {
         };
         let chosen = |children: Vec<_>| {
             let found = Found { children, ..Found::nothing() };
-            revision_name(&found, &revision)
+            revision_name(&cluster, &found, &revision)
         };
         let [old, running, new] =
             [("old", 0, "2026-01-01"), ("running", 2, "2026-01-02"), ("new", 0, "2026-01-03")]

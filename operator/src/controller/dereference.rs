@@ -170,11 +170,21 @@ fn untold_grace(set: &DynamicObject) -> Option<u32> {
     env.all(|variable| variable["name"] != GRACE).then(seconds)
 }
 
-/// Version of the sidecar of a revision.
+/// Version of the sidecar of a revision. Either annotation may be lost or edited until it is repaired by the other.
 fn version_of(set: &DynamicObject) -> Option<String> {
-    let stored: serde_json::Value =
-        serde_json::from_str(set.annotations().get(labels::REVISION_SPEC)?).ok()?;
-    stored["spec"]["version"].as_str().map(str::to_owned)
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    let version = |text: &str| parsed(text)?["spec"]["version"].as_str().map(str::to_owned);
+    let rendered = set.annotations().get(labels::RENDERED).and_then(|text| parsed(text));
+    let stored = rendered.as_ref().and_then(|rendered| {
+        rendered["replicaSet"]["metadata"]["annotations"][labels::REVISION_SPEC].as_str()
+    });
+    stored.and_then(version).or_else(|| version(set.annotations().get(labels::REVISION_SPEC)?))
+}
+
+/// The revision of a ReplicaSet. Its selector says so, which nobody can change; a label is lost with one edit.
+pub(super) fn revision_of(set: &DynamicObject) -> &str {
+    let selected = set.data["spec"]["selector"]["matchLabels"][labels::REVISION].as_str();
+    selected.or_else(|| set.labels().get(labels::REVISION).map(String::as_str)).unwrap_or_default()
 }
 
 /// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many and change
@@ -257,7 +267,7 @@ fn controller(object: &impl ResourceExt) -> Option<&str> {
 fn observed_set(set: &DynamicObject) -> ObservedSet {
     ObservedSet {
         name: set.name_any(),
-        revision: set.labels().get(labels::REVISION).cloned().unwrap_or_default(),
+        revision: revision_of(set).to_owned(),
         replicas: set.data["spec"]["replicas"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         created: created(set),
     }

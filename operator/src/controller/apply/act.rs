@@ -1,9 +1,12 @@
 //! Performs the plan's actions. Each is safe to repeat, and each disruptive one names exactly what was seen, by uid
 //! and resourceVersion.
 
-use k8s_openapi::jiff::{Timestamp, Unit};
+use k8s_openapi::{
+    api::{apps::v1::ReplicaSet, core::v1::ConfigMap},
+    jiff::{Timestamp, Unit},
+};
 use kube::{Resource, ResourceExt, api::DynamicObject};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
@@ -13,7 +16,7 @@ use super::{
     write::{APPLIED, Cause, Trouble, Writer},
 };
 use crate::{
-    api::{FanoutCluster, Reason},
+    api::{FanoutCluster, Reason, canonical},
     controller::{
         Error,
         build::RevisionSpec,
@@ -23,13 +26,9 @@ use crate::{
     },
     events::{Events, Severity},
     plan::{Action, Step},
-    resources::labels,
+    resources::labels::{self, RENDERED},
     scrape::Report,
 };
-
-/// Annotation of a ReplicaSet: the revision as it was first written, in full. It is what repairs go back to, so a
-/// newer operator never renders it again.
-pub(super) const RENDERED: &str = "fanout.dev/rendered";
 
 /// Kubernetes' hint for which pod of a ReplicaSet goes first, and the value that puts one before all others.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -74,10 +73,10 @@ impl Stored {
     fn checked(self, set: &DynamicObject) -> Result<Self, String> {
         let Self { replica_set, boot_config_map } = self;
         let checked = Self {
-            replica_set: described(replica_set, set, "ReplicaSet")?,
+            replica_set: labelled(described::<ReplicaSet>(replica_set, set, "ReplicaSet")?, set),
             boot_config_map: match boot_config_map {
                 Value::Null => Value::Null,
-                boot => described(boot, set, "ConfigMap")?,
+                boot => described::<ConfigMap>(boot, set, "ConfigMap")?,
             },
         };
         let wanted = &checked.replica_set["spec"];
@@ -87,15 +86,26 @@ impl Stored {
         if wanted["template"]["spec"]["containers"].as_array().is_none_or(Vec::is_empty) {
             return Err("its template has no containers".to_owned());
         }
+        if checked.stands_for().is_none()
+            && stands_for(set.annotations().get(labels::REVISION_SPEC)).is_some()
+        {
+            return Err("it does not say what it stands for, and the ReplicaSet does".to_owned());
+        }
         Ok(checked)
     }
 
-    fn adopt(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
+    /// What is there.
+    pub(super) fn adopt(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let boot = found.child("ConfigMap", &set.name_any());
         Self {
-            replica_set: bare(cluster, set, "ReplicaSet"),
+            replica_set: labelled(bare(cluster, set, "ReplicaSet"), set),
             boot_config_map: boot.map_or(Value::Null, |boot| bare(cluster, boot, "ConfigMap")),
         }
+    }
+
+    /// The part of the spec that the revision stands for; `None` where that is lost.
+    pub(super) fn stands_for(&self) -> Option<Value> {
+        stands_for(self.replica_set["metadata"]["annotations"][labels::REVISION_SPEC].as_str())
     }
 
     /// The ReplicaSet with its number, or without any where nobody may change it.
@@ -115,8 +125,30 @@ impl Stored {
     }
 }
 
-/// An object of this kind with the name and the owners of `set`, and of its metadata only what we write.
-pub(super) fn described(mut object: Value, set: &DynamicObject, kind: &str) -> Result<Value, String> {
+fn stands_for(text: Option<impl AsRef<str>>) -> Option<Value> {
+    let stored: Value = serde_json::from_str(text?.as_ref()).ok()?;
+    stored["spec"].is_object().then_some(stored)
+}
+
+/// A ReplicaSet with the labels by which it is found: they follow from what nobody can change.
+fn labelled(mut object: Value, set: &DynamicObject) -> Value {
+    let labels = &mut object["metadata"]["labels"];
+    for label in [labels::CLUSTER, labels::REVISION] {
+        let selected = &set.data["spec"]["selector"]["matchLabels"][label];
+        if selected.is_string() {
+            labels[label] = selected.clone();
+        }
+    }
+    object
+}
+
+/// An object of this kind with the name and the owners of `set`, and of its metadata only what we write. A field of
+/// another type than Kubernetes has would be refused with each repair, and so would what else is to be changed.
+pub(super) fn described<K: DeserializeOwned>(
+    mut object: Value,
+    set: &DynamicObject,
+    kind: &str,
+) -> Result<Value, String> {
     let api_version = mirror::resource_of(kind).api_version;
     let metadata = &object["metadata"];
     let is_it = object["apiVersion"] == api_version
@@ -131,6 +163,8 @@ pub(super) fn described(mut object: Value, set: &DynamicObject, kind: &str) -> R
     if !is_it || !texts("labels") || !texts("annotations") {
         return Err(format!("it describes no {kind} {}", set.name_any()));
     }
+    // A quantity may be a number, which the type does not know.
+    serde_json::from_value::<K>(canonical::resources(object.clone())).map_err(|error| error.to_string())?;
     let owners = set.owner_references().iter().filter(|owner| owner.kind == FanoutCluster::kind(&()));
     let owners: Vec<_> = owners.collect();
     let mut kept = json!({
@@ -250,10 +284,19 @@ impl Writer {
 
     async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
-        let mut set = Stored::of(cluster, live, found).replica_set(&json!(to));
-        set["metadata"]["uid"] = json!(live.metadata.uid);
-        set["metadata"]["resourceVersion"] = json!(live.resource_version());
-        self.put(cluster, set, Some(live)).await
+        let resized = |stored: Stored| {
+            let mut set = stored.replica_set(&json!(to));
+            set["metadata"]["uid"] = json!(live.metadata.uid);
+            set["metadata"]["resourceVersion"] = json!(live.resource_version());
+            set
+        };
+        match self.put(cluster, resized(Stored::of(cluster, live, found)), Some(live)).await {
+            // What is stored cannot be; what is there can.
+            Err(error) if error.is_invalid() => {
+                self.put(cluster, resized(Stored::adopt(cluster, live, found)), Some(live)).await
+            }
+            done => done,
+        }
     }
 
     async fn move_redis(
@@ -507,18 +550,26 @@ mod tests {
             ("/replicaSet/spec", json!("x")),
             ("/replicaSet/spec/selector", json!({"matchLabels": {}})),
             ("/replicaSet/spec/template/spec/containers", json!({})),
+            ("/replicaSet/spec/template/spec/containers", json!([{"name": 5}])),
+            ("/replicaSet/spec/template/metadata", json!("x")),
             (boot, json!("x")),
             (
                 boot,
                 json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chat-a", "namespace": "web"}}),
             ),
             ("/bootConfigMap/metadata/name", json!("kube-root-ca.crt")),
+            ("/bootConfigMap/data", json!([1])),
         ] {
             let mut bad = good.clone();
             let (parent, field) = place.rsplit_once('/').expect("a pointer");
             bad.pointer_mut(parent).expect("it is there")[field] = edit.clone();
             assert_eq!(containers(&bad), "fanout", "{place} {edit}");
         }
+        // Kubernetes takes a quantity for a number, too.
+        let mut number = good.clone();
+        number["replicaSet"]["spec"]["template"]["spec"]["containers"][0]["resources"] =
+            json!({"limits": {"cpu": 1}});
+        assert_eq!(containers(&number), "stored");
         let mut more = good.clone();
         more["replicaSet"]["metadata"]["finalizers"] = json!(["theirs/x"]);
         more["replicaSet"]["metadata"]["resourceVersion"] = json!("1");

@@ -12,7 +12,7 @@ use super::{
     Wanted, act,
     compare::{self, Path},
     desired, exists, orphans,
-    redis::StoredRedis,
+    redis::{self, StoredRedis},
     replace_after, revision_name, revisions,
     write::{self, Cause, Trouble},
 };
@@ -131,12 +131,11 @@ struct Ahead<'a> {
 
 /// What the operator would do about `cluster`, where `survey` is what exists.
 pub fn preview(cluster: &FanoutCluster, survey: &Survey) -> Preview {
-    let observed = survey.found.observed();
-    let (outcome, problems) = outcome(cluster, survey, &observed);
-    Preview { observed, outcome, problems, advice: validate::advice(cluster) }
+    let (outcome, problems) = outcome(cluster, survey);
+    Preview { observed: survey.found.observed(), outcome, problems, advice: validate::advice(cluster) }
 }
 
-fn outcome(cluster: &FanoutCluster, survey: &Survey, observed: &Observed) -> (Outcome, Vec<Problem>) {
+fn outcome(cluster: &FanoutCluster, survey: &Survey) -> (Outcome, Vec<Problem>) {
     if is_collected(cluster) {
         return (Outcome::Collected, Vec::new());
     }
@@ -153,7 +152,7 @@ fn outcome(cluster: &FanoutCluster, survey: &Survey, observed: &Observed) -> (Ou
     }
     let resources = build::build(cluster, &validated, &config(survey));
     let ahead = Ahead { cluster, survey, resources: &resources, children: Vec::new(), problems: Vec::new() };
-    let (planned, problems) = ahead.look(&validated, observed);
+    let (planned, problems) = ahead.look(&validated);
     (Outcome::Planned(Box::new(planned)), problems)
 }
 
@@ -178,12 +177,12 @@ fn will_be_made(secret: &GeneratedSecret, read: &Read) -> bool {
 // === impl Ahead ===
 
 impl<'a> Ahead<'a> {
-    fn look(mut self, validated: &Validated, observed: &Observed) -> (Planned, Vec<Problem>) {
+    fn look(mut self, validated: &Validated) -> (Planned, Vec<Problem>) {
         let Self { cluster, survey, resources, .. } = self;
         let found = &survey.found;
         let version = &cluster.spec.version;
         self.problems = resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)).collect();
-        let name = revision_name(found, &resources.revision);
+        let name = revision_name(cluster, found, &resources.revision);
         let has_key = self.secret(&resources.api_key, &survey.api_key);
         let stateful = self.stateful_set();
         let server = self.password().zip(stateful);
@@ -195,6 +194,7 @@ impl<'a> Ahead<'a> {
         for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
             self.note(&resource.kind, Some(child.name_any()), Change::Delete);
         }
+        let observed = &redis::observed(cluster, found, redis.as_ref());
         let desired = Desired {
             redis: redis.as_ref().map(|redis| redis.desired(replace_after(cluster))),
             ..desired(cluster, name)

@@ -880,6 +880,11 @@ impl Trouble {
     pub(super) fn is_conflict(&self) -> bool {
         matches!(&self.cause, Cause::Failed(error) if error.class() == ErrorClass::Conflict)
     }
+
+    /// Whether the API server refused the child for what it is.
+    pub(super) fn is_invalid(&self) -> bool {
+        matches!(&self.cause, Cause::Failed(error) if error.is_invalid())
+    }
 }
 
 impl From<Error> for Trouble {
