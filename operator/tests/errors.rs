@@ -1935,3 +1935,45 @@ async fn a_secret_that_cannot_be_read_is_told_and_one_that_was_read_before_count
     assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
     operator.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_set_that_lost_its_label_is_still_the_clusters() {
+    let server = with_cluster();
+    let (operator, set) = with_two_nodes(&server).await;
+    let path = set_path(&server);
+    let boot = format!("/api/v1/namespaces/test/configmaps/{}", set["metadata"]["name"].as_str().unwrap());
+    let stripped = json!({"metadata": {"labels": {"fanout.dev/cluster": null}}});
+    let holds = |case: &str| {
+        let live = server.get(&path).unwrap();
+        assert_eq!(live["metadata"]["labels"]["fanout.dev/cluster"], "chat", "{case}");
+        assert_eq!(live["spec"], set["spec"], "{case}");
+        assert_eq!(live["metadata"]["annotations"], set["metadata"]["annotations"], "{case}");
+        assert_eq!(server.below(SETS).len(), 1, "{case}");
+    };
+    let deleted = |writes: Vec<String>| writes.into_iter().find(|write| write.contains("DELETE"));
+    server.take_writes();
+    server.edit(&path, &stripped);
+    seconds(5).await;
+    holds("it was seen");
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    assert_eq!(deleted(server.take_writes()), None, "nor is its boot document an orphan");
+    operator.stop().await;
+
+    server.edit(&path, &stripped);
+    let newer = newer_operator(&server).await;
+    seconds(60).await;
+    holds("it was lost before the operator began");
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    assert_eq!(deleted(server.take_writes()), None);
+    assert!(server.get(&boot).is_some());
+    newer.stop().await;
+
+    for pod in ["chat-one", "chat-two"] {
+        server.delete(&format!("{PODS}/{pod}"));
+    }
+    server.edit(&path, &stripped);
+    let newer = newer_operator(&server).await;
+    seconds(60).await;
+    holds("it has no pods that name it");
+    newer.stop().await;
+}

@@ -12,6 +12,7 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Event, Node as KubernetesNode, Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
     jiff::Timestamp,
 };
 use kube::{
@@ -24,7 +25,7 @@ use tracing::{debug, warn};
 
 use super::{
     Error, chain, diagnose,
-    mirror::Mirrors,
+    mirror::{self, Mirrors},
     validate::{Dereferenced, Problem, SecretShape, referenced_secrets},
 };
 use crate::{
@@ -60,7 +61,7 @@ const MOUNTS_ASKED: usize = 3;
 pub struct Found {
     /// What the spec names.
     pub named: Dereferenced,
-    /// Labelled children, pods and Secrets apart. ReplicaSets and StatefulSets are the cluster's own; of others, the
+    /// Labelled children, pods and Secrets apart, and sets that lost the label. ReplicaSets and StatefulSets are the cluster's own; of others, the
     /// owner is still to be looked at.
     pub children: Vec<(ApiResource, Arc<DynamicObject>)>,
     /// The pods of the cluster's own ReplicaSets.
@@ -108,10 +109,13 @@ pub(super) async fn dereference(
         let key = secrets.shape(mirrors, cluster.namespace(), &api_key_name(cluster)).await?;
         named.api_key = key.and_then(|key| key.api_key);
     }
-    let children = own_sets(cluster, mirrors.children_of(cluster));
-    let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
+    let (pods, redis) = (mirrors.nodes_of(cluster), mirrors.redis_of(cluster));
+    let labelled = mirrors.children_of(cluster);
+    let lost = unlabelled_sets(&secrets.client, cluster, &labelled, pods.iter().chain(&redis)).await?;
+    let children = own_sets(cluster, labelled.into_iter().chain(lost).collect());
+    let nodes = pods_of(&children, "ReplicaSet", pods);
     note_readers(&mut named, &children, &nodes);
-    let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
+    let redis = pods_of(&children, "StatefulSet", redis);
     let machines =
         if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
     let mut found = Found {
@@ -232,6 +236,34 @@ fn is_machine_ready(machine: &KubernetesNode) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// The sets that made some of `pods` and are not among those found by the label: they may have lost it. Read one by one,
+/// for there are none but for a moment. One without pods is found by its name, once its revision is to be made.
+pub(super) async fn unlabelled_sets(
+    client: &Client,
+    cluster: &FanoutCluster,
+    labelled: &[(ApiResource, Arc<DynamicObject>)],
+    pods: impl Iterator<Item = &Arc<Pod>>,
+) -> Result<Vec<(ApiResource, Arc<DynamicObject>)>, Error> {
+    let known: BTreeSet<_> = labelled.iter().filter_map(|(_, set)| set.metadata.uid.as_deref()).collect();
+    // Anybody may label a pod; what made it is ours only where it has a name of ours.
+    let prefix = format!("{}-", cluster.name());
+    let is_lost = |owner: &&OwnerReference| {
+        matches!(owner.kind.as_str(), "ReplicaSet" | "StatefulSet")
+            && owner.name.starts_with(&prefix)
+            && !known.contains(owner.uid.as_str())
+    };
+    let owners = pods.filter_map(|pod| controller_of(pod.as_ref())).filter(is_lost);
+    let lost: BTreeSet<_> = owners.map(|owner| (owner.kind.as_str(), owner.name.as_str())).collect();
+    let mut sets = Vec::new();
+    for (kind, name) in lost {
+        let resource = mirror::resource_of(kind);
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), cluster.namespace(), &resource);
+        let set = api.get_opt(name).await.map_err(Error::api("read", kind, name))?;
+        sets.extend(set.map(|set| (resource, Arc::new(set))));
+    }
+    Ok(sets)
+}
+
 /// Children without the ReplicaSets and StatefulSets that only carry the cluster's label. Anybody may set a label, and
 /// a cluster that was deleted leaves children of the same label for a while; only the uid of the controller tells.
 pub(super) fn own_sets(
@@ -260,8 +292,11 @@ pub(super) fn pods_of(
 
 /// The uid of an object's controller.
 fn controller(object: &impl ResourceExt) -> Option<&str> {
-    let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;
-    Some(&owner.uid)
+    controller_of(object).map(|owner| owner.uid.as_str())
+}
+
+fn controller_of(object: &impl ResourceExt) -> Option<&OwnerReference> {
+    object.owner_references().iter().find(|owner| owner.controller == Some(true))
 }
 
 fn observed_set(set: &DynamicObject) -> ObservedSet {
@@ -279,7 +314,7 @@ fn observed_pod(found: &Found, node: &Node) -> Option<ObservedPod> {
     if matches!(phase(pod), "Failed" | "Succeeded") {
         return None;
     }
-    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+    let owner = controller_of(pod.as_ref())?;
     Some(ObservedPod {
         name: pod.name_any(),
         set: owner.name.clone(),

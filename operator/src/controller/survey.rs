@@ -94,9 +94,13 @@ impl Survey {
         given: &BTreeMap<String, SecretShape>,
     ) -> Result<Self, Error> {
         let mut reader = Reader { client, cluster, unread: Vec::new() };
-        let children = dereference::own_sets(cluster, reader.children().await?);
-        let nodes = dereference::pods_of(&children, "ReplicaSet", reader.pods(labels::CLUSTER).await?);
-        let redis = dereference::pods_of(&children, "StatefulSet", reader.pods(labels::REDIS).await?);
+        let (pods, redis) = (reader.pods(labels::CLUSTER).await?, reader.pods(labels::REDIS).await?);
+        let labelled = reader.children().await?;
+        let all = pods.iter().chain(&redis);
+        let lost = dereference::unlabelled_sets(client, cluster, &labelled, all).await?;
+        let children = dereference::own_sets(cluster, labelled.into_iter().chain(lost).collect());
+        let nodes = dereference::pods_of(&children, "ReplicaSet", pods);
+        let redis = dereference::pods_of(&children, "StatefulSet", redis);
         let api_key = reader.secret(&api_key_name(cluster)).await?;
         let managed = cluster.spec.redis.managed.is_some();
         let password = if managed { reader.secret(&managed::name(cluster)).await? } else { Read::Absent };

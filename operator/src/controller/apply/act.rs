@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::{
     Rendered,
     redis::StoredRedis,
-    write::{APPLIED, Cause, Trouble, Writer},
+    write::{APPLIED, Cause, Trouble, Writer, identity, is_adopted_or_owned},
 };
 use crate::{
     api::{FanoutCluster, Reason, canonical},
@@ -94,6 +94,20 @@ impl Stored {
         Ok(checked)
     }
 
+    /// A revision that is to be made. One that is there was not found, for it lost its label and has no pods: it is what
+    /// it was.
+    pub(super) fn to_make(
+        cluster: &FanoutCluster,
+        live: Option<&DynamicObject>,
+        found: &Found,
+        revision: &RevisionSpec,
+    ) -> Self {
+        match live.filter(|live| is_adopted_or_owned(*live, cluster)) {
+            Some(live) => Self::of(cluster, live, found),
+            None => Self::new(revision),
+        }
+    }
+
     /// What is there.
     pub(super) fn adopt(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let boot = found.child("ConfigMap", &set.name_any());
@@ -117,11 +131,15 @@ impl Stored {
         set
     }
 
+    /// Its boot document; `None` where that is lost.
+    pub(super) fn boot(&self) -> Option<Value> {
+        Some(self.boot_config_map.clone()).filter(|boot| !boot.is_null())
+    }
+
     /// ReplicaSet and boot document as they should be, with the number that the ReplicaSet has.
     pub(super) fn as_it_should_be(&self, set: &DynamicObject) -> impl Iterator<Item = Value> + use<> {
-        let boot = Some(self.boot_config_map.clone()).filter(|boot| !boot.is_null());
         // The boot document first: pods wait for it, and find it there.
-        boot.into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
+        self.boot().into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
     }
 }
 
@@ -264,11 +282,17 @@ impl Writer {
         replicas: u32,
         events: &Events,
     ) -> Result<(), Trouble> {
-        let stored = Stored::new(revision);
+        let (kind, name) = identity(&revision.replica_set);
+        let live = match found.child(&kind, &name) {
+            Some(live) => Some(live.clone()),
+            None => self.read(cluster, &kind, &name).await?,
+        };
+        let stored = Stored::to_make(cluster, live.as_ref(), found, revision);
         let set = stored.replica_set(&json!(replicas));
         is_small_enough(&set)?;
         // The boot document first: pods wait for it, and find it there.
-        let boot = self.ensure(cluster, found, stored.boot_config_map.clone(), events).await;
+        let boot = stored.boot().unwrap_or_else(|| json!(revision.boot_config_map));
+        let boot = self.ensure(cluster, found, boot, events).await;
         if matches!(boot, Err(Trouble { cause: Cause::Failed(_), .. })) {
             return boot;
         }

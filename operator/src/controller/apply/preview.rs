@@ -325,15 +325,17 @@ impl<'a> Ahead<'a> {
     }
 
     fn create(&mut self, replicas: u32, is_named: bool) -> bool {
-        let stored = act::Stored::new(&self.resources.revision);
+        let revision = &self.resources.revision;
+        let (kind, name) = write::identity(&revision.replica_set);
+        let live = self.survey.live(&kind, &name);
+        let stored = act::Stored::to_make(self.cluster, live, &self.survey.found, revision);
         let set = stored.replica_set(&json!(replicas));
-        let (kind, name) = write::identity(&set);
         if let Err(trouble) = act::is_small_enough(&set) {
             self.trouble(&kind, &name, trouble);
             return false;
         }
         if is_named {
-            let boot = json!(self.resources.revision.boot_config_map);
+            let boot = stored.boot().unwrap_or_else(|| json!(revision.boot_config_map));
             return self.child(boot) & self.child(set);
         }
         self.note("ConfigMap", None, Change::Create);

@@ -588,10 +588,13 @@ impl Writer {
             let resource = mirror::resource_of(kind);
             move |set| (resource.clone(), Arc::new(set))
         };
+        let [pods, redis] = [pods, redis].map(|pods| pods.into_iter().map(Arc::new).collect::<Vec<_>>());
         let stateful = stateful.into_iter().map(typed("StatefulSet"));
-        let sets = sets.into_iter().map(typed("ReplicaSet")).chain(stateful).collect();
+        let mut sets: Vec<_> = sets.into_iter().map(typed("ReplicaSet")).chain(stateful).collect();
+        let all = pods.iter().chain(&redis);
+        let lost = dereference::unlabelled_sets(&self.client, cluster, &sets, all).await?;
+        sets.extend(lost);
         let sets = dereference::own_sets(cluster, sets);
-        let pods = pods.into_iter().map(Arc::new).collect();
         let pods = dereference::pods_of(&sets, "ReplicaSet", pods);
         let others = found
             .children
@@ -604,7 +607,7 @@ impl Writer {
         };
         Ok(Found {
             named: found.named.clone(),
-            redis: dereference::pods_of(&sets, "StatefulSet", redis.into_iter().map(Arc::new).collect()),
+            redis: dereference::pods_of(&sets, "StatefulSet", redis),
             machines: found.machines.clone(),
             mounts: found.mounts.clone(),
             deadline: found.deadline,
