@@ -1977,3 +1977,40 @@ async fn a_replica_set_that_lost_its_label_is_still_the_clusters() {
     holds("it has no pods that name it");
     newer.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_no_longer_controls_its_child_controls_it_again() {
+    let server = with_managed_redis();
+    let (operator, set) = with_two_nodes(&server).await;
+    let children = [set_path(&server), REDIS.to_owned(), SERVICE.to_owned(), SECRET.to_owned()];
+    let specs = || children.clone().map(|path| server.get(&path).unwrap()["spec"].take());
+    let before = specs();
+    for path in &children {
+        let mut owners = server.get(path).unwrap()["metadata"]["ownerReferences"].take();
+        owners[0]["controller"] = json!(false);
+        server.edit(path, &json!({"metadata": {"ownerReferences": owners}}));
+    }
+    seconds(5).await;
+    for path in &children {
+        let owners = server.get(path).unwrap()["metadata"]["ownerReferences"].take();
+        assert_eq!(owners.as_array().unwrap().len(), 1, "{path}: {owners}");
+        assert_eq!(owners[0]["controller"], true, "{path}: {owners}");
+    }
+    assert_eq!(specs(), before);
+    assert_eq!(told(&server, "RevisionCreated").len(), 1);
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    nothing_is_written_for_an_hour(&server).await;
+
+    // Kubernetes knows one controller alone.
+    let theirs = json!([
+        {"apiVersion": "fanout.dev/v1alpha1", "kind": "FanoutCluster", "name": "chat",
+            "uid": set["metadata"]["ownerReferences"][0]["uid"], "controller": false},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "name": "theirs", "uid": "d", "controller": true},
+    ]);
+    server.edit(SERVICE, &json!({"metadata": {"ownerReferences": theirs}}));
+    seconds(5).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "NotOurs");
+    assert!(degraded["message"].as_str().unwrap().contains("belongs to Deployment theirs"), "{degraded}");
+    operator.stop().await;
+}

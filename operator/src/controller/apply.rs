@@ -36,7 +36,7 @@ use self::{
 use super::{
     Error, ErrorClass, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
-    dereference::{Found, revision_of},
+    dereference::{Found, is_owned_by, revision_of},
     mirror::Mirrors,
     validate::Problem,
 };
@@ -246,7 +246,7 @@ impl Applier {
             return Ok(Some(live.clone()));
         }
         let read = self.writer.read(cluster, "StatefulSet", &name).await?;
-        Ok(read.filter(|live| write::is_owned_by(live, cluster)))
+        Ok(read.filter(|live| is_owned_by(live, cluster)))
     }
 
     async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Trouble> {
@@ -381,7 +381,7 @@ fn own_revisions<'a>(
     cluster: &'a FanoutCluster,
     found: &'a Found,
 ) -> impl Iterator<Item = &'a DynamicObject> {
-    found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster))
+    found.of_kind("ReplicaSet").filter(|set| is_owned_by(*set, cluster))
 }
 
 /// The same, as they were written.
@@ -406,7 +406,7 @@ fn orphans<'a>(
     };
     let children = found.children.iter().map(|(resource, child)| (resource, child.as_ref()));
     children
-        .filter(|(_, child)| write::is_owned_by(*child, cluster))
+        .filter(|(_, child)| is_owned_by(*child, cluster))
         .filter(|(resource, child)| !is_kept(&resource.kind, &child.name_any()))
         .collect()
 }

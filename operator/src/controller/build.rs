@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    apps::v1::StatefulSet,
-    core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
-    networking::v1::NetworkPolicy,
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{ResourceExt, core::ObjectMeta};
 use serde_json::{Value, json};
@@ -212,13 +215,17 @@ impl GeneratedSecret {
         let lost: BTreeMap<_, _> =
             labels.filter(|(name, label)| live.labels().get(*name) != Some(*label)).collect();
         let owners = self.shell.metadata.owner_references.iter().flatten();
-        let disowned: Vec<_> = owners
-            .filter(|owner| live.owner_references().iter().all(|known| known.uid != owner.uid))
-            .collect();
+        let is_held = |owner: &OwnerReference| {
+            let mut known = live.owner_references().iter();
+            known.any(|known| known.uid == owner.uid && known.controller == owner.controller)
+        };
+        let disowned: Vec<_> = owners.filter(|owner| !is_held(owner)).collect();
         (!due.is_empty() || !lost.is_empty() || !disowned.is_empty()).then(|| {
             let mut metadata = json!({"resourceVersion": live.metadata.resource_version, "labels": lost});
             if !disowned.is_empty() {
-                let owners = live.owner_references().iter().chain(disowned);
+                let others = live.owner_references().iter();
+                let others = others.filter(|known| disowned.iter().all(|owner| owner.uid != known.uid));
+                let owners = others.chain(disowned.iter().copied());
                 metadata["ownerReferences"] = owners.map(|owner| json!(owner)).collect();
             }
             json!({"metadata": metadata, "stringData": due})

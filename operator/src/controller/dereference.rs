@@ -270,12 +270,20 @@ pub(super) fn own_sets(
     cluster: &FanoutCluster,
     mut children: Vec<(ApiResource, Arc<DynamicObject>)>,
 ) -> Vec<(ApiResource, Arc<DynamicObject>)> {
-    let uid = cluster.metadata.uid.as_deref();
     children.retain(|(resource, child)| match resource.kind.as_str() {
-        "ReplicaSet" | "StatefulSet" => uid.is_some() && controller(child.as_ref()) == uid,
+        "ReplicaSet" | "StatefulSet" => is_owned_by(child.as_ref(), cluster),
         _ => true,
     });
     children
+}
+
+/// Whether a child has our cluster as its owner, and no other controller. An owner that was edited so that it controls
+/// the child no longer is put right, as any other edit is.
+pub(super) fn is_owned_by(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
+    let Some(uid) = &cluster.metadata.uid else { return false };
+    let owners = child.owner_references();
+    owners.iter().any(|owner| owner.uid == *uid)
+        && controller(child).is_none_or(|controller| controller == uid)
 }
 
 /// The pods that one of the sets of a kind controls.

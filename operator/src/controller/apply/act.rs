@@ -60,7 +60,7 @@ impl Stored {
     pub(super) fn of(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(cluster, set, found) };
         let stored = serde_json::from_str(said).map_err(|error| error.to_string());
-        stored.and_then(|stored: Self| stored.checked(set)).unwrap_or_else(|error| {
+        stored.and_then(|stored: Self| stored.checked(cluster, set)).unwrap_or_else(|error| {
             warn!(
                 name = set.name_any(),
                 error, "the stored revision cannot be used and is taken from what is there"
@@ -70,13 +70,13 @@ impl Stored {
     }
 
     /// An annotation is input like any other: it may describe this ReplicaSet and its boot document, and nothing else.
-    fn checked(self, set: &DynamicObject) -> Result<Self, String> {
+    fn checked(self, cluster: &FanoutCluster, set: &DynamicObject) -> Result<Self, String> {
         let Self { replica_set, boot_config_map } = self;
         let checked = Self {
-            replica_set: labelled(described::<ReplicaSet>(replica_set, set, "ReplicaSet")?, set),
+            replica_set: labelled(described::<ReplicaSet>(replica_set, cluster, set, "ReplicaSet")?, set),
             boot_config_map: match boot_config_map {
                 Value::Null => Value::Null,
-                boot => described::<ConfigMap>(boot, set, "ConfigMap")?,
+                boot => described::<ConfigMap>(boot, cluster, set, "ConfigMap")?,
             },
         };
         let wanted = &checked.replica_set["spec"];
@@ -160,10 +160,11 @@ fn labelled(mut object: Value, set: &DynamicObject) -> Value {
     object
 }
 
-/// An object of this kind with the name and the owners of `set`, and of its metadata only what we write. A field of
+/// An object of this kind with the name of `set`, owned by the cluster, and of its metadata only what we write. A field of
 /// another type than Kubernetes has would be refused with each repair, and so would what else is to be changed.
 pub(super) fn described<K: DeserializeOwned>(
     mut object: Value,
+    cluster: &FanoutCluster,
     set: &DynamicObject,
     kind: &str,
 ) -> Result<Value, String> {
@@ -183,19 +184,21 @@ pub(super) fn described<K: DeserializeOwned>(
     }
     // A quantity may be a number, which the type does not know.
     serde_json::from_value::<K>(canonical::resources(object.clone())).map_err(|error| error.to_string())?;
-    let owners = set.owner_references().iter().filter(|owner| owner.kind == FanoutCluster::kind(&()));
-    let owners: Vec<_> = owners.collect();
     let mut kept = json!({
         "name": metadata["name"],
         "namespace": metadata["namespace"],
         "labels": metadata["labels"],
-        "ownerReferences": if owners.is_empty() { Value::Null } else { json!(owners) },
+        "ownerReferences": owners(cluster),
     });
     if metadata["annotations"].is_object() {
         kept["annotations"] = metadata["annotations"].clone();
     }
     object["metadata"] = kept;
     Ok(object)
+}
+
+fn owners(cluster: &FanoutCluster) -> Value {
+    cluster.controller_owner_ref(&()).map_or(Value::Null, |owner| json!([owner]))
 }
 
 /// An object without what the API server counts and what others wrote about it. Whose an annotation is tells its name: it
@@ -208,7 +211,7 @@ pub(super) fn bare(cluster: &FanoutCluster, object: &DynamicObject, kind: &str) 
         "name": metadata["name"],
         "namespace": metadata["namespace"],
         "labels": metadata["labels"],
-        "ownerReferences": metadata["ownerReferences"],
+        "ownerReferences": owners(cluster),
     });
     let ours = |name: &str| name.starts_with(labels::PREFIX) && name != RENDERED && name != APPLIED;
     let annotations = object.annotations().iter().filter(|(name, _)| ours(name));
@@ -598,7 +601,7 @@ mod tests {
         more["replicaSet"]["metadata"]["finalizers"] = json!(["theirs/x"]);
         more["replicaSet"]["metadata"]["resourceVersion"] = json!("1");
         let stored: Stored = serde_json::from_value(more).expect("it can be read");
-        let kept = stored.checked(&super::tests::set(&json!({}))).expect("it is the ReplicaSet");
+        let kept = stored.checked(&cluster(), &super::tests::set(&json!({}))).expect("it is the ReplicaSet");
         assert_eq!(kept.replica_set["metadata"].get("finalizers"), None);
         assert_eq!(kept.replica_set["metadata"].get("resourceVersion"), None);
     }

@@ -20,6 +20,7 @@ use crate::{
     api::FanoutCluster,
     controller::{
         build::{self, GeneratedSecret, OperatorConfig, Resources},
+        dereference::is_owned_by,
         is_collected,
         survey::{Read, Survey},
         validate::{self, Problem, Validated},
@@ -301,7 +302,7 @@ impl<'a> Ahead<'a> {
         let name = self.resources.managed_redis.as_ref()?.stateful_set.name_any();
         match self.survey.live("StatefulSet", &name) {
             None if self.survey.is_unread("StatefulSet", &name) => None,
-            live => Some(live.filter(|live| write::is_owned_by(*live, self.cluster))),
+            live => Some(live.filter(|live| is_owned_by(*live, self.cluster))),
         }
     }
 

@@ -43,7 +43,8 @@ impl StoredRedis {
     /// stored, or was edited: it is what is there.
     pub(super) fn of(cluster: &FanoutCluster, live: &DynamicObject, rendered: &Self) -> Self {
         let parsed = |name: &str| serde_json::from_str::<Value>(live.annotations().get(name)?.as_str()).ok();
-        let Some(stateful_set) = parsed(RENDERED).and_then(|stored| checked(stored, live, rendered)) else {
+        let Some(stateful_set) = parsed(RENDERED).and_then(|stored| checked(stored, cluster, live, rendered))
+        else {
             return Self::adopt(cluster, live, rendered);
         };
         let said = parsed(labels::REDIS_SPEC);
@@ -109,8 +110,13 @@ impl StoredRedis {
 
 /// An annotation is input: what it describes has to be this object, and no more of it is taken than we write. There is
 /// one server, whatever it says: two would each have half of the clients.
-fn checked(stored: Value, live: &DynamicObject, rendered: &StoredRedis) -> Option<Value> {
-    let mut stored = described::<StatefulSet>(stored, live, "StatefulSet").ok()?;
+fn checked(
+    stored: Value,
+    cluster: &FanoutCluster,
+    live: &DynamicObject,
+    rendered: &StoredRedis,
+) -> Option<Value> {
+    let mut stored = described::<StatefulSet>(stored, cluster, live, "StatefulSet").ok()?;
     let containers = stored["spec"]["template"]["spec"]["containers"].as_array();
     containers.filter(|containers| !containers.is_empty())?;
     let is_kept = |field: &&str| {

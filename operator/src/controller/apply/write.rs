@@ -36,7 +36,7 @@ use crate::{
     controller::{
         Error, ErrorClass, Shared,
         build::GeneratedSecret,
-        dereference::{self, Found, Node},
+        dereference::{self, Found, Node, is_owned_by},
         mirror,
         validate::Problem,
     },
@@ -133,11 +133,6 @@ struct Due {
     frozen: Vec<Path>,
     /// Whether it had been written as it is wanted now, so that somebody else changed it.
     repair: bool,
-}
-
-/// Whether a child carries our cluster as its owner.
-pub(super) fn is_owned_by(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
-    child.owner_references().iter().any(|owner| Some(&owner.uid) == cluster.metadata.uid.as_ref())
 }
 
 // === impl Writer ===
