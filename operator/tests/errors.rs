@@ -2014,3 +2014,23 @@ async fn an_owner_that_no_longer_controls_its_child_controls_it_again() {
     assert!(degraded["message"].as_str().unwrap().contains("belongs to Deployment theirs"), "{degraded}");
     operator.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_from_before_the_api_key_was_counted_stands_for_the_key_that_was_found_first() {
+    let server = with_app();
+    let stored = |server: &ApiServer| {
+        let sets = server.below(SETS);
+        let texts =
+            sets.iter().filter_map(|set| set["metadata"]["annotations"]["fanout.dev/revision-spec"].as_str());
+        texts.map(|text| serde_json::from_str::<Value>(text).unwrap()["apiKey"].clone()).collect::<Vec<_>>()
+    };
+    let operator = with_a_revision_of_before(&server, |spec| spec["apiKey"] = Value::Null).await;
+    let [digest] = &stored(&server)[..] else { panic!("one revision") };
+    assert!(digest.is_string(), "{digest}");
+    nothing_is_written_for_an_hour(&server).await;
+    server.delete(SECRET);
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 2, "its containers have the key of before");
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}

@@ -178,7 +178,8 @@ impl RevisionSpec {
     /// written by an operator that counted other fields, so names are not compared.
     pub fn stands_for(&self, stored: &Value) -> bool {
         let [stored, wanted] = [stored, &self.canonical].map(replica_set::canonical);
-        // A revision from before the key was counted may hold any; so may one whose key is not known now.
+        // One whose key is not known now may hold any; so may a revision from before the key was counted, until it is
+        // noted.
         let key = [&stored, &wanted].iter().any(|one| one["apiKey"].is_null())
             || stored["apiKey"] == wanted["apiKey"];
         key && ["spec", "restartedAt"].iter().all(|part| stored[*part] == wanted[*part])

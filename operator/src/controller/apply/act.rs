@@ -58,6 +58,10 @@ impl Stored {
     /// What a ReplicaSet says of itself. Where that is gone, cannot be read or is not of its kind and name, the revision
     /// is what is there: its pods were made of it, and so are the next.
     pub(super) fn of(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
+        Self::said_by(cluster, set, found).with_api_key(found.named.api_key.as_deref())
+    }
+
+    fn said_by(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(cluster, set, found) };
         let stored = serde_json::from_str(said).map_err(|error| error.to_string());
         stored.and_then(|stored: Self| stored.checked(cluster, set)).unwrap_or_else(|error| {
@@ -115,6 +119,22 @@ impl Stored {
             replica_set: labelled(bare(cluster, set, "ReplicaSet"), set),
             boot_config_map: boot.map_or(Value::Null, |boot| bare(cluster, boot, "ConfigMap")),
         }
+    }
+
+    /// A revision from before the key of the server API was counted does not say which one its app containers have. It is
+    /// taken for the one that is there when the revision is seen first, and noted, so that the next is another.
+    fn with_api_key(mut self, digest: Option<&str>) -> Self {
+        let has_key = |spec: &Value| {
+            let apps = spec["spec"]["podTemplate"]["spec"]["containers"].as_array();
+            !spec["apiKey"].is_null() || apps.is_none_or(Vec::is_empty)
+        };
+        if let Some(digest) = digest
+            && let Some(mut spec) = self.stands_for().filter(|spec| !has_key(spec))
+        {
+            spec["apiKey"] = digest.into();
+            self.replica_set["metadata"]["annotations"][labels::REVISION_SPEC] = spec.to_string().into();
+        }
+        self
     }
 
     /// The part of the spec that the revision stands for; `None` where that is lost.
