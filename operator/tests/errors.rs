@@ -32,6 +32,7 @@ const REDIS: &str = "/apis/apps/v1/namespaces/test/statefulsets/chat-redis";
 const SETS: &str = "/apis/apps/v1/namespaces/test/replicasets";
 const PODS: &str = "/api/v1/namespaces/test/pods";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/test/events";
+const KEYS: &str = "/api/v1/namespaces/test/secrets/keys";
 const LIVE: &str = "/api/v1/namespaces/test/configmaps/chat-live";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/test/leases/operator";
 
@@ -2033,4 +2034,71 @@ async fn a_revision_from_before_the_api_key_was_counted_stands_for_the_key_that_
     assert_eq!(server.below(SETS).len(), 2, "its containers have the key of before");
     nothing_is_written_for_an_hour(&server).await;
     operator.stop().await;
+}
+
+/// A cluster that names a Secret `keys`, of two nodes that run.
+async fn with_keys(server: &ApiServer) -> (Operator, Value) {
+    server.put(KEYS, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": {"a": "c2VjcmV0"}}));
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"spec": {"auth": {"apiKeysSecretRef": {"name": "keys"}}}}),
+    );
+    with_two_nodes(server).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_gone_stops_neither_repair_nor_the_plan_of_what_runs() {
+    let server = with_cluster();
+    let (operator, _) = with_keys(&server).await;
+    server.delete(KEYS);
+    seconds(5).await;
+    let ready = condition(&server, "chat", "Ready");
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("SecretMissing")));
+    server.delete(SERVICE);
+    scale(&server, 3);
+    seconds(5).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(asked_for(&server), 3);
+    let chat = || server.get(&format!("{CLUSTERS}/chat")).unwrap();
+    let version = chat()["status"]["version"].clone();
+
+    // A revision whose pods would wait for the Secret does not begin.
+    let more = json!({"metadata": {"generation": 2}, "spec": {"version": "9.9.9", "replicas": 2}});
+    server.edit(&format!("{CLUSTERS}/chat"), &more);
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 1);
+    assert_eq!(asked_for(&server), 2, "but fewer nodes are fewer nodes");
+    assert_eq!(chat()["status"]["version"], version);
+    assert_eq!(chat()["status"]["updatedReplicas"], 2);
+    assert_eq!(told(&server, "SecretMissing").len(), 1);
+    nothing_is_written_for_an_hour(&server).await;
+    server.put(KEYS, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": {"a": "c2VjcmV0"}}));
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 2);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_cannot_be_read_stops_neither_repair_nor_the_plan_of_what_runs() {
+    for (path, status) in [(KEYS, 403), (KEYS, 500), (SECRET, 403)] {
+        let server = with_app();
+        let (first, _) = with_keys(&server).await;
+        first.stop().await;
+        server.fail(Method::GET, path, status, usize::MAX);
+        server.delete(SERVICE);
+        scale(&server, 3);
+        let operator = Operator::start(&server).await;
+        seconds(10).await;
+        assert!(server.get(SERVICE).is_some(), "{path} {status}");
+        assert_eq!((asked_for(&server), server.below(SETS).len()), (json!(3), 1), "{path} {status}");
+        let degraded = condition(&server, "chat", "Degraded");
+        assert_eq!(degraded["reason"], "ApplyFailed", "{path} {status}");
+        server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"version": "9.9.9"}}));
+        seconds(10).await;
+        assert_eq!(server.below(SETS).len(), 1, "{path} {status}: whether it could start is not known");
+        server.recover();
+        seconds(700).await;
+        assert_eq!(server.below(SETS).len(), 2, "{path} {status}");
+        operator.stop().await;
+    }
 }

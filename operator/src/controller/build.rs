@@ -111,7 +111,7 @@ pub struct GeneratedSecret {
 
 /// Every child of `cluster`.
 pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &OperatorConfig) -> Resources {
-    let Validated { redis, api_key, readers } = validated;
+    let Validated { redis, api_key, readers, missing: _ } = validated;
     Resources {
         revision: replica_set::revision(cluster, redis, api_key.as_deref(), operator),
         live_config_map: config_map::live(cluster, redis, readers),

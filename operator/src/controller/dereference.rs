@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 use super::{
     Error, chain, diagnose,
     mirror::{self, Mirrors},
-    validate::{Dereferenced, Problem, SecretShape, referenced_secrets},
+    validate::{Dereferenced, Problem, SecretShape, presumed, referenced_secrets},
 };
 use crate::{
     api::{FanoutCluster, Reason, v1alpha1::RedisKind},
@@ -61,6 +61,8 @@ const MOUNTS_ASKED: usize = 3;
 pub struct Found {
     /// What the spec names.
     pub named: Dereferenced,
+    /// Why Secrets could not be read. Each counts as what the spec wants it to be, for the nodes run by it.
+    pub unread: Vec<Error>,
     /// Labelled children, pods and Secrets apart, and sets that lost the label. ReplicaSets and StatefulSets are the cluster's own; of others, the
     /// owner is still to be looked at.
     pub children: Vec<(ApiResource, Arc<DynamicObject>)>,
@@ -100,14 +102,20 @@ pub(super) async fn dereference(
     reports: &Reports,
     secrets: &SecretShapes,
 ) -> Result<Found, Error> {
-    let mut named = Dereferenced::default();
+    let (mut named, mut unread) = (Dereferenced::default(), Vec::new());
     for name in referenced_secrets(cluster) {
-        let shape = secrets.shape(mirrors, cluster.namespace(), &name).await?;
+        let read = secrets.shape(mirrors, cluster.namespace(), &name).await;
+        let shape = read.unwrap_or_else(|error| {
+            unread.push(error);
+            Some(presumed(cluster, &name))
+        });
         named.secrets.insert(name, shape);
     }
     if cluster.has_app_containers() {
-        let key = secrets.shape(mirrors, cluster.namespace(), &api_key_name(cluster)).await?;
-        named.api_key = key.and_then(|key| key.api_key);
+        match secrets.shape(mirrors, cluster.namespace(), &api_key_name(cluster)).await {
+            Ok(key) => named.api_key = key.and_then(|key| key.api_key),
+            Err(error) => unread.push(error),
+        }
     }
     let (pods, redis) = (mirrors.nodes_of(cluster), mirrors.redis_of(cluster));
     let labelled = mirrors.children_of(cluster);
@@ -120,6 +128,7 @@ pub(super) async fn dereference(
         if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
     let mut found = Found {
         named,
+        unread,
         machines,
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
         redis,
@@ -410,6 +419,7 @@ impl Found {
     pub(super) fn nothing() -> Self {
         Self {
             named: Dereferenced::default(),
+            unread: Vec::new(),
             children: Vec::new(),
             nodes: Vec::new(),
             redis: Vec::new(),

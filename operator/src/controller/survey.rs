@@ -112,6 +112,8 @@ impl Survey {
         dereference::note_readers(&mut named, &children, &nodes);
         let mut found = Found {
             named,
+            // Each counts as what the spec wants it to be, and is told apart.
+            unread: Vec::new(),
             machines: reader.machines(&redis).await,
             nodes: nodes.into_iter().map(|pod| Node { report: told_of(cluster, &pod), pod }).collect(),
             redis,
@@ -261,7 +263,8 @@ impl Reader<'_> {
     async fn namesakes(&mut self, found: &Found) -> Result<Vec<(ApiResource, Arc<DynamicObject>)>, Error> {
         let Some(redis) = RedisTarget::of(self.cluster) else { return Ok(Vec::new()) };
         let readers = Readers { version: self.cluster.spec.version.clone(), untold_grace_seconds: None };
-        let validated = Validated { redis, api_key: found.named.api_key.clone(), readers };
+        let validated =
+            Validated { redis, api_key: found.named.api_key.clone(), readers, missing: Vec::new() };
         let names = build::build(self.cluster, &validated, &OperatorConfig::default()).names();
         let unread: BTreeSet<_> = self.unread.iter().map(|unread| unread.kind.clone()).collect();
         let missing = names.into_iter().filter(|(kind, name)| found.child(kind, name).is_none());

@@ -9,11 +9,11 @@ use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 
 use super::{
-    Wanted, act,
+    Target, Wanted, act,
     compare::{self, Path},
-    desired, exists, orphans,
+    exists, orphans,
     redis::{self, StoredRedis},
-    replace_after, revision_name, revisions,
+    revisions,
     write::{self, Cause, Trouble},
 };
 use crate::{
@@ -145,15 +145,19 @@ fn outcome(cluster: &FanoutCluster, survey: &Survey) -> (Outcome, Vec<Problem>) 
         Err(problems) => return (Outcome::Refused, problems),
     };
     if cluster.spec.paused {
-        return (Outcome::Paused, Vec::new());
+        return (Outcome::Paused, validated.missing);
     }
     let resources = build::build(cluster, &validated, &OperatorConfig::default());
     if cluster.has_app_containers() && will_be_made(&resources.api_key, &survey.api_key) {
         validated.api_key = Some(PENDING.to_owned());
     }
     let resources = build::build(cluster, &validated, &config(survey));
-    let ahead = Ahead { cluster, survey, resources: &resources, children: Vec::new(), problems: Vec::new() };
-    let (planned, problems) = ahead.look(&validated);
+    let problems = validated.missing.clone();
+    let Some(target) = Target::of(cluster, &survey.found, &resources.revision, !problems.is_empty()) else {
+        return (Outcome::Refused, problems);
+    };
+    let ahead = Ahead { cluster, survey, resources: &resources, children: Vec::new(), problems };
+    let (planned, problems) = ahead.look(&validated, &target);
     (Outcome::Planned(Box::new(planned)), problems)
 }
 
@@ -178,28 +182,27 @@ fn will_be_made(secret: &GeneratedSecret, read: &Read) -> bool {
 // === impl Ahead ===
 
 impl<'a> Ahead<'a> {
-    fn look(mut self, validated: &Validated) -> (Planned, Vec<Problem>) {
+    fn look(mut self, validated: &Validated, target: &Target) -> (Planned, Vec<Problem>) {
         let Self { cluster, survey, resources, .. } = self;
         let found = &survey.found;
         let version = &cluster.spec.version;
-        self.problems = resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)).collect();
-        let name = revision_name(cluster, found, &resources.revision);
+        self.problems.extend(resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)));
         let has_key = self.secret(&resources.api_key, &survey.api_key);
         let stateful = self.stateful_set();
         let server = self.password().zip(stateful);
-        let (wanted, redis) =
+        let (mut wanted, redis) =
             Wanted::of(cluster, resources, server.as_ref().map(|(digest, live)| (&**digest, *live)));
+        if target.is_held {
+            wanted.keep_what_is_there(found);
+        }
         for child in wanted.children.iter().cloned().chain(revisions(cluster, found)) {
             self.child(child);
         }
-        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
+        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision, target) {
             self.note(&resource.kind, Some(child.name_any()), Change::Delete);
         }
         let observed = &redis::observed(cluster, found, redis.as_ref());
-        let desired = Desired {
-            redis: redis.as_ref().map(|redis| redis.desired(replace_after(cluster))),
-            ..desired(cluster, name)
-        };
+        let desired = target.desired(cluster, observed, redis.as_ref());
         let is_new = !exists(found, &desired.revision);
         // A new revision waits for its key.
         let waits = is_new && cluster.has_app_containers() && found.named.api_key.is_none() && !has_key;

@@ -602,6 +602,7 @@ impl Writer {
         };
         Ok(Found {
             named: found.named.clone(),
+            unread: found.unread.clone(),
             redis: dereference::pods_of(&sets, "StatefulSet", redis),
             machines: found.machines.clone(),
             mounts: found.mounts.clone(),
