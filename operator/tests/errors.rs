@@ -2102,3 +2102,21 @@ async fn a_secret_that_cannot_be_read_stops_neither_repair_nor_the_plan_of_what_
         operator.stop().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_ended_does_not_count_against_those_that_run() {
+    let server = with_cluster();
+    let (operator, set) = with_two_nodes(&server).await;
+    let mut evicted = ready_pod("chat-gone", &set["spec"]["template"]["metadata"]["labels"], &set);
+    evicted["status"] = json!({"phase": "Failed", "reason": "Evicted", "conditions": [
+        {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+    ], "containerStatuses": [{"name": "fanout", "image": "i", "imageID": "", "ready": false, "restartCount": 9,
+        "state": {"terminated": {"exitCode": 137}}}]});
+    server.put(&format!("{PODS}/chat-gone"), evicted);
+    seconds(5).await;
+    for (type_, status) in [("Ready", "True"), ("Degraded", "False"), ("Progressing", "False")] {
+        assert_eq!(condition(&server, "chat", type_)["status"], status, "{type_}");
+    }
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}

@@ -163,11 +163,10 @@ fn inhabited<'a>(
     nodes: &'a [Arc<Pod>],
 ) -> impl Iterator<Item = &'a DynamicObject> {
     let sets = children.iter().filter(|(resource, _)| resource.kind == "ReplicaSet");
-    let lives = |pod: &Pod| !matches!(phase(pod), "Failed" | "Succeeded");
     sets.map(|(_, set)| set.as_ref()).filter(move |set| {
         let is_of_set = |pod: &Pod| controller(pod) == set.metadata.uid.as_deref();
         set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0)
-            || nodes.iter().any(|pod| lives(pod) && is_of_set(pod))
+            || nodes.iter().any(|pod| !has_ended(pod) && is_of_set(pod))
     })
 }
 
@@ -328,7 +327,7 @@ fn observed_set(set: &DynamicObject) -> ObservedSet {
 /// `None` for a pod that has ended, and for one without a controller.
 fn observed_pod(found: &Found, node: &Node) -> Option<ObservedPod> {
     let Node { pod, report } = node;
-    if matches!(phase(pod), "Failed" | "Succeeded") {
+    if has_ended(pod) {
         return None;
     }
     let owner = controller_of(pod.as_ref())?;
@@ -390,6 +389,11 @@ pub(super) fn condition<'a>(
 /// The phase of a pod; empty where the kubelet has not said any.
 pub(super) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether all of a pod's containers have ended, and none starts again.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    matches!(phase(pod), "Failed" | "Succeeded")
 }
 
 fn created(object: &impl ResourceExt) -> Timestamp {
