@@ -2120,3 +2120,33 @@ async fn a_pod_that_has_ended_does_not_count_against_those_that_run() {
     nothing_is_written_for_an_hour(&server).await;
     operator.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_replaces_a_pod_rests_on_a_fresh_look_and_names_what_was_seen() {
+    let server = with_managed_redis();
+    let (operator, _) = with_two_nodes(&server).await;
+    let path = format!("{CLUSTERS}/chat");
+    let edit = json!({"spec": {"template": {"spec": {"priorityClassName": "theirs"}}}});
+    server.silence(CLUSTERS);
+    server.edit(&path, &json!({"spec": {"paused": true}}));
+    server.take_sent();
+    server.edit(REDIS, &edit);
+    seconds(30).await;
+    let sent = |server: &ApiServer, of: &str| {
+        let sent = server.take_sent().into_iter().filter(|(_, path, _)| path.contains(of));
+        sent.map(|(_, _, body)| body["metadata"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(sent(&server, "/statefulsets/"), [Value::Null; 0], "it was paused a moment ago");
+    server.edit(&path, &json!({"spec": {"paused": false}}));
+    for (of, edited) in [("/statefulsets/", REDIS.to_owned()), ("/replicasets/", set_path(&server))] {
+        server.take_sent();
+        server.edit(&edited, &edit);
+        seconds(5).await;
+        let seen = sent(&server, of);
+        assert!(!seen.is_empty(), "{of}");
+        for seen in seen {
+            assert!(seen["uid"].is_string() && seen["resourceVersion"].is_string(), "{of}: {seen}");
+        }
+    }
+    operator.stop().await;
+}

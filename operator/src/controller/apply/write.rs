@@ -4,7 +4,8 @@
 //! nothing amiss. A read that is older than our own last write says nothing. Server-side apply cannot undo everything:
 //! an item that somebody else added to a list stays, and an edited key of a list makes a second item. So each answer is
 //! compared again, and what is still amiss is undone by a merge patch. What then comes back is another controller's
-//! will: see [`memory`](super::memory). Every write asks the claim first: only the leader writes.
+//! will: see [`memory`](super::memory). A write to what keeps pods names what was seen, and one that replaces a pod asks
+//! first whether the cluster is still the same. Every write asks the claim first: only the leader writes.
 
 use std::{
     collections::HashMap,
@@ -261,10 +262,18 @@ impl Writer {
         key: &Key,
         wanted: &str,
         live: &DynamicObject,
-        due: Due,
+        mut due: Due,
         events: &Events,
     ) -> Result<(), Trouble> {
         let attempt = Attempt { wanted: wanted.to_owned(), live: Some(compare::fingerprint(live)) };
+        if has_pods(&key.kind) {
+            // A write from an old reading could remove pods.
+            due.desired["metadata"]["uid"] = json!(live.metadata.uid);
+            due.desired["metadata"]["resourceVersion"] = json!(live.resource_version());
+        }
+        if due.replaces_pods(&key.kind) {
+            self.confirm(cluster).await?;
+        }
         if !due.repair {
             return self.attempt(cluster, key, attempt, Some(live), due).await;
         }
@@ -420,6 +429,7 @@ impl Writer {
             return Ok((live.clone(), comparison.deviations.clone()));
         };
         self.may_write(&kind)?;
+        patch["metadata"]["uid"] = json!(live.metadata.uid);
         patch["metadata"]["resourceVersion"] = json!(live.resource_version());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Merge(patch)).await;
@@ -742,6 +752,11 @@ fn is_redis_template(kind: &str) -> impl Fn(&Path) -> bool + Copy + use<> {
     move |path| restarts && path.is_below(&Path::of("spec.template"))
 }
 
+/// Whether objects of a kind keep pods.
+fn has_pods(kind: &str) -> bool {
+    matches!(kind, "ReplicaSet" | "StatefulSet")
+}
+
 /// What is told of fields that others keep changing.
 fn disputed(key: &Key, memory: &Memory, deviations: &[Path], now: Instant) -> Trouble {
     let Key { kind, name, .. } = key;
@@ -843,6 +858,13 @@ impl Written {
 // === impl Due ===
 
 impl Due {
+    /// Whether Kubernetes replaces or removes pods for it. The pods of a ReplicaSet follow no template, and how many there
+    /// are is the plan's.
+    fn replaces_pods(&self, kind: &str) -> bool {
+        let spec = Path::of("spec");
+        kind == "StatefulSet" && self.comparison.deviations.iter().any(|path| path.is_below(&spec))
+    }
+
     /// Replaces the pod's specification whole, where it has something that was not there after our own write: what is not
     /// stated gets its default.
     fn renew_pod(&mut self, live: &DynamicObject) {
