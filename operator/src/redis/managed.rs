@@ -127,8 +127,11 @@ pub fn is_as_spec_says(template: &Value, canonical: &Value) -> bool {
     let pod = &template["spec"];
     let container = &pod["containers"][0];
     let given = ["labels", "annotations"].into_iter().all(|part| {
-        let stated = canonical[CHILD_METADATA][part].as_object();
-        stated.into_iter().flatten().all(|(name, text)| template["metadata"][part][name] == *text)
+        let stated = canonical[CHILD_METADATA][part].as_object().into_iter().flatten();
+        // Ours stand, whatever was asked for before a rule forbade them.
+        let ours = |name: &str| name.starts_with(labels::PREFIX) || name.starts_with(labels::STANDARD);
+        let mut theirs = stated.filter(|(name, _)| !ours(name));
+        theirs.all(|(name, text)| template["metadata"][part][name] == *text)
     });
     let image = canonical.get("image").is_none_or(|image| *image == container["image"]);
     let resources = canonical::resources(container["resources"].clone());

@@ -47,11 +47,11 @@ impl StoredRedis {
         else {
             return Self::adopt(cluster, live, rendered);
         };
-        let said = parsed(labels::REDIS_SPEC);
-        let said = said.filter(|spec| managed::is_as_spec_says(&stateful_set["spec"]["template"], spec));
-        match said {
-            Some(spec) => Self { stateful_set, spec },
-            None => Self::standing_for(stateful_set, rendered),
+        match parsed(labels::REDIS_SPEC) {
+            Some(spec) if managed::is_as_spec_says(&stateful_set["spec"]["template"], &spec) => {
+                Self { stateful_set, spec }
+            }
+            _ => Self::standing_for(stateful_set, rendered),
         }
     }
 
@@ -72,9 +72,10 @@ impl StoredRedis {
     }
 
     /// One that does not say what it stands for. Where it differs from what the spec says itself, that is nothing, and
-    /// the plan moves it.
+    /// the plan moves it: to what this operator renders, which always stands.
     fn standing_for(stateful_set: Value, rendered: &Self) -> Self {
-        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"], &rendered.spec);
+        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"], &rendered.spec)
+            || is_same_pod(&stateful_set, &rendered.stateful_set);
         Self { stateful_set, spec: if stands { rendered.spec.clone() } else { Value::Null } }
     }
 
@@ -130,6 +131,17 @@ fn checked(
     Some(stored)
 }
 
+/// Whether the pods of two StatefulSets are the same but for the password.
+fn is_same_pod(one: &Value, other: &Value) -> bool {
+    let [one, other] = [one, other].map(|set| {
+        let mut template = set["spec"]["template"].clone();
+        let annotations = template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+        annotations.into_iter().for_each(|annotations| drop(annotations.remove(labels::PASSWORD)));
+        template
+    });
+    one == other
+}
+
 /// What exists, with the managed Redis as it was rendered: what its annotations say may have been edited.
 pub(super) fn observed(cluster: &FanoutCluster, found: &Found, rendered: Option<&StoredRedis>) -> Observed {
     let mut observed = found.observed();
@@ -141,4 +153,55 @@ pub(super) fn observed(cluster: &FanoutCluster, found: &Found, rendered: Option<
         redis.spec = Some(stored.spec);
     }
     observed
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::build::OperatorConfig;
+
+    #[test]
+    fn what_was_stored_of_any_spec_is_what_it_was() {
+        let pod = json!({
+            "image": "redis:8", "resources": {"limits": {"memory": "1024Mi"}}, "storage": {"size": "1Gi"},
+            "nodeSelector": {"disk": "ssd"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high",
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "disk", "operator": "Exists"}]},
+            ]}}},
+        });
+        let given = json!({
+            "labels": {"team": "chat", "app.kubernetes.io/name": "theirs"}, "annotations": {"owner": "x"},
+        });
+        for (managed, given) in [(json!({}), json!({})), (pod, given)] {
+            let cluster = json!({
+                "apiVersion": "fanout.dev/v1alpha1", "kind": "FanoutCluster",
+                "metadata": {"name": "chat", "namespace": "web", "uid": "u"},
+                "spec": {"redis": {"managed": managed}, "childMetadata": given,
+                    "image": {"pullSecrets": [{"name": "registry"}]}},
+            });
+            let cluster: FanoutCluster = serde_json::from_value(cluster).expect("a cluster");
+            let of = |image: &str| {
+                let config = OperatorConfig { redis_image: image.to_owned(), ..OperatorConfig::default() };
+                let redis = managed::resources(&cluster, &config).expect("one is asked for");
+                StoredRedis::rendered(&managed::sealed(redis.stateful_set, "digest"), redis.canonical)
+            };
+            let (older, rendered) = (of("redis:7"), of("redis:9"));
+            let live: DynamicObject = serde_json::from_value(older.object()).expect("an object");
+            assert_eq!(StoredRedis::of(&cluster, &live, &rendered), older);
+            let mut live = live;
+            live.annotations_mut().insert(labels::REDIS_SPEC.to_owned(), "{}".to_owned());
+            assert_eq!(StoredRedis::of(&cluster, &live, &rendered), older);
+            live.annotations_mut().remove(RENDERED);
+            let adopted = StoredRedis::of(&cluster, &live, &rendered);
+            assert_eq!(adopted.spec, older.spec);
+            let template = |of: &StoredRedis| of.stateful_set["spec"]["template"].clone();
+            assert_eq!(
+                template(&adopted.moved_to(&rendered)),
+                template(&older),
+                "no other image, and no restart"
+            );
+        }
+    }
 }
