@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::{
     api::core::v1::{Event, Node as KubernetesNode, Pod, Secret},
     apimachinery::pkg::apis::meta::v1::OwnerReference,
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -52,6 +52,9 @@ const DEFAULT_GRACE: u32 = 30;
 /// Time for what only adds to a reading, as the state of a pod's Kubernetes node: status does not wait longer to say that a
 /// node does not serve.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// By so much the clocks of two operators may differ.
+const SKEW: SignedDuration = SignedDuration::from_secs(60);
 
 /// Late pods of which the Events are read, in one reconcile.
 const MOUNTS_ASKED: usize = 3;
@@ -340,8 +343,8 @@ fn observed_pod(found: &Found, node: &Node) -> Option<ObservedPod> {
         verified: report.as_ref().filter(|report| report.answered).and_then(|report| report.broker_verified),
         stuck: found.problem_of(pod).is_some(),
         serving: pod.labels().get(labels::SERVING).is_some_and(|serving| serving == "true"),
-        retired: time_of(pod, RETIRED_AT),
-        released: time_of(pod, RELEASED_AT),
+        retired: time_of(pod, RETIRED_AT, found.at),
+        released: time_of(pod, RELEASED_AT, found.at),
         ends_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
         connections: connections(pod, report.as_ref()),
     })
@@ -400,10 +403,12 @@ fn created(object: &impl ResourceExt) -> Timestamp {
     object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
-/// A time that the operator wrote. One that cannot be read is long past, so that nothing waits for it.
-fn time_of(pod: &Pod, annotation: &str) -> Option<Timestamp> {
+/// A time that the operator wrote. One that cannot be read or is yet to come is long past, so that nothing waits for it.
+fn time_of(pod: &Pod, annotation: &str, now: Timestamp) -> Option<Timestamp> {
     let text = pod.annotations().get(annotation)?;
-    Some(text.parse().unwrap_or(Timestamp::UNIX_EPOCH))
+    let time: Option<Timestamp> = text.parse().ok();
+    let is_past = |time: &Timestamp| time.duration_since(now) <= SKEW;
+    Some(time.filter(is_past).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 // === impl Node ===
@@ -591,4 +596,25 @@ pub(super) fn shape_of(secret: &Secret) -> SecretShape {
 /// First 16 hexadecimal digits of the SHA-256. It tells nothing of a random value.
 fn digest(value: &[u8]) -> String {
     Sha256::digest(value).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nothing_waits_for_a_time_that_cannot_be_read_or_lies_ahead() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let retired = |text: &str| {
+            let pod = json!({"metadata": {"name": "n", "annotations": {RETIRED_AT: text}}});
+            time_of(&serde_json::from_value(pod).expect("a pod"), RETIRED_AT, now)
+        };
+        assert_eq!(retired("2025-12-31T23:59:59Z"), Some("2025-12-31T23:59:59Z".parse().expect("a time")));
+        assert_eq!(retired("2026-01-01T00:00:30Z"), Some("2026-01-01T00:00:30Z".parse().expect("a time")));
+        for text in ["2099-01-01T00:00:00Z", "soon", ""] {
+            assert_eq!(retired(text), Some(Timestamp::UNIX_EPOCH), "{text}");
+        }
+    }
 }
