@@ -1453,6 +1453,16 @@ async fn a_revision_of_another_name_that_lost_a_label_or_an_annotation_is_what_i
         assert_eq!(sets[0]["metadata"]["annotations"][spec], before["metadata"]["annotations"][spec]);
         assert_eq!(sets[0]["spec"], before["spec"], "{lost}");
     }
+    let all = json!({"fanout.dev/revision-spec": null, "fanout.dev/rendered": null});
+    server.edit(&set_path(&server), &json!({"metadata": {"annotations": all}}));
+    seconds(61).await;
+    assert_eq!(server.below(SETS).len(), 1, "the status names it");
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"metadata": {"generation": 2}, "spec": {"version": "9.9.9"}}),
+    );
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 2, "and of another spec it says nothing");
     operator.stop().await;
 }
 

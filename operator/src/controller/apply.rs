@@ -503,11 +503,13 @@ fn exists(found: &Found, revision: &str) -> bool {
 
 /// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name. There
 /// may be several, where a field that made two revisions is now taken over by running nodes: the one of exactly this
-/// name is it, else one that has pods, else the newest.
+/// name is it, else one that has pods, else the newest. One that lost every word of what it stands for is what the status
+/// says of it, where that speaks of the same spec.
 fn revision_name(cluster: &FanoutCluster, found: &Found, revision: &RevisionSpec) -> String {
-    let stands_for_it = |set: &&DynamicObject| {
-        let stored = Stored::of(cluster, set, found).stands_for();
-        stored.is_some_and(|stored| revision.stands_for(&stored))
+    let told = cluster.status.as_ref().filter(|told| told.observed_generation == cluster.metadata.generation);
+    let stands_for_it = |set: &&DynamicObject| match Stored::of(cluster, set, found).stands_for() {
+        Some(stored) => revision.stands_for(&stored),
+        None => told.is_some_and(|told| told.update_revision == revision_of(set)),
     };
     let rank = |set: &&DynamicObject| {
         let exact = revision_of(set) == revision.name;
