@@ -329,7 +329,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     let verdict = match validate::validate(cluster, &found.named) {
         Ok(validated) => {
             let resources = build::build(cluster, &validated, config);
-            applier.apply(cluster, &found, resources).await
+            applier.apply(cluster, &found, resources, validated.missing).await
         }
         Err(problems) => Ok(apply::Applied::refused(problems)),
     };

@@ -32,6 +32,7 @@ const REDIS: &str = "/apis/apps/v1/namespaces/test/statefulsets/chat-redis";
 const SETS: &str = "/apis/apps/v1/namespaces/test/replicasets";
 const PODS: &str = "/api/v1/namespaces/test/pods";
 const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/test/events";
+const KEYS: &str = "/api/v1/namespaces/test/secrets/keys";
 const LIVE: &str = "/api/v1/namespaces/test/configmaps/chat-live";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/test/leases/operator";
 
@@ -1395,6 +1396,150 @@ async fn an_annotation_that_makes_no_sense_is_put_right_and_harms_nobody() {
     operator.stop().await;
 }
 
+/// A cluster of two nodes whose revision has a name that an operator of before gave it.
+async fn with_a_revision_of_another_name(server: &ApiServer) -> Operator {
+    with_a_revision_of_before(server, |_| {}).await
+}
+
+/// The same, where that operator stored another part of the spec.
+async fn with_a_revision_of_before(server: &ApiServer, edit: impl Fn(&mut Value)) -> Operator {
+    scale(server, 2);
+    let first = Operator::start(server).await;
+    seconds(5).await;
+    first.stop().await;
+    let (path, set) = (set_path(server), server.below(SETS).remove(0));
+    let revision = set["metadata"]["labels"]["fanout.dev/revision"].as_str().unwrap();
+    let mut set: Value = serde_json::from_str(&set.to_string().replace(revision, "0123456789")).unwrap();
+    server.delete(&path);
+    set["metadata"]["uid"] = json!("older");
+    let parsed = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap();
+    let annotations = &mut set["metadata"]["annotations"];
+    let (mut rendered, mut spec) =
+        (parsed(&annotations["fanout.dev/rendered"]), parsed(&annotations["fanout.dev/revision-spec"]));
+    edit(&mut spec);
+    annotations["fanout.dev/revision-spec"] = spec.to_string().into();
+    rendered["replicaSet"]["metadata"]["annotations"]["fanout.dev/revision-spec"] = spec.to_string().into();
+    annotations["fanout.dev/rendered"] = rendered.to_string().into();
+    server.put(&format!("{SETS}/chat-0123456789"), set.clone());
+    for name in ["chat-one", "chat-two"] {
+        let labels = &set["spec"]["template"]["metadata"]["labels"];
+        server.put(&format!("{PODS}/{name}"), ready_pod(name, labels, &set));
+    }
+    let operator = Operator::start(server).await;
+    seconds(5).await;
+    operator
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_of_another_name_that_lost_a_label_or_an_annotation_is_what_it_was() {
+    let server = with_cluster();
+    let operator = with_a_revision_of_another_name(&server).await;
+    let before = server.get(&set_path(&server)).unwrap();
+    for lost in [
+        json!({"annotations": {"fanout.dev/revision-spec": null}}),
+        json!({"annotations": {"fanout.dev/revision-spec": "{}"}}),
+        json!({"annotations": {"fanout.dev/rendered": null}}),
+        json!({"labels": {"fanout.dev/revision": null}}),
+        json!({"labels": {"fanout.dev/revision": null}, "annotations": {"fanout.dev/rendered": null}}),
+        json!({"labels": {"fanout.dev/revision": "x"}, "annotations": {"fanout.dev/rendered": "x"}}),
+    ] {
+        server.edit(&set_path(&server), &json!({ "metadata": lost }));
+        // More than a minute: this is no dispute.
+        seconds(61).await;
+        let sets = server.below(SETS);
+        assert_eq!(sets.len(), 1, "{lost}: {sets:#?}");
+        assert_eq!(sets[0]["metadata"]["labels"], before["metadata"]["labels"], "{lost}");
+        let spec = "fanout.dev/revision-spec";
+        assert_eq!(sets[0]["metadata"]["annotations"][spec], before["metadata"]["annotations"][spec]);
+        assert_eq!(sets[0]["spec"], before["spec"], "{lost}");
+    }
+    let all = json!({"fanout.dev/revision-spec": null, "fanout.dev/rendered": null});
+    server.edit(&set_path(&server), &json!({"metadata": {"annotations": all}}));
+    seconds(61).await;
+    assert_eq!(server.below(SETS).len(), 1, "the status names it");
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"metadata": {"generation": 2}, "spec": {"version": "9.9.9"}}),
+    );
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 2, "and of another spec it says nothing");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_revision_that_cannot_be_applied_does_not_stop_scaling() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let path = set_path(&server);
+    let before = server.get(&path).unwrap();
+    let stored = before["metadata"]["annotations"]["fanout.dev/rendered"].as_str().unwrap();
+    let edits: [fn(&mut Value); 4] = [
+        |stored| stored["replicaSet"]["spec"]["template"]["spec"]["containers"][0]["name"] = json!(""),
+        |stored| stored["replicaSet"]["spec"]["template"]["spec"]["containers"] = json!([5]),
+        |stored| stored["replicaSet"]["spec"]["template"]["metadata"] = json!("x"),
+        |stored| stored["bootConfigMap"]["data"] = json!([1]),
+    ];
+    for (at, edit) in edits.into_iter().enumerate() {
+        let mut stored: Value = serde_json::from_str(stored).unwrap();
+        edit(&mut stored);
+        let stored = json!({"fanout.dev/rendered": stored.to_string()});
+        server.edit(&path, &json!({"metadata": {"annotations": stored}}));
+        let replicas = u32::try_from(at).unwrap() + 2;
+        scale(&server, replicas);
+        seconds(61).await;
+        assert_eq!(asked_for(&server), replicas, "{stored}");
+        assert_eq!(condition(&server, "chat", "Degraded")["status"], "False", "{stored}");
+        assert_eq!(server.get(&path).unwrap()["spec"]["template"], before["spec"]["template"]);
+    }
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_of_a_redis_makes_neither_another_pod_nor_a_second_one() {
+    let server = with_managed_redis();
+    let first = Operator::start(&server).await;
+    seconds(5).await;
+    first.stop().await;
+    let before = server.get(REDIS).unwrap();
+    let operator = newer_operator(&server).await;
+    seconds(5).await;
+    let rendered = before["metadata"]["annotations"]["fanout.dev/rendered"].as_str().unwrap();
+    let edited = |place: &str, value: Value| {
+        let mut stored: Value = serde_json::from_str(rendered).unwrap();
+        let (parent, field) = place.rsplit_once('/').unwrap();
+        stored.pointer_mut(parent).unwrap()[field] = value;
+        json!({"fanout.dev/rendered": stored.to_string()})
+    };
+    let spec = |text: &str| json!({"fanout.dev/redis-spec": text});
+    for annotations in [
+        spec("{}"),
+        spec("[]"),
+        spec(r#"{"resources":{},"persistent":false,"pullSecrets":[],"nodeSelector":{"a":"b"}}"#),
+        spec(r#"{"resources":{},"persistent":true,"pullSecrets":[]}"#),
+        edited("/spec/replicas", json!(2)),
+        edited("/spec/replicas", json!("two")),
+        edited("/spec/template/metadata", json!("x")),
+        edited("/spec/template/spec/containers/0/name", json!("")),
+        edited("/spec/selector", json!({"matchLabels": {"a": "b"}})),
+    ] {
+        server.edit(REDIS, &json!({"metadata": {"annotations": annotations}}));
+        seconds(61).await;
+        let live = server.get(REDIS).unwrap();
+        assert_eq!(live["spec"], before["spec"], "{annotations}");
+        assert_eq!(condition(&server, "chat", "Degraded")["status"], "False", "{annotations}");
+        assert_eq!(told(&server, "RedisChanged"), [""; 0], "{annotations}");
+    }
+    // The step that moves it rests on what is stored, too.
+    server.edit(REDIS, &json!({"metadata": {"annotations": edited("/spec/template/metadata", json!("x"))}}));
+    server.edit(PASSWORD, &json!({"data": {"password": "bWluZQ=="}}));
+    seconds(5).await;
+    assert_eq!(told(&server, "RedisChanged").len(), 1);
+    assert_eq!(server.get(REDIS).unwrap()["spec"]["replicas"], 1);
+    assert_eq!(operator.metric("fanout_operator_reconciles_total{outcome=\"Panic\"}"), "");
+    operator.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_key_of_a_list_that_somebody_edited_is_taken_back() {
     let server = with_cluster();
@@ -1799,5 +1944,219 @@ async fn a_secret_that_cannot_be_read_is_told_and_one_that_was_read_before_count
     seconds(5).await;
     assert_eq!(asked_for(&server), 3);
     assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_set_that_lost_its_label_is_still_the_clusters() {
+    let server = with_cluster();
+    let (operator, set) = with_two_nodes(&server).await;
+    let path = set_path(&server);
+    let boot = format!("/api/v1/namespaces/test/configmaps/{}", set["metadata"]["name"].as_str().unwrap());
+    let stripped = json!({"metadata": {"labels": {"fanout.dev/cluster": null}}});
+    let holds = |case: &str| {
+        let live = server.get(&path).unwrap();
+        assert_eq!(live["metadata"]["labels"]["fanout.dev/cluster"], "chat", "{case}");
+        assert_eq!(live["spec"], set["spec"], "{case}");
+        assert_eq!(live["metadata"]["annotations"], set["metadata"]["annotations"], "{case}");
+        assert_eq!(server.below(SETS).len(), 1, "{case}");
+    };
+    let deleted = |writes: Vec<String>| writes.into_iter().find(|write| write.contains("DELETE"));
+    server.take_writes();
+    server.edit(&path, &stripped);
+    seconds(5).await;
+    holds("it was seen");
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    assert_eq!(deleted(server.take_writes()), None, "nor is its boot document an orphan");
+    operator.stop().await;
+
+    server.edit(&path, &stripped);
+    let newer = newer_operator(&server).await;
+    seconds(60).await;
+    holds("it was lost before the operator began");
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    assert_eq!(deleted(server.take_writes()), None);
+    assert!(server.get(&boot).is_some());
+    newer.stop().await;
+
+    for pod in ["chat-one", "chat-two"] {
+        server.delete(&format!("{PODS}/{pod}"));
+    }
+    server.edit(&path, &stripped);
+    let newer = newer_operator(&server).await;
+    seconds(60).await;
+    holds("it has no pods that name it");
+    newer.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_no_longer_controls_its_child_controls_it_again() {
+    let server = with_managed_redis();
+    let (operator, set) = with_two_nodes(&server).await;
+    let children = [set_path(&server), REDIS.to_owned(), SERVICE.to_owned(), SECRET.to_owned()];
+    let specs = || children.clone().map(|path| server.get(&path).unwrap()["spec"].take());
+    let before = specs();
+    for path in &children {
+        let mut owners = server.get(path).unwrap()["metadata"]["ownerReferences"].take();
+        owners[0]["controller"] = json!(false);
+        server.edit(path, &json!({"metadata": {"ownerReferences": owners}}));
+    }
+    seconds(5).await;
+    for path in &children {
+        let owners = server.get(path).unwrap()["metadata"]["ownerReferences"].take();
+        assert_eq!(owners.as_array().unwrap().len(), 1, "{path}: {owners}");
+        assert_eq!(owners[0]["controller"], true, "{path}: {owners}");
+    }
+    assert_eq!(specs(), before);
+    assert_eq!(told(&server, "RevisionCreated").len(), 1);
+    assert_eq!(status_nodes(&server), ["chat-one", "chat-two"]);
+    nothing_is_written_for_an_hour(&server).await;
+
+    // Kubernetes knows one controller alone.
+    let theirs = json!([
+        {"apiVersion": "fanout.dev/v1alpha1", "kind": "FanoutCluster", "name": "chat",
+            "uid": set["metadata"]["ownerReferences"][0]["uid"], "controller": false},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "name": "theirs", "uid": "d", "controller": true},
+    ]);
+    server.edit(SERVICE, &json!({"metadata": {"ownerReferences": theirs}}));
+    seconds(5).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "NotOurs");
+    assert!(degraded["message"].as_str().unwrap().contains("belongs to Deployment theirs"), "{degraded}");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_from_before_the_api_key_was_counted_stands_for_the_key_that_was_found_first() {
+    let server = with_app();
+    let stored = |server: &ApiServer| {
+        let sets = server.below(SETS);
+        let texts =
+            sets.iter().filter_map(|set| set["metadata"]["annotations"]["fanout.dev/revision-spec"].as_str());
+        texts.map(|text| serde_json::from_str::<Value>(text).unwrap()["apiKey"].clone()).collect::<Vec<_>>()
+    };
+    let operator = with_a_revision_of_before(&server, |spec| spec["apiKey"] = Value::Null).await;
+    let [digest] = &stored(&server)[..] else { panic!("one revision") };
+    assert!(digest.is_string(), "{digest}");
+    nothing_is_written_for_an_hour(&server).await;
+    server.delete(SECRET);
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 2, "its containers have the key of before");
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+/// A cluster that names a Secret `keys`, of two nodes that run.
+async fn with_keys(server: &ApiServer) -> (Operator, Value) {
+    server.put(KEYS, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": {"a": "c2VjcmV0"}}));
+    server.edit(
+        &format!("{CLUSTERS}/chat"),
+        &json!({"spec": {"auth": {"apiKeysSecretRef": {"name": "keys"}}}}),
+    );
+    with_two_nodes(server).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_gone_stops_neither_repair_nor_the_plan_of_what_runs() {
+    let server = with_cluster();
+    let (operator, _) = with_keys(&server).await;
+    server.delete(KEYS);
+    seconds(5).await;
+    let ready = condition(&server, "chat", "Ready");
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("SecretMissing")));
+    server.delete(SERVICE);
+    scale(&server, 3);
+    seconds(5).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(asked_for(&server), 3);
+    let chat = || server.get(&format!("{CLUSTERS}/chat")).unwrap();
+    let version = chat()["status"]["version"].clone();
+
+    // A revision whose pods would wait for the Secret does not begin.
+    let more = json!({"metadata": {"generation": 2}, "spec": {"version": "9.9.9", "replicas": 2}});
+    server.edit(&format!("{CLUSTERS}/chat"), &more);
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 1);
+    assert_eq!(asked_for(&server), 2, "but fewer nodes are fewer nodes");
+    assert_eq!(chat()["status"]["version"], version);
+    assert_eq!(chat()["status"]["updatedReplicas"], 2);
+    assert_eq!(told(&server, "SecretMissing").len(), 1);
+    nothing_is_written_for_an_hour(&server).await;
+    server.put(KEYS, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": {"a": "c2VjcmV0"}}));
+    seconds(5).await;
+    assert_eq!(server.below(SETS).len(), 2);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_cannot_be_read_stops_neither_repair_nor_the_plan_of_what_runs() {
+    for (path, status) in [(KEYS, 403), (KEYS, 500), (SECRET, 403)] {
+        let server = with_app();
+        let (first, _) = with_keys(&server).await;
+        first.stop().await;
+        server.fail(Method::GET, path, status, usize::MAX);
+        server.delete(SERVICE);
+        scale(&server, 3);
+        let operator = Operator::start(&server).await;
+        seconds(10).await;
+        assert!(server.get(SERVICE).is_some(), "{path} {status}");
+        assert_eq!((asked_for(&server), server.below(SETS).len()), (json!(3), 1), "{path} {status}");
+        let degraded = condition(&server, "chat", "Degraded");
+        assert_eq!(degraded["reason"], "ApplyFailed", "{path} {status}");
+        server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"version": "9.9.9"}}));
+        seconds(10).await;
+        assert_eq!(server.below(SETS).len(), 1, "{path} {status}: whether it could start is not known");
+        server.recover();
+        seconds(700).await;
+        assert_eq!(server.below(SETS).len(), 2, "{path} {status}");
+        operator.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_ended_does_not_count_against_those_that_run() {
+    let server = with_cluster();
+    let (operator, set) = with_two_nodes(&server).await;
+    let mut evicted = ready_pod("chat-gone", &set["spec"]["template"]["metadata"]["labels"], &set);
+    evicted["status"] = json!({"phase": "Failed", "reason": "Evicted", "conditions": [
+        {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+    ], "containerStatuses": [{"name": "fanout", "image": "i", "imageID": "", "ready": false, "restartCount": 9,
+        "state": {"terminated": {"exitCode": 137}}}]});
+    server.put(&format!("{PODS}/chat-gone"), evicted);
+    seconds(5).await;
+    for (type_, status) in [("Ready", "True"), ("Degraded", "False"), ("Progressing", "False")] {
+        assert_eq!(condition(&server, "chat", type_)["status"], status, "{type_}");
+    }
+    nothing_is_written_for_an_hour(&server).await;
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repair_that_replaces_a_pod_rests_on_a_fresh_look_and_names_what_was_seen() {
+    let server = with_managed_redis();
+    let (operator, _) = with_two_nodes(&server).await;
+    let path = format!("{CLUSTERS}/chat");
+    let edit = json!({"spec": {"template": {"spec": {"priorityClassName": "theirs"}}}});
+    server.silence(CLUSTERS);
+    server.edit(&path, &json!({"spec": {"paused": true}}));
+    server.take_sent();
+    server.edit(REDIS, &edit);
+    seconds(30).await;
+    let sent = |server: &ApiServer, of: &str| {
+        let sent = server.take_sent().into_iter().filter(|(_, path, _)| path.contains(of));
+        sent.map(|(_, _, body)| body["metadata"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(sent(&server, "/statefulsets/"), [Value::Null; 0], "it was paused a moment ago");
+    server.edit(&path, &json!({"spec": {"paused": false}}));
+    for (of, edited) in [("/statefulsets/", REDIS.to_owned()), ("/replicasets/", set_path(&server))] {
+        server.take_sent();
+        server.edit(&edited, &edit);
+        seconds(5).await;
+        let seen = sent(&server, of);
+        assert!(!seen.is_empty(), "{of}");
+        for seen in seen {
+            assert!(seen["uid"].is_string() && seen["resourceVersion"].is_string(), "{of}: {seen}");
+        }
+    }
     operator.stop().await;
 }

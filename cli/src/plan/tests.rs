@@ -486,8 +486,9 @@ async fn a_secret_of_the_same_file_counts_as_there() {
     let report = stage.plan(&manifest).await.unwrap();
     assert_eq!(
         (report.clusters[0].state, &*report.clusters[0].problems[0].reason),
-        (State::Refused, "SecretMissing")
+        (State::Planned, "SecretMissing")
     );
+    assert_eq!(report.clusters[0].nodes.as_ref().unwrap().replaced, 0, "new nodes would wait for it");
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "api-keys"}, "stringData": {"a": "b"}});
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{secret}\n---\n{manifest}\n")).unwrap();

@@ -29,13 +29,14 @@ use serde_json::Value;
 pub(super) use self::field::{is_invalid, of_cluster as fields_behind};
 pub use self::write::FIELD_MANAGER;
 use self::{
+    act::Stored,
     redis::StoredRedis,
     write::{Cause, Trouble, Writer},
 };
 use super::{
     Error, ErrorClass, Shared,
     build::{GeneratedSecret, ManagedRedisResources, Resources, RevisionSpec},
-    dereference::Found,
+    dereference::{Found, is_owned_by, revision_of},
     mirror::Mirrors,
     validate::Problem,
 };
@@ -44,7 +45,7 @@ use crate::{
     events::Events,
     plan::{self, Action, Desired, Observed, Strategy},
     redis::managed,
-    resources::{config_map, labels},
+    resources::config_map,
 };
 
 /// Time between a node's leaving its Services and its removal: what kube-proxy needs on a slow day. The drain itself
@@ -59,7 +60,7 @@ const REVISION_HISTORY_LIMIT: usize = 3;
 pub struct Applied {
     /// What stands in the way.
     pub problems: Vec<Problem>,
-    /// The revision that the spec asks for; `None` where the spec was refused.
+    /// The revision that the spec asks for; `None` where the spec was refused, or where its pods would wait for a Secret.
     pub revision: Option<String>,
     /// The steps that were taken.
     pub actions: Vec<Action>,
@@ -112,7 +113,9 @@ impl Applied {
             Cause::Failed(error) if error.ends_reconcile() => return Err(error),
             Cause::Failed(error) => error,
         };
-        self.problems.extend(failed.problem(lasting));
+        // One request may fail in two places.
+        let problem = failed.problem(lasting).filter(|problem| !self.problems.contains(problem));
+        self.problems.extend(problem);
         self.failures.push((failed.class(), again));
         Ok(None)
     }
@@ -131,23 +134,33 @@ impl Applier {
         Self { writer: Writer::new(shared), events: shared.events.clone(), mirrors }
     }
 
-    /// Makes everything of a cluster what it should be; of a paused one, nothing.
+    /// Makes everything of a cluster what it should be; of a paused one, nothing. `missing`: what is missing of the Secrets
+    /// that it names. Without them no new revision begins, and what runs is kept as it is.
     pub(super) async fn apply(
         &self,
         cluster: &FanoutCluster,
         found: &Found,
         resources: Resources,
+        missing: Vec<Problem>,
     ) -> Result<Applied, Error> {
-        let name = revision_name(found, &resources.revision);
-        let mut applied = Applied { revision: Some(name.clone()), ..Applied::default() };
+        let is_in_doubt = !missing.is_empty() || !found.unread.is_empty();
+        let mut applied = Applied { problems: missing, ..Applied::default() };
+        for error in &found.unread {
+            applied.note::<()>(Err(error.clone().into()))?;
+        }
+        let Some(target) = Target::of(cluster, found, &resources.revision, is_in_doubt) else {
+            return Ok(applied);
+        };
+        let name = target.revision.clone();
+        applied.revision = Some(name.clone()).filter(|_| !target.is_held);
         if cluster.spec.paused {
             return Ok(applied);
         }
         let version = &cluster.spec.version;
-        applied.problems =
-            resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)).collect();
-        let rendered = self.children(cluster, found, resources, &mut applied).await?;
-        if cluster.has_app_containers() && found.named.api_key.is_none() {
+        applied.problems.extend(resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)));
+        let rendered = self.children(cluster, found, resources, &target, &mut applied).await?;
+        // A key that cannot be read is in doubt, and may be any.
+        if cluster.has_app_containers() && found.named.api_key.is_none() && !is_in_doubt {
             if rendered.has_api_key {
                 // The key was made a moment ago. The revision rests on it, and the watch tells of it.
                 let soon = found.at.checked_add(SignedDuration::from_secs(1)).ok();
@@ -159,9 +172,7 @@ impl Applier {
                 return Ok(applied);
             }
         }
-        let redis = rendered.redis.as_ref().map(|redis| redis.desired(replace_after(cluster)));
-        let desired = Desired { redis, ..desired(cluster, name) };
-        self.act(cluster, found, &desired, &rendered, &mut applied).await?;
+        self.act(cluster, found, &rendered, &mut applied).await?;
         Ok(applied)
     }
 
@@ -176,6 +187,7 @@ impl Applier {
         cluster: &FanoutCluster,
         found: &Found,
         resources: Resources,
+        target: &Target,
         applied: &mut Applied,
     ) -> Result<Rendered, Error> {
         // Secrets first: pods wait for them, and find them there.
@@ -186,27 +198,61 @@ impl Applier {
             let live = applied.note(self.redis(cluster, found).await)?;
             server = digest.zip(live);
         }
+        let server = server.as_ref().map(|(digest, live)| (&**digest, live.as_ref()));
         let settings = config_map::live_hash(&resources.live_config_map);
-        let (wanted, redis) =
-            Wanted::of(cluster, &resources, server.as_ref().map(|(digest, live)| (&**digest, live.as_ref())));
+        let (mut wanted, redis) = Wanted::of(cluster, &resources, server);
+        if target.is_held {
+            wanted.keep_what_is_there(found);
+        }
         for child in &wanted.children {
-            let done = applied.note(self.writer.ensure(cluster, found, child.clone(), &self.events).await)?;
-            if done.is_some() && child["kind"] == "ConfigMap" {
+            let mut done = self.writer.ensure(cluster, found, child.clone(), &self.events).await;
+            if let (Some(rendered), Some((_, Some(live)))) = (&redis, server)
+                && child["kind"] == "StatefulSet"
+                && done.as_ref().is_err_and(Trouble::is_invalid)
+            {
+                // What is stored cannot be; what is there can.
+                let adopted = StoredRedis::adopt(cluster, live, rendered).object();
+                done = self.writer.ensure(cluster, found, adopted, &self.events).await;
+            }
+            if applied.note(done)?.is_some() && child["kind"] == "ConfigMap" {
                 // The only one here is that of the live settings.
                 applied.settings = Some(settings.clone());
             }
         }
-        for child in revisions(cluster, found) {
-            applied.note(self.writer.ensure(cluster, found, child, &self.events).await)?;
+        for set in own_revisions(cluster, found) {
+            self.revision(cluster, found, set, applied).await?;
         }
-        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
+        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision, target) {
             let removed = async {
                 self.writer.confirm(cluster).await?;
                 self.writer.delete(resource, child).await
             };
             applied.note(removed.await.map_err(Trouble::from))?;
         }
-        Ok(Rendered { revision: resources.revision, redis, has_api_key })
+        let Target { revision: _, is_held: _, is_in_doubt } = *target;
+        Ok(Rendered { revision: resources.revision, redis, has_api_key, is_in_doubt })
+    }
+
+    /// A revision as it was written. Where the API server refuses that for what it is, it is not what was written, and the
+    /// revision is what is there: else each step of the plan would be refused with it.
+    async fn revision(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        set: &DynamicObject,
+        applied: &mut Applied,
+    ) -> Result<(), Error> {
+        for child in Stored::of(cluster, set, found).as_it_should_be(set) {
+            let done = self.writer.ensure(cluster, found, child, &self.events).await;
+            if done.as_ref().is_err_and(Trouble::is_invalid) {
+                for there in Stored::adopt(cluster, set, found).as_it_should_be(set) {
+                    applied.note(self.writer.ensure(cluster, found, there, &self.events).await)?;
+                }
+                return Ok(());
+            }
+            applied.note(done)?;
+        }
+        Ok(())
     }
 
     /// The StatefulSet of the managed Redis. One that lost the cluster's label is in no mirror, and is still the cluster's:
@@ -217,7 +263,7 @@ impl Applier {
             return Ok(Some(live.clone()));
         }
         let read = self.writer.read(cluster, "StatefulSet", &name).await?;
-        Ok(read.filter(|live| write::is_owned_by(live, cluster)))
+        Ok(read.filter(|live| is_owned_by(live, cluster)))
     }
 
     async fn secret(&self, cluster: &FanoutCluster, secret: &GeneratedSecret) -> Result<String, Trouble> {
@@ -230,16 +276,18 @@ impl Applier {
         &self,
         cluster: &FanoutCluster,
         found: &Found,
-        desired: &Desired,
         rendered: &Rendered,
         applied: &mut Applied,
     ) -> Result<(), Error> {
-        let mut observed = found.observed();
-        if !plan::plan(&observed, desired, found.at).is_empty() {
+        let Some((mut observed, mut desired)) = rendered.to_plan(cluster, found) else { return Ok(()) };
+        if !plan::plan(&observed, &desired, found.at).is_empty() {
             let fresh = self.writer.look(cluster, found).await.map_err(Trouble::from);
             let Some(fresh) = applied.note(fresh)? else { return Ok(()) };
-            observed = fresh.observed();
-            for action in plan::plan(&observed, desired, fresh.at) {
+            // The revision too: it may have been repaired, or made, since.
+            let Some(planned) = rendered.to_plan(cluster, &fresh) else { return Ok(()) };
+            (observed, desired) = planned;
+            applied.revision = applied.revision.take().map(|_| desired.revision.clone());
+            for action in plan::plan(&observed, &desired, fresh.at) {
                 let performed = self.writer.perform(cluster, &fresh, rendered, &action, &self.events).await;
                 let stale = performed.as_ref().is_err_and(Trouble::is_conflict);
                 if applied.note(performed)?.is_some() {
@@ -250,7 +298,7 @@ impl Applier {
                 }
             }
         }
-        let at = again(&observed, desired, found);
+        let at = again(&observed, &desired, found);
         applied.again = applied.again.into_iter().chain(at).min();
         Ok(())
     }
@@ -262,6 +310,18 @@ struct Rendered {
     redis: Option<StoredRedis>,
     /// Whether the Secret of the server API's key is there.
     has_api_key: bool,
+    /// Whether pods of a new revision would wait, or may.
+    is_in_doubt: bool,
+}
+
+/// The revision that nodes are brought to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    revision: String,
+    /// It is one that runs, in the place of the one that the spec asks for.
+    is_held: bool,
+    /// Whether pods of a new revision would wait, or may.
+    is_in_doubt: bool,
 }
 
 /// Children that should exist.
@@ -270,6 +330,55 @@ struct Wanted {
     children: Vec<Value>,
     /// Kind and name of those that stay as they are.
     kept: Vec<(String, String)>,
+}
+
+// === impl Rendered ===
+
+impl Rendered {
+    /// What exists and what should, in the plan's words.
+    fn to_plan(&self, cluster: &FanoutCluster, found: &Found) -> Option<(Observed, Desired)> {
+        let Self { revision, redis, has_api_key: _, is_in_doubt } = self;
+        let target = Target::of(cluster, found, revision, *is_in_doubt)?;
+        let observed = redis::observed(cluster, found, redis.as_ref());
+        let desired = target.desired(cluster, &observed, redis.as_ref());
+        Some((observed, desired))
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The revision that the spec asks for. While it is in doubt whether its pods could start, only where it runs already:
+    /// else the one that does; `None` where none does.
+    fn of(
+        cluster: &FanoutCluster,
+        found: &Found,
+        revision: &RevisionSpec,
+        is_in_doubt: bool,
+    ) -> Option<Self> {
+        let asked = revision_name(cluster, found, revision);
+        let told = cluster.status.as_ref().map(|status| status.update_revision.as_str());
+        let runs = |set: &DynamicObject| told == Some(revision_of(set)) || has_replicas(set);
+        if !is_in_doubt || found.of_kind("ReplicaSet").any(|set| revision_of(set) == asked && runs(set)) {
+            return Some(Self { revision: asked, is_held: false, is_in_doubt });
+        }
+        let rank = |set: &&DynamicObject| {
+            let is_told = told == Some(revision_of(set));
+            (is_told, has_replicas(set), set.creation_timestamp(), set.name_any())
+        };
+        let running = found.of_kind("ReplicaSet").max_by_key(rank)?;
+        Some(Self { revision: revision_of(running).to_owned(), is_held: true, is_in_doubt })
+    }
+
+    fn desired(&self, cluster: &FanoutCluster, observed: &Observed, redis: Option<&StoredRedis>) -> Desired {
+        let mut redis = redis.map(|redis| redis.desired(replace_after(cluster)));
+        // The Redis of the nodes that run is not moved for a spec that does not take effect.
+        let present = observed.redis.as_ref().and_then(|redis| redis.spec.clone()).filter(|_| self.is_held);
+        if let (Some(redis), Some(present)) = (&mut redis, present) {
+            redis.spec = present;
+        }
+        Desired { redis, ..desired(cluster, self.revision.clone()) }
+    }
 }
 
 // === impl Wanted ===
@@ -327,16 +436,37 @@ impl Wanted {
         self.kept.push(("StatefulSet".to_owned(), child.name_any()));
     }
 
+    /// Makes what is gone, and leaves the rest as the nodes have it that run by another spec.
+    fn keep_what_is_there(&mut self, found: &Found) {
+        let Self { children, kept } = self;
+        children.retain(|child| {
+            let (kind, name) = write::identity(child);
+            // The StatefulSet is as it was stored.
+            let stays = kind != "StatefulSet" && found.child(&kind, &name).is_some();
+            if stays {
+                kept.push((kind, name));
+            }
+            !stays
+        });
+    }
+
     fn contains(&self, kind: &str, name: &str) -> bool {
         self.children.iter().any(|child| child["kind"] == kind && child["metadata"]["name"] == name)
             || self.kept.iter().any(|kept| *kept == (kind.to_owned(), name.to_owned()))
     }
 }
 
-/// Each revision that exists, as it was written.
+/// Each revision that exists.
+fn own_revisions<'a>(
+    cluster: &'a FanoutCluster,
+    found: &'a Found,
+) -> impl Iterator<Item = &'a DynamicObject> {
+    found.of_kind("ReplicaSet").filter(|set| is_owned_by(*set, cluster))
+}
+
+/// The same, as they were written.
 fn revisions<'a>(cluster: &'a FanoutCluster, found: &'a Found) -> impl Iterator<Item = Value> + 'a {
-    let sets = found.of_kind("ReplicaSet").filter(|set| write::is_owned_by(*set, cluster));
-    sets.flat_map(|set| act::Stored::of(cluster, set, found).as_it_should_be(set))
+    own_revisions(cluster, found).flat_map(|set| Stored::of(cluster, set, found).as_it_should_be(set))
 }
 
 /// Children that are wanted no longer. ReplicaSets are the plan's, claims outlive, and a boot document lives as long as
@@ -346,7 +476,12 @@ fn orphans<'a>(
     found: &'a Found,
     wanted: &Wanted,
     revision: &RevisionSpec,
+    target: &Target,
 ) -> Vec<(&'a ApiResource, &'a DynamicObject)> {
+    if target.is_held {
+        // They are wanted by the nodes that run.
+        return Vec::new();
+    }
     let revisions: BTreeSet<_> = found.of_kind("ReplicaSet").map(ResourceExt::name_any).collect();
     let current = revision.boot_config_map.metadata.name.as_deref();
     let is_kept = |kind: &str, name: &str| match kind {
@@ -356,36 +491,36 @@ fn orphans<'a>(
     };
     let children = found.children.iter().map(|(resource, child)| (resource, child.as_ref()));
     children
-        .filter(|(_, child)| write::is_owned_by(*child, cluster))
+        .filter(|(_, child)| is_owned_by(*child, cluster))
         .filter(|(resource, child)| !is_kept(&resource.kind, &child.name_any()))
         .collect()
 }
 
 /// Whether a revision has its ReplicaSet.
 fn exists(found: &Found, revision: &str) -> bool {
-    found
-        .of_kind("ReplicaSet")
-        .any(|set| set.labels().get(labels::REVISION).is_some_and(|name| name == revision))
+    found.of_kind("ReplicaSet").any(|set| revision_of(set) == revision)
 }
 
 /// The revision that the spec asks for. One that an older operator made for the same spec is it, whatever its name. There
 /// may be several, where a field that made two revisions is now taken over by running nodes: the one of exactly this
-/// name is it, else one that has pods, else the newest.
-fn revision_name(found: &Found, revision: &RevisionSpec) -> String {
-    let stands_for_it = |set: &&DynamicObject| {
-        let stored = set.annotations().get(labels::REVISION_SPEC);
-        let stored = stored.and_then(|text| serde_json::from_str(text).ok());
-        stored.is_some_and(|stored| revision.stands_for(&stored))
+/// name is it, else one that has pods, else the newest. One that lost every word of what it stands for is what the status
+/// says of it, where that speaks of the same spec.
+fn revision_name(cluster: &FanoutCluster, found: &Found, revision: &RevisionSpec) -> String {
+    let told = cluster.status.as_ref().filter(|told| told.observed_generation == cluster.metadata.generation);
+    let stands_for_it = |set: &&DynamicObject| match Stored::of(cluster, set, found).stands_for() {
+        Some(stored) => revision.stands_for(&stored),
+        None => told.is_some_and(|told| told.update_revision == revision_of(set)),
     };
     let rank = |set: &&DynamicObject| {
-        let exact = set.labels().get(labels::REVISION) == Some(&revision.name);
-        let has_pods = set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0);
-        (exact, has_pods, set.creation_timestamp(), set.name_any())
+        let exact = revision_of(set) == revision.name;
+        (exact, has_replicas(set), set.creation_timestamp(), set.name_any())
     };
     let existing = found.of_kind("ReplicaSet").filter(stands_for_it).max_by_key(rank);
-    existing
-        .and_then(|set| set.labels().get(labels::REVISION).cloned())
-        .unwrap_or_else(|| revision.name.clone())
+    existing.map_or_else(|| revision.name.clone(), |set| revision_of(set).to_owned())
+}
+
+fn has_replicas(set: &DynamicObject) -> bool {
+    set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0)
 }
 
 /// What the spec asks the plan for, the managed Redis apart.
@@ -422,6 +557,7 @@ mod tests {
     use crate::{
         controller::{build, mirror, validate},
         redis::RedisTarget,
+        resources::labels,
     };
 
     #[test]
@@ -431,7 +567,7 @@ mod tests {
         let redis = RedisTarget::of(&cluster).expect("one is set");
         let readers =
             config_map::Readers { version: cluster.spec.version.clone(), untold_grace_seconds: None };
-        let validated = validate::Validated { redis, api_key: None, readers };
+        let validated = validate::Validated { redis, api_key: None, readers, missing: Vec::new() };
         let revision = build::build(&cluster, &validated, &build::OperatorConfig::default()).revision;
         let set = |name: &str, replicas: u32, created: &str| {
             let metadata = json!({
@@ -443,7 +579,7 @@ mod tests {
         };
         let chosen = |children: Vec<_>| {
             let found = Found { children, ..Found::nothing() };
-            revision_name(&found, &revision)
+            revision_name(&cluster, &found, &revision)
         };
         let [old, running, new] =
             [("old", 0, "2026-01-01"), ("running", 2, "2026-01-02"), ("new", 0, "2026-01-03")]

@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    apps::v1::StatefulSet,
-    core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
-    networking::v1::NetworkPolicy,
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{ResourceExt, core::ObjectMeta};
 use serde_json::{Value, json};
@@ -108,7 +111,7 @@ pub struct GeneratedSecret {
 
 /// Every child of `cluster`.
 pub fn build(cluster: &FanoutCluster, validated: &Validated, operator: &OperatorConfig) -> Resources {
-    let Validated { redis, api_key, readers } = validated;
+    let Validated { redis, api_key, readers, missing: _ } = validated;
     Resources {
         revision: replica_set::revision(cluster, redis, api_key.as_deref(), operator),
         live_config_map: config_map::live(cluster, redis, readers),
@@ -175,7 +178,8 @@ impl RevisionSpec {
     /// written by an operator that counted other fields, so names are not compared.
     pub fn stands_for(&self, stored: &Value) -> bool {
         let [stored, wanted] = [stored, &self.canonical].map(replica_set::canonical);
-        // A revision from before the key was counted may hold any; so may one whose key is not known now.
+        // One whose key is not known now may hold any; so may a revision from before the key was counted, until it is
+        // noted.
         let key = [&stored, &wanted].iter().any(|one| one["apiKey"].is_null())
             || stored["apiKey"] == wanted["apiKey"];
         key && ["spec", "restartedAt"].iter().all(|part| stored[*part] == wanted[*part])
@@ -212,13 +216,17 @@ impl GeneratedSecret {
         let lost: BTreeMap<_, _> =
             labels.filter(|(name, label)| live.labels().get(*name) != Some(*label)).collect();
         let owners = self.shell.metadata.owner_references.iter().flatten();
-        let disowned: Vec<_> = owners
-            .filter(|owner| live.owner_references().iter().all(|known| known.uid != owner.uid))
-            .collect();
+        let is_held = |owner: &OwnerReference| {
+            let mut known = live.owner_references().iter();
+            known.any(|known| known.uid == owner.uid && known.controller == owner.controller)
+        };
+        let disowned: Vec<_> = owners.filter(|owner| !is_held(owner)).collect();
         (!due.is_empty() || !lost.is_empty() || !disowned.is_empty()).then(|| {
             let mut metadata = json!({"resourceVersion": live.metadata.resource_version, "labels": lost});
             if !disowned.is_empty() {
-                let owners = live.owner_references().iter().chain(disowned);
+                let others = live.owner_references().iter();
+                let others = others.filter(|known| disowned.iter().all(|owner| owner.uid != known.uid));
+                let owners = others.chain(disowned.iter().copied());
                 metadata["ownerReferences"] = owners.map(|owner| json!(owner)).collect();
             }
             json!({"metadata": metadata, "stringData": due})

@@ -12,7 +12,8 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Event, Node as KubernetesNode, Pod, Secret},
-    jiff::Timestamp,
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -24,8 +25,8 @@ use tracing::{debug, warn};
 
 use super::{
     Error, chain, diagnose,
-    mirror::Mirrors,
-    validate::{Dereferenced, Problem, SecretShape, referenced_secrets},
+    mirror::{self, Mirrors},
+    validate::{Dereferenced, Problem, SecretShape, presumed, referenced_secrets},
 };
 use crate::{
     api::{FanoutCluster, Reason, v1alpha1::RedisKind},
@@ -52,6 +53,9 @@ const DEFAULT_GRACE: u32 = 30;
 /// node does not serve.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// By so much the clocks of two operators may differ.
+const SKEW: SignedDuration = SignedDuration::from_secs(60);
+
 /// Late pods of which the Events are read, in one reconcile.
 const MOUNTS_ASKED: usize = 3;
 
@@ -60,7 +64,9 @@ const MOUNTS_ASKED: usize = 3;
 pub struct Found {
     /// What the spec names.
     pub named: Dereferenced,
-    /// Labelled children, pods and Secrets apart. ReplicaSets and StatefulSets are the cluster's own; of others, the
+    /// Why Secrets could not be read. Each counts as what the spec wants it to be, for the nodes run by it.
+    pub unread: Vec<Error>,
+    /// Labelled children, pods and Secrets apart, and sets that lost the label. ReplicaSets and StatefulSets are the cluster's own; of others, the
     /// owner is still to be looked at.
     pub children: Vec<(ApiResource, Arc<DynamicObject>)>,
     /// The pods of the cluster's own ReplicaSets.
@@ -99,23 +105,33 @@ pub(super) async fn dereference(
     reports: &Reports,
     secrets: &SecretShapes,
 ) -> Result<Found, Error> {
-    let mut named = Dereferenced::default();
+    let (mut named, mut unread) = (Dereferenced::default(), Vec::new());
     for name in referenced_secrets(cluster) {
-        let shape = secrets.shape(mirrors, cluster.namespace(), &name).await?;
+        let read = secrets.shape(mirrors, cluster.namespace(), &name).await;
+        let shape = read.unwrap_or_else(|error| {
+            unread.push(error);
+            Some(presumed(cluster, &name))
+        });
         named.secrets.insert(name, shape);
     }
     if cluster.has_app_containers() {
-        let key = secrets.shape(mirrors, cluster.namespace(), &api_key_name(cluster)).await?;
-        named.api_key = key.and_then(|key| key.api_key);
+        match secrets.shape(mirrors, cluster.namespace(), &api_key_name(cluster)).await {
+            Ok(key) => named.api_key = key.and_then(|key| key.api_key),
+            Err(error) => unread.push(error),
+        }
     }
-    let children = own_sets(cluster, mirrors.children_of(cluster));
-    let nodes = pods_of(&children, "ReplicaSet", mirrors.nodes_of(cluster));
+    let (pods, redis) = (mirrors.nodes_of(cluster), mirrors.redis_of(cluster));
+    let labelled = mirrors.children_of(cluster);
+    let lost = unlabelled_sets(&secrets.client, cluster, &labelled, pods.iter().chain(&redis)).await?;
+    let children = own_sets(cluster, labelled.into_iter().chain(lost).collect());
+    let nodes = pods_of(&children, "ReplicaSet", pods);
     note_readers(&mut named, &children, &nodes);
-    let redis = pods_of(&children, "StatefulSet", mirrors.redis_of(cluster));
+    let redis = pods_of(&children, "StatefulSet", redis);
     let machines =
         if mirrors.may_read_machines() { machines(&secrets.client, &redis).await } else { BTreeMap::new() };
     let mut found = Found {
         named,
+        unread,
         machines,
         nodes: nodes.into_iter().map(|pod| Node { report: reports.of(&pod), pod }).collect(),
         redis,
@@ -150,11 +166,10 @@ fn inhabited<'a>(
     nodes: &'a [Arc<Pod>],
 ) -> impl Iterator<Item = &'a DynamicObject> {
     let sets = children.iter().filter(|(resource, _)| resource.kind == "ReplicaSet");
-    let lives = |pod: &Pod| !matches!(phase(pod), "Failed" | "Succeeded");
     sets.map(|(_, set)| set.as_ref()).filter(move |set| {
         let is_of_set = |pod: &Pod| controller(pod) == set.metadata.uid.as_deref();
         set.data["spec"]["replicas"].as_u64().is_some_and(|replicas| replicas > 0)
-            || nodes.iter().any(|pod| lives(pod) && is_of_set(pod))
+            || nodes.iter().any(|pod| !has_ended(pod) && is_of_set(pod))
     })
 }
 
@@ -170,11 +185,21 @@ fn untold_grace(set: &DynamicObject) -> Option<u32> {
     env.all(|variable| variable["name"] != GRACE).then(seconds)
 }
 
-/// Version of the sidecar of a revision.
+/// Version of the sidecar of a revision. Either annotation may be lost or edited until it is repaired by the other.
 fn version_of(set: &DynamicObject) -> Option<String> {
-    let stored: serde_json::Value =
-        serde_json::from_str(set.annotations().get(labels::REVISION_SPEC)?).ok()?;
-    stored["spec"]["version"].as_str().map(str::to_owned)
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    let version = |text: &str| parsed(text)?["spec"]["version"].as_str().map(str::to_owned);
+    let rendered = set.annotations().get(labels::RENDERED).and_then(|text| parsed(text));
+    let stored = rendered.as_ref().and_then(|rendered| {
+        rendered["replicaSet"]["metadata"]["annotations"][labels::REVISION_SPEC].as_str()
+    });
+    stored.and_then(version).or_else(|| version(set.annotations().get(labels::REVISION_SPEC)?))
+}
+
+/// The revision of a ReplicaSet. Its selector says so, which nobody can change; a label is lost with one edit.
+pub(super) fn revision_of(set: &DynamicObject) -> &str {
+    let selected = set.data["spec"]["selector"]["matchLabels"][labels::REVISION].as_str();
+    selected.or_else(|| set.labels().get(labels::REVISION).map(String::as_str)).unwrap_or_default()
 }
 
 /// State of the Kubernetes nodes of pods that are not ready, by name. Only these are read: nodes are many and change
@@ -222,18 +247,54 @@ fn is_machine_ready(machine: &KubernetesNode) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// The sets that made some of `pods` and are not among those found by the label: they may have lost it. Read one by one,
+/// for there are none but for a moment. One without pods is found by its name, once its revision is to be made.
+pub(super) async fn unlabelled_sets(
+    client: &Client,
+    cluster: &FanoutCluster,
+    labelled: &[(ApiResource, Arc<DynamicObject>)],
+    pods: impl Iterator<Item = &Arc<Pod>>,
+) -> Result<Vec<(ApiResource, Arc<DynamicObject>)>, Error> {
+    let known: BTreeSet<_> = labelled.iter().filter_map(|(_, set)| set.metadata.uid.as_deref()).collect();
+    // Anybody may label a pod; what made it is ours only where it has a name of ours.
+    let prefix = format!("{}-", cluster.name());
+    let is_lost = |owner: &&OwnerReference| {
+        matches!(owner.kind.as_str(), "ReplicaSet" | "StatefulSet")
+            && owner.name.starts_with(&prefix)
+            && !known.contains(owner.uid.as_str())
+    };
+    let owners = pods.filter_map(|pod| controller_of(pod.as_ref())).filter(is_lost);
+    let lost: BTreeSet<_> = owners.map(|owner| (owner.kind.as_str(), owner.name.as_str())).collect();
+    let mut sets = Vec::new();
+    for (kind, name) in lost {
+        let resource = mirror::resource_of(kind);
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), cluster.namespace(), &resource);
+        let set = api.get_opt(name).await.map_err(Error::api("read", kind, name))?;
+        sets.extend(set.map(|set| (resource, Arc::new(set))));
+    }
+    Ok(sets)
+}
+
 /// Children without the ReplicaSets and StatefulSets that only carry the cluster's label. Anybody may set a label, and
 /// a cluster that was deleted leaves children of the same label for a while; only the uid of the controller tells.
 pub(super) fn own_sets(
     cluster: &FanoutCluster,
     mut children: Vec<(ApiResource, Arc<DynamicObject>)>,
 ) -> Vec<(ApiResource, Arc<DynamicObject>)> {
-    let uid = cluster.metadata.uid.as_deref();
     children.retain(|(resource, child)| match resource.kind.as_str() {
-        "ReplicaSet" | "StatefulSet" => uid.is_some() && controller(child.as_ref()) == uid,
+        "ReplicaSet" | "StatefulSet" => is_owned_by(child.as_ref(), cluster),
         _ => true,
     });
     children
+}
+
+/// Whether a child has our cluster as its owner, and no other controller. An owner that was edited so that it controls
+/// the child no longer is put right, as any other edit is.
+pub(super) fn is_owned_by(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
+    let Some(uid) = &cluster.metadata.uid else { return false };
+    let owners = child.owner_references();
+    owners.iter().any(|owner| owner.uid == *uid)
+        && controller(child).is_none_or(|controller| controller == uid)
 }
 
 /// The pods that one of the sets of a kind controls.
@@ -250,14 +311,17 @@ pub(super) fn pods_of(
 
 /// The uid of an object's controller.
 fn controller(object: &impl ResourceExt) -> Option<&str> {
-    let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;
-    Some(&owner.uid)
+    controller_of(object).map(|owner| owner.uid.as_str())
+}
+
+fn controller_of(object: &impl ResourceExt) -> Option<&OwnerReference> {
+    object.owner_references().iter().find(|owner| owner.controller == Some(true))
 }
 
 fn observed_set(set: &DynamicObject) -> ObservedSet {
     ObservedSet {
         name: set.name_any(),
-        revision: set.labels().get(labels::REVISION).cloned().unwrap_or_default(),
+        revision: revision_of(set).to_owned(),
         replicas: set.data["spec"]["replicas"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         created: created(set),
     }
@@ -266,10 +330,10 @@ fn observed_set(set: &DynamicObject) -> ObservedSet {
 /// `None` for a pod that has ended, and for one without a controller.
 fn observed_pod(found: &Found, node: &Node) -> Option<ObservedPod> {
     let Node { pod, report } = node;
-    if matches!(phase(pod), "Failed" | "Succeeded") {
+    if has_ended(pod) {
         return None;
     }
-    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+    let owner = controller_of(pod.as_ref())?;
     Some(ObservedPod {
         name: pod.name_any(),
         set: owner.name.clone(),
@@ -279,8 +343,8 @@ fn observed_pod(found: &Found, node: &Node) -> Option<ObservedPod> {
         verified: report.as_ref().filter(|report| report.answered).and_then(|report| report.broker_verified),
         stuck: found.problem_of(pod).is_some(),
         serving: pod.labels().get(labels::SERVING).is_some_and(|serving| serving == "true"),
-        retired: time_of(pod, RETIRED_AT),
-        released: time_of(pod, RELEASED_AT),
+        retired: time_of(pod, RETIRED_AT, found.at),
+        released: time_of(pod, RELEASED_AT, found.at),
         ends_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
         connections: connections(pod, report.as_ref()),
     })
@@ -330,14 +394,21 @@ pub(super) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
+/// Whether all of a pod's containers have ended, and none starts again.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    matches!(phase(pod), "Failed" | "Succeeded")
+}
+
 fn created(object: &impl ResourceExt) -> Timestamp {
     object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
 }
 
-/// A time that the operator wrote. One that cannot be read is long past, so that nothing waits for it.
-fn time_of(pod: &Pod, annotation: &str) -> Option<Timestamp> {
+/// A time that the operator wrote. One that cannot be read or is yet to come is long past, so that nothing waits for it.
+fn time_of(pod: &Pod, annotation: &str, now: Timestamp) -> Option<Timestamp> {
     let text = pod.annotations().get(annotation)?;
-    Some(text.parse().unwrap_or(Timestamp::UNIX_EPOCH))
+    let time: Option<Timestamp> = text.parse().ok();
+    let is_past = |time: &Timestamp| time.duration_since(now) <= SKEW;
+    Some(time.filter(is_past).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
 // === impl Node ===
@@ -357,6 +428,7 @@ impl Found {
     pub(super) fn nothing() -> Self {
         Self {
             named: Dereferenced::default(),
+            unread: Vec::new(),
             children: Vec::new(),
             nodes: Vec::new(),
             redis: Vec::new(),
@@ -524,4 +596,25 @@ pub(super) fn shape_of(secret: &Secret) -> SecretShape {
 /// First 16 hexadecimal digits of the SHA-256. It tells nothing of a random value.
 fn digest(value: &[u8]) -> String {
     Sha256::digest(value).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nothing_waits_for_a_time_that_cannot_be_read_or_lies_ahead() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let retired = |text: &str| {
+            let pod = json!({"metadata": {"name": "n", "annotations": {RETIRED_AT: text}}});
+            time_of(&serde_json::from_value(pod).expect("a pod"), RETIRED_AT, now)
+        };
+        assert_eq!(retired("2025-12-31T23:59:59Z"), Some("2025-12-31T23:59:59Z".parse().expect("a time")));
+        assert_eq!(retired("2026-01-01T00:00:30Z"), Some("2026-01-01T00:00:30Z".parse().expect("a time")));
+        for text in ["2099-01-01T00:00:00Z", "soon", ""] {
+            assert_eq!(retired(text), Some(Timestamp::UNIX_EPOCH), "{text}");
+        }
+    }
 }

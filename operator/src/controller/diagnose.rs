@@ -10,7 +10,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{
-    dereference::{condition, is_ready, phase},
+    dereference::{condition, has_ended, is_ready, phase},
     validate::Problem,
 };
 use crate::{api::Reason, resources::replica_set::CONTAINER};
@@ -43,16 +43,22 @@ pub(super) struct Look<'a> {
 
 /// What keeps a pod from being ready; `None` where it is, or where it may still become so by itself.
 pub(super) fn pod(pod: &Pod, look: Look<'_>) -> Option<Problem> {
-    if is_ready(pod) || pod.metadata.deletion_timestamp.is_some() {
+    if !is_awaited(pod) {
         return None;
     }
     let container = containers(pod).find_map(|status| container(pod, status, look.at));
     container.or_else(|| unschedulable(pod, look.at)).or_else(|| late(pod, look))
 }
 
+/// Whether a pod is to become ready. One that has ended never is: its controller makes another, and it stays for people to
+/// read until Kubernetes collects it, such as one that was evicted.
+fn is_awaited(pod: &Pod) -> bool {
+    !is_ready(pod) && pod.metadata.deletion_timestamp.is_none() && !has_ended(pod)
+}
+
 /// When more may be wrong with a pod although nothing changed.
 pub(super) fn next_look(pod: &Pod, deadline: Duration, now: Timestamp) -> Option<Timestamp> {
-    if is_ready(pod) || pod.metadata.deletion_timestamp.is_some() {
+    if !is_awaited(pod) {
         return None;
     }
     let unscheduled = is_unschedulable(pod).then(|| unscheduled_since(pod)).flatten();
@@ -62,7 +68,7 @@ pub(super) fn next_look(pod: &Pod, deadline: Duration, now: Timestamp) -> Option
 
 /// An app container that holds its pod up: the node has drained, and the container was told to end and runs on.
 pub(super) fn lingering(pod: &Pod, drained: Option<Timestamp>, now: Timestamp) -> Option<Problem> {
-    let ending = pod.metadata.deletion_timestamp.as_ref()?;
+    let ending = pod.metadata.deletion_timestamp.as_ref().filter(|_| !has_ended(pod))?;
     if after(drained?, ENDS_WITHIN)? > now {
         return None;
     }
@@ -81,7 +87,7 @@ pub(super) fn lingering(pod: &Pod, drained: Option<Timestamp>, now: Timestamp) -
 
 /// When [`lingering`] may say more.
 pub(super) fn lingers_at(pod: &Pod, drained: Option<Timestamp>) -> Option<Timestamp> {
-    pod.metadata.deletion_timestamp.as_ref()?;
+    pod.metadata.deletion_timestamp.as_ref().filter(|_| !has_ended(pod))?;
     after(drained?, ENDS_WITHIN)
 }
 
@@ -361,6 +367,16 @@ mod tests {
         assert_eq!(diagnosed(since("2026-01-01T00:08:01Z")), None);
         let problem = diagnosed(since("2026-01-01T00:08:00Z")).expect("a problem");
         assert_eq!(problem.reason, Reason::NotReadyInTime);
+    }
+
+    #[test]
+    fn nothing_is_awaited_of_a_pod_that_has_ended() {
+        let ready =
+            json!([{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        for phase in ["Failed", "Succeeded"] {
+            assert_eq!(diagnosed(json!({"phase": phase, "conditions": ready})), None);
+        }
+        assert!(diagnosed(json!({"phase": "Running", "conditions": ready})).is_some());
     }
 
     #[test]

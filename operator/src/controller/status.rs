@@ -72,7 +72,8 @@ pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Fan
     let update = applied.revision.clone().unwrap_or_else(|| before.update_revision.clone());
     let counts = Counts::of(found, Some(&update));
     let nodes = nodes::list(found);
-    let complete = counts.is_complete(cluster);
+    // Nor are they of this spec.
+    let complete = applied.revision.is_some() && counts.is_complete(cluster);
     let problems = conditions::problems(cluster, found, applied);
     let verdicts = conditions::judge(cluster, found, &problems, &counts, applied.settings.as_deref());
     // Whoever waits for a generation waits for its settings too. Until nodes have taken them over, what is told of being

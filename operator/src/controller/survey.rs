@@ -94,9 +94,13 @@ impl Survey {
         given: &BTreeMap<String, SecretShape>,
     ) -> Result<Self, Error> {
         let mut reader = Reader { client, cluster, unread: Vec::new() };
-        let children = dereference::own_sets(cluster, reader.children().await?);
-        let nodes = dereference::pods_of(&children, "ReplicaSet", reader.pods(labels::CLUSTER).await?);
-        let redis = dereference::pods_of(&children, "StatefulSet", reader.pods(labels::REDIS).await?);
+        let (pods, redis) = (reader.pods(labels::CLUSTER).await?, reader.pods(labels::REDIS).await?);
+        let labelled = reader.children().await?;
+        let all = pods.iter().chain(&redis);
+        let lost = dereference::unlabelled_sets(client, cluster, &labelled, all).await?;
+        let children = dereference::own_sets(cluster, labelled.into_iter().chain(lost).collect());
+        let nodes = dereference::pods_of(&children, "ReplicaSet", pods);
+        let redis = dereference::pods_of(&children, "StatefulSet", redis);
         let api_key = reader.secret(&api_key_name(cluster)).await?;
         let managed = cluster.spec.redis.managed.is_some();
         let password = if managed { reader.secret(&managed::name(cluster)).await? } else { Read::Absent };
@@ -108,6 +112,8 @@ impl Survey {
         dereference::note_readers(&mut named, &children, &nodes);
         let mut found = Found {
             named,
+            // Each counts as what the spec wants it to be, and is told apart.
+            unread: Vec::new(),
             machines: reader.machines(&redis).await,
             nodes: nodes.into_iter().map(|pod| Node { report: told_of(cluster, &pod), pod }).collect(),
             redis,
@@ -257,7 +263,8 @@ impl Reader<'_> {
     async fn namesakes(&mut self, found: &Found) -> Result<Vec<(ApiResource, Arc<DynamicObject>)>, Error> {
         let Some(redis) = RedisTarget::of(self.cluster) else { return Ok(Vec::new()) };
         let readers = Readers { version: self.cluster.spec.version.clone(), untold_grace_seconds: None };
-        let validated = Validated { redis, api_key: found.named.api_key.clone(), readers };
+        let validated =
+            Validated { redis, api_key: found.named.api_key.clone(), readers, missing: Vec::new() };
         let names = build::build(self.cluster, &validated, &OperatorConfig::default()).names();
         let unread: BTreeSet<_> = self.unread.iter().map(|unread| unread.kind.clone()).collect();
         let missing = names.into_iter().filter(|(kind, name)| found.child(kind, name).is_none());

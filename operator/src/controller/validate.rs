@@ -59,6 +59,8 @@ pub struct Validated {
     pub api_key: Option<String>,
     /// The nodes that read the live settings.
     pub readers: Readers,
+    /// What is missing of the Secrets that the spec names: pods that run go on, and new ones would wait for it.
+    pub missing: Vec<Problem>,
 }
 
 /// What the spec wants of a Secret.
@@ -89,11 +91,11 @@ pub(super) fn presumed(cluster: &FanoutCluster, name: &str) -> SecretShape {
 /// Judges a FanoutCluster by what it names.
 ///
 /// # Errors
-/// Every problem at once.
+/// Every problem at once, where nothing can be made of the spec.
 pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validated, Vec<Problem>> {
-    let mut problems: Vec<_> =
+    let missing: Vec<_> =
         wanted(cluster).iter().flat_map(|wanted| wanted.problems(cluster.namespace(), found)).collect();
-    problems.extend(proxies(cluster));
+    let mut problems = proxies(cluster);
     let redis = RedisTarget::of(cluster);
     if redis.is_none() {
         problems.push(Problem::of_spec(
@@ -108,9 +110,9 @@ pub fn validate(cluster: &FanoutCluster, found: &Dereferenced) -> Result<Validat
                 version: versions.fold(cluster.spec.version.as_str(), config_map::older).to_owned(),
                 untold_grace_seconds: found.untold_grace_seconds,
             };
-            Ok(Validated { redis, api_key: found.api_key.clone(), readers })
+            Ok(Validated { redis, api_key: found.api_key.clone(), readers, missing })
         }
-        Some(_) | None => Err(problems),
+        Some(_) | None => Err(missing.into_iter().chain(problems).collect()),
     }
 }
 

@@ -42,6 +42,8 @@ const CONF_DIR: &str = "/etc/fanout-redis";
 const DATA_DIR: &str = "/data";
 /// The part of the spec that holds labels and annotations of the pod.
 const CHILD_METADATA: &str = "childMetadata";
+/// Fields of the spec that say where the pod may run, and are the pod's own.
+const PLACEMENT: [&str; 4] = ["nodeSelector", "tolerations", "affinity", "priorityClassName"];
 /// User and group of the official images.
 const REDIS_USER: i64 = 999;
 
@@ -119,21 +121,42 @@ pub fn stands_for(stored: &Value, wanted: &Value) -> bool {
     })
 }
 
-/// Whether a pod template has what the part of a spec says outright; what the operator adds is not looked at.
+/// Whether a pod template has what the part of a spec says outright; what the operator adds is not looked at. A part
+/// that says nothing at all is none.
 pub fn is_as_spec_says(template: &Value, canonical: &Value) -> bool {
     let pod = &template["spec"];
     let container = &pod["containers"][0];
     let given = ["labels", "annotations"].into_iter().all(|part| {
-        let stated = canonical[CHILD_METADATA][part].as_object();
-        stated.into_iter().flatten().all(|(name, text)| template["metadata"][part][name] == *text)
+        let stated = canonical[CHILD_METADATA][part].as_object().into_iter().flatten();
+        // Ours stand, whatever was asked for before a rule forbade them.
+        let ours = |name: &str| name.starts_with(labels::PREFIX) || name.starts_with(labels::STANDARD);
+        let mut theirs = stated.filter(|(name, _)| !ours(name));
+        theirs.all(|(name, text)| template["metadata"][part][name] == *text)
     });
     let image = canonical.get("image").is_none_or(|image| *image == container["image"]);
     let resources = canonical::resources(container["resources"].clone());
     let names = pod["imagePullSecrets"].as_array().into_iter().flatten().map(|secret| secret["name"].clone());
+    let volumes = pod["volumes"].as_array().into_iter().flatten();
+    let persistent = volumes.into_iter().any(|volume| volume["persistentVolumeClaim"].is_object());
+    let placed = PLACEMENT.iter().all(|field| {
+        let stated = canonical.get(*field).filter(|stated| !is_nothing(stated));
+        stated == pod.get(*field).filter(|present| !is_nothing(present))
+    });
     given
         && image
+        && placed
+        && canonical["persistent"] == persistent
         && resources == canonical["resources"]
         && Value::from(names.collect::<Vec<_>>()) == canonical["pullSecrets"]
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
 }
 
 fn password(cluster: &FanoutCluster) -> GeneratedSecret {

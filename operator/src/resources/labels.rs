@@ -26,6 +26,9 @@ pub const STATE: &str = "fanout.dev/state";
 pub const REDIS: &str = "fanout.dev/redis";
 /// Annotation of a ReplicaSet: the part of the spec it stands for, as canonical JSON.
 pub const REVISION_SPEC: &str = "fanout.dev/revision-spec";
+/// Annotation of a ReplicaSet: the revision as it was first written, in full. Of the StatefulSet of a managed Redis: that.
+/// It is what repairs go back to, so a newer operator never renders it again.
+pub const RENDERED: &str = "fanout.dev/rendered";
 /// Annotation of the StatefulSet of a managed Redis: the part of the spec it stands for, as canonical JSON.
 pub const REDIS_SPEC: &str = "fanout.dev/redis-spec";
 /// Annotation of a ReplicaSet, for people: version of the operator that rendered its template.

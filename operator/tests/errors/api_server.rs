@@ -323,6 +323,10 @@ impl State {
         if let Some(admission) = &self.admission {
             admission(object_path, &mut made);
         }
+        if has_nameless_container(&made) {
+            let status = invalid("Pod", "spec.template.spec.containers[0].name", "Required value");
+            return answer(StatusCode::UNPROCESSABLE_ENTITY, &status);
+        }
         if known.as_ref() == Some(&made) {
             return success(&made);
         }
@@ -343,8 +347,11 @@ impl State {
             metadata["uid"] = json!(format!("uid-{}", self.version));
             metadata["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
         }
-        self.objects.insert(path.to_owned(), object.clone());
+        let before = self.objects.insert(path.to_owned(), object.clone());
         self.tell(path, kind, &object);
+        if let Some(before) = before {
+            self.tell_of_leaving(path, &before, &object);
+        }
         object
     }
 
@@ -365,6 +372,21 @@ impl State {
         self.watches.retain(|(watched, selector, sender)| {
             !is_listed(of, watched)
                 || !selects(selector, object)
+                || sender.unbounded_send(event.clone()).is_ok()
+        });
+    }
+
+    /// To whoever watches by a label, an object that lost it is gone.
+    fn tell_of_leaving(&mut self, path: &str, before: &Value, object: &Value) {
+        let of = collection(path);
+        if self.silent.iter().any(|silent| silent == of) {
+            return;
+        }
+        let event = json!({"type": "DELETED", "object": before});
+        self.watches.retain(|(watched, selector, sender)| {
+            !is_listed(of, watched)
+                || !selects(selector, before)
+                || selects(selector, object)
                 || sender.unbounded_send(event.clone()).is_ok()
         });
     }
@@ -449,6 +471,11 @@ fn has_duplicate_ports(object: &Value) -> bool {
     let names: Vec<_> =
         object["spec"]["ports"].as_array().into_iter().flatten().map(|port| &port["name"]).collect();
     names.iter().enumerate().any(|(at, name)| names[..at].contains(name))
+}
+
+fn has_nameless_container(object: &Value) -> bool {
+    let containers = object["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
+    containers.into_iter().any(|container| container["name"].as_str().is_none_or(str::is_empty))
 }
 
 /// The answer to an object that is not valid.

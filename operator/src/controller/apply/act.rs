@@ -1,19 +1,22 @@
 //! Performs the plan's actions. Each is safe to repeat, and each disruptive one names exactly what was seen, by uid
 //! and resourceVersion.
 
-use k8s_openapi::jiff::{Timestamp, Unit};
+use k8s_openapi::{
+    api::{apps::v1::ReplicaSet, core::v1::ConfigMap},
+    jiff::{Timestamp, Unit},
+};
 use kube::{Resource, ResourceExt, api::DynamicObject};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::{
     Rendered,
     redis::StoredRedis,
-    write::{APPLIED, Cause, Trouble, Writer},
+    write::{APPLIED, Cause, Trouble, Writer, identity, is_adopted_or_owned},
 };
 use crate::{
-    api::{FanoutCluster, Reason},
+    api::{FanoutCluster, Reason, canonical},
     controller::{
         Error,
         build::RevisionSpec,
@@ -23,13 +26,9 @@ use crate::{
     },
     events::{Events, Severity},
     plan::{Action, Step},
-    resources::labels,
+    resources::labels::{self, RENDERED},
     scrape::Report,
 };
-
-/// Annotation of a ReplicaSet: the revision as it was first written, in full. It is what repairs go back to, so a
-/// newer operator never renders it again.
-pub(super) const RENDERED: &str = "fanout.dev/rendered";
 
 /// Kubernetes' hint for which pod of a ReplicaSet goes first, and the value that puts one before all others.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -59,9 +58,13 @@ impl Stored {
     /// What a ReplicaSet says of itself. Where that is gone, cannot be read or is not of its kind and name, the revision
     /// is what is there: its pods were made of it, and so are the next.
     pub(super) fn of(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
+        Self::said_by(cluster, set, found).with_api_key(found.named.api_key.as_deref())
+    }
+
+    fn said_by(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let Some(said) = set.annotations().get(RENDERED) else { return Self::adopt(cluster, set, found) };
         let stored = serde_json::from_str(said).map_err(|error| error.to_string());
-        stored.and_then(|stored: Self| stored.checked(set)).unwrap_or_else(|error| {
+        stored.and_then(|stored: Self| stored.checked(cluster, set)).unwrap_or_else(|error| {
             warn!(
                 name = set.name_any(),
                 error, "the stored revision cannot be used and is taken from what is there"
@@ -71,13 +74,13 @@ impl Stored {
     }
 
     /// An annotation is input like any other: it may describe this ReplicaSet and its boot document, and nothing else.
-    fn checked(self, set: &DynamicObject) -> Result<Self, String> {
+    fn checked(self, cluster: &FanoutCluster, set: &DynamicObject) -> Result<Self, String> {
         let Self { replica_set, boot_config_map } = self;
         let checked = Self {
-            replica_set: described(replica_set, set, "ReplicaSet")?,
+            replica_set: labelled(described::<ReplicaSet>(replica_set, cluster, set, "ReplicaSet")?, set),
             boot_config_map: match boot_config_map {
                 Value::Null => Value::Null,
-                boot => described(boot, set, "ConfigMap")?,
+                boot => described::<ConfigMap>(boot, cluster, set, "ConfigMap")?,
             },
         };
         let wanted = &checked.replica_set["spec"];
@@ -87,15 +90,56 @@ impl Stored {
         if wanted["template"]["spec"]["containers"].as_array().is_none_or(Vec::is_empty) {
             return Err("its template has no containers".to_owned());
         }
+        if checked.stands_for().is_none()
+            && stands_for(set.annotations().get(labels::REVISION_SPEC)).is_some()
+        {
+            return Err("it does not say what it stands for, and the ReplicaSet does".to_owned());
+        }
         Ok(checked)
     }
 
-    fn adopt(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
+    /// A revision that is to be made. One that is there was not found, for it lost its label and has no pods: it is what
+    /// it was.
+    pub(super) fn to_make(
+        cluster: &FanoutCluster,
+        live: Option<&DynamicObject>,
+        found: &Found,
+        revision: &RevisionSpec,
+    ) -> Self {
+        match live.filter(|live| is_adopted_or_owned(*live, cluster)) {
+            Some(live) => Self::of(cluster, live, found),
+            None => Self::new(revision),
+        }
+    }
+
+    /// What is there.
+    pub(super) fn adopt(cluster: &FanoutCluster, set: &DynamicObject, found: &Found) -> Self {
         let boot = found.child("ConfigMap", &set.name_any());
         Self {
-            replica_set: bare(cluster, set, "ReplicaSet"),
+            replica_set: labelled(bare(cluster, set, "ReplicaSet"), set),
             boot_config_map: boot.map_or(Value::Null, |boot| bare(cluster, boot, "ConfigMap")),
         }
+    }
+
+    /// A revision from before the key of the server API was counted does not say which one its app containers have. It is
+    /// taken for the one that is there when the revision is seen first, and noted, so that the next is another.
+    fn with_api_key(mut self, digest: Option<&str>) -> Self {
+        let has_key = |spec: &Value| {
+            let apps = spec["spec"]["podTemplate"]["spec"]["containers"].as_array();
+            !spec["apiKey"].is_null() || apps.is_none_or(Vec::is_empty)
+        };
+        if let Some(digest) = digest
+            && let Some(mut spec) = self.stands_for().filter(|spec| !has_key(spec))
+        {
+            spec["apiKey"] = digest.into();
+            self.replica_set["metadata"]["annotations"][labels::REVISION_SPEC] = spec.to_string().into();
+        }
+        self
+    }
+
+    /// The part of the spec that the revision stands for; `None` where that is lost.
+    pub(super) fn stands_for(&self) -> Option<Value> {
+        stands_for(self.replica_set["metadata"]["annotations"][labels::REVISION_SPEC].as_str())
     }
 
     /// The ReplicaSet with its number, or without any where nobody may change it.
@@ -107,16 +151,43 @@ impl Stored {
         set
     }
 
+    /// Its boot document; `None` where that is lost.
+    pub(super) fn boot(&self) -> Option<Value> {
+        Some(self.boot_config_map.clone()).filter(|boot| !boot.is_null())
+    }
+
     /// ReplicaSet and boot document as they should be, with the number that the ReplicaSet has.
     pub(super) fn as_it_should_be(&self, set: &DynamicObject) -> impl Iterator<Item = Value> + use<> {
-        let boot = Some(self.boot_config_map.clone()).filter(|boot| !boot.is_null());
         // The boot document first: pods wait for it, and find it there.
-        boot.into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
+        self.boot().into_iter().chain([self.replica_set(&set.data["spec"]["replicas"])])
     }
 }
 
-/// An object of this kind with the name and the owners of `set`, and of its metadata only what we write.
-pub(super) fn described(mut object: Value, set: &DynamicObject, kind: &str) -> Result<Value, String> {
+fn stands_for(text: Option<impl AsRef<str>>) -> Option<Value> {
+    let stored: Value = serde_json::from_str(text?.as_ref()).ok()?;
+    stored["spec"].is_object().then_some(stored)
+}
+
+/// A ReplicaSet with the labels by which it is found: they follow from what nobody can change.
+fn labelled(mut object: Value, set: &DynamicObject) -> Value {
+    let labels = &mut object["metadata"]["labels"];
+    for label in [labels::CLUSTER, labels::REVISION] {
+        let selected = &set.data["spec"]["selector"]["matchLabels"][label];
+        if selected.is_string() {
+            labels[label] = selected.clone();
+        }
+    }
+    object
+}
+
+/// An object of this kind with the name of `set`, owned by the cluster, and of its metadata only what we write. A field of
+/// another type than Kubernetes has would be refused with each repair, and so would what else is to be changed.
+pub(super) fn described<K: DeserializeOwned>(
+    mut object: Value,
+    cluster: &FanoutCluster,
+    set: &DynamicObject,
+    kind: &str,
+) -> Result<Value, String> {
     let api_version = mirror::resource_of(kind).api_version;
     let metadata = &object["metadata"];
     let is_it = object["apiVersion"] == api_version
@@ -131,19 +202,23 @@ pub(super) fn described(mut object: Value, set: &DynamicObject, kind: &str) -> R
     if !is_it || !texts("labels") || !texts("annotations") {
         return Err(format!("it describes no {kind} {}", set.name_any()));
     }
-    let owners = set.owner_references().iter().filter(|owner| owner.kind == FanoutCluster::kind(&()));
-    let owners: Vec<_> = owners.collect();
+    // A quantity may be a number, which the type does not know.
+    serde_json::from_value::<K>(canonical::resources(object.clone())).map_err(|error| error.to_string())?;
     let mut kept = json!({
         "name": metadata["name"],
         "namespace": metadata["namespace"],
         "labels": metadata["labels"],
-        "ownerReferences": if owners.is_empty() { Value::Null } else { json!(owners) },
+        "ownerReferences": owners(cluster),
     });
     if metadata["annotations"].is_object() {
         kept["annotations"] = metadata["annotations"].clone();
     }
     object["metadata"] = kept;
     Ok(object)
+}
+
+fn owners(cluster: &FanoutCluster) -> Value {
+    cluster.controller_owner_ref(&()).map_or(Value::Null, |owner| json!([owner]))
 }
 
 /// An object without what the API server counts and what others wrote about it. Whose an annotation is tells its name: it
@@ -156,7 +231,7 @@ pub(super) fn bare(cluster: &FanoutCluster, object: &DynamicObject, kind: &str) 
         "name": metadata["name"],
         "namespace": metadata["namespace"],
         "labels": metadata["labels"],
-        "ownerReferences": metadata["ownerReferences"],
+        "ownerReferences": owners(cluster),
     });
     let ours = |name: &str| name.starts_with(labels::PREFIX) && name != RENDERED && name != APPLIED;
     let annotations = object.annotations().iter().filter(|(name, _)| ours(name));
@@ -230,11 +305,17 @@ impl Writer {
         replicas: u32,
         events: &Events,
     ) -> Result<(), Trouble> {
-        let stored = Stored::new(revision);
+        let (kind, name) = identity(&revision.replica_set);
+        let live = match found.child(&kind, &name) {
+            Some(live) => Some(live.clone()),
+            None => self.read(cluster, &kind, &name).await?,
+        };
+        let stored = Stored::to_make(cluster, live.as_ref(), found, revision);
         let set = stored.replica_set(&json!(replicas));
         is_small_enough(&set)?;
         // The boot document first: pods wait for it, and find it there.
-        let boot = self.ensure(cluster, found, stored.boot_config_map.clone(), events).await;
+        let boot = stored.boot().unwrap_or_else(|| json!(revision.boot_config_map));
+        let boot = self.ensure(cluster, found, boot, events).await;
         if matches!(boot, Err(Trouble { cause: Cause::Failed(_), .. })) {
             return boot;
         }
@@ -250,10 +331,19 @@ impl Writer {
 
     async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
-        let mut set = Stored::of(cluster, live, found).replica_set(&json!(to));
-        set["metadata"]["uid"] = json!(live.metadata.uid);
-        set["metadata"]["resourceVersion"] = json!(live.resource_version());
-        self.put(cluster, set, Some(live)).await
+        let resized = |stored: Stored| {
+            let mut set = stored.replica_set(&json!(to));
+            set["metadata"]["uid"] = json!(live.metadata.uid);
+            set["metadata"]["resourceVersion"] = json!(live.resource_version());
+            set
+        };
+        match self.put(cluster, resized(Stored::of(cluster, live, found)), Some(live)).await {
+            // What is stored cannot be; what is there can.
+            Err(error) if error.is_invalid() => {
+                self.put(cluster, resized(Stored::adopt(cluster, live, found)), Some(live)).await
+            }
+            done => done,
+        }
     }
 
     async fn move_redis(
@@ -507,23 +597,31 @@ mod tests {
             ("/replicaSet/spec", json!("x")),
             ("/replicaSet/spec/selector", json!({"matchLabels": {}})),
             ("/replicaSet/spec/template/spec/containers", json!({})),
+            ("/replicaSet/spec/template/spec/containers", json!([{"name": 5}])),
+            ("/replicaSet/spec/template/metadata", json!("x")),
             (boot, json!("x")),
             (
                 boot,
                 json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chat-a", "namespace": "web"}}),
             ),
             ("/bootConfigMap/metadata/name", json!("kube-root-ca.crt")),
+            ("/bootConfigMap/data", json!([1])),
         ] {
             let mut bad = good.clone();
             let (parent, field) = place.rsplit_once('/').expect("a pointer");
             bad.pointer_mut(parent).expect("it is there")[field] = edit.clone();
             assert_eq!(containers(&bad), "fanout", "{place} {edit}");
         }
+        // Kubernetes takes a quantity for a number, too.
+        let mut number = good.clone();
+        number["replicaSet"]["spec"]["template"]["spec"]["containers"][0]["resources"] =
+            json!({"limits": {"cpu": 1}});
+        assert_eq!(containers(&number), "stored");
         let mut more = good.clone();
         more["replicaSet"]["metadata"]["finalizers"] = json!(["theirs/x"]);
         more["replicaSet"]["metadata"]["resourceVersion"] = json!("1");
         let stored: Stored = serde_json::from_value(more).expect("it can be read");
-        let kept = stored.checked(&super::tests::set(&json!({}))).expect("it is the ReplicaSet");
+        let kept = stored.checked(&cluster(), &super::tests::set(&json!({}))).expect("it is the ReplicaSet");
         assert_eq!(kept.replica_set["metadata"].get("finalizers"), None);
         assert_eq!(kept.replica_set["metadata"].get("resourceVersion"), None);
     }

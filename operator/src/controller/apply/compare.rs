@@ -120,8 +120,12 @@ fn metadata(place: &Place, desired: &Value, live: &Value, deviations: &mut Vec<P
     let owners = |metadata: &Value| metadata["ownerReferences"].as_array().cloned().unwrap_or_default();
     let (stated, mut present) = (owners(desired), owners(live));
     for owner in &stated {
-        if !present.iter().any(|known| known["uid"] == owner["uid"]) {
+        let is_it = |known: &&Value| {
+            known["uid"] == owner["uid"] && (known["controller"] == true || owner["controller"] != true)
+        };
+        if !present.iter().any(|known| is_it(&known)) {
             deviations.push(place.path.join("ownerReferences"));
+            present.retain(|known| known["uid"] != owner["uid"]);
             present.push(owner.clone());
         }
     }
@@ -461,6 +465,18 @@ mod tests {
                 "externalTrafficPolicy": "Local"},
         });
         assert_eq!(deviations(&desired, live), [""; 0]);
+    }
+
+    #[test]
+    fn an_owner_that_controls_the_child_no_longer_counts_as_lost() {
+        let with = |owners: Value| json!({"metadata": {"name": "a", "ownerReferences": owners}});
+        let ours = with(json!([{"uid": "u", "controller": true}]));
+        assert_eq!(deviations(&ours, with(json!([{"uid": "u", "controller": true}, {"uid": "x"}]))), [""; 0]);
+        for edited in
+            [json!([{"uid": "u", "controller": false}]), json!([{"uid": "u"}]), json!([{"uid": "x"}])]
+        {
+            assert_eq!(deviations(&ours, with(edited)), ["metadata.ownerReferences"]);
+        }
     }
 
     #[test]

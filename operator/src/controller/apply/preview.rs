@@ -9,17 +9,18 @@ use kube::{ResourceExt, api::DynamicObject};
 use serde_json::{Value, json};
 
 use super::{
-    Wanted, act,
+    Target, Wanted, act,
     compare::{self, Path},
-    desired, exists, orphans,
-    redis::StoredRedis,
-    replace_after, revision_name, revisions,
+    exists, orphans,
+    redis::{self, StoredRedis},
+    revisions,
     write::{self, Cause, Trouble},
 };
 use crate::{
     api::FanoutCluster,
     controller::{
         build::{self, GeneratedSecret, OperatorConfig, Resources},
+        dereference::is_owned_by,
         is_collected,
         survey::{Read, Survey},
         validate::{self, Problem, Validated},
@@ -131,12 +132,11 @@ struct Ahead<'a> {
 
 /// What the operator would do about `cluster`, where `survey` is what exists.
 pub fn preview(cluster: &FanoutCluster, survey: &Survey) -> Preview {
-    let observed = survey.found.observed();
-    let (outcome, problems) = outcome(cluster, survey, &observed);
-    Preview { observed, outcome, problems, advice: validate::advice(cluster) }
+    let (outcome, problems) = outcome(cluster, survey);
+    Preview { observed: survey.found.observed(), outcome, problems, advice: validate::advice(cluster) }
 }
 
-fn outcome(cluster: &FanoutCluster, survey: &Survey, observed: &Observed) -> (Outcome, Vec<Problem>) {
+fn outcome(cluster: &FanoutCluster, survey: &Survey) -> (Outcome, Vec<Problem>) {
     if is_collected(cluster) {
         return (Outcome::Collected, Vec::new());
     }
@@ -145,15 +145,19 @@ fn outcome(cluster: &FanoutCluster, survey: &Survey, observed: &Observed) -> (Ou
         Err(problems) => return (Outcome::Refused, problems),
     };
     if cluster.spec.paused {
-        return (Outcome::Paused, Vec::new());
+        return (Outcome::Paused, validated.missing);
     }
     let resources = build::build(cluster, &validated, &OperatorConfig::default());
     if cluster.has_app_containers() && will_be_made(&resources.api_key, &survey.api_key) {
         validated.api_key = Some(PENDING.to_owned());
     }
     let resources = build::build(cluster, &validated, &config(survey));
-    let ahead = Ahead { cluster, survey, resources: &resources, children: Vec::new(), problems: Vec::new() };
-    let (planned, problems) = ahead.look(&validated, observed);
+    let problems = validated.missing.clone();
+    let Some(target) = Target::of(cluster, &survey.found, &resources.revision, !problems.is_empty()) else {
+        return (Outcome::Refused, problems);
+    };
+    let ahead = Ahead { cluster, survey, resources: &resources, children: Vec::new(), problems };
+    let (planned, problems) = ahead.look(&validated, &target);
     (Outcome::Planned(Box::new(planned)), problems)
 }
 
@@ -178,27 +182,27 @@ fn will_be_made(secret: &GeneratedSecret, read: &Read) -> bool {
 // === impl Ahead ===
 
 impl<'a> Ahead<'a> {
-    fn look(mut self, validated: &Validated, observed: &Observed) -> (Planned, Vec<Problem>) {
+    fn look(mut self, validated: &Validated, target: &Target) -> (Planned, Vec<Problem>) {
         let Self { cluster, survey, resources, .. } = self;
         let found = &survey.found;
         let version = &cluster.spec.version;
-        self.problems = resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)).collect();
-        let name = revision_name(found, &resources.revision);
+        self.problems.extend(resources.too_new.iter().map(|unknown| Problem::too_new(unknown, version)));
         let has_key = self.secret(&resources.api_key, &survey.api_key);
         let stateful = self.stateful_set();
         let server = self.password().zip(stateful);
-        let (wanted, redis) =
+        let (mut wanted, redis) =
             Wanted::of(cluster, resources, server.as_ref().map(|(digest, live)| (&**digest, *live)));
+        if target.is_held {
+            wanted.keep_what_is_there(found);
+        }
         for child in wanted.children.iter().cloned().chain(revisions(cluster, found)) {
             self.child(child);
         }
-        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
+        for (resource, child) in orphans(cluster, found, &wanted, &resources.revision, target) {
             self.note(&resource.kind, Some(child.name_any()), Change::Delete);
         }
-        let desired = Desired {
-            redis: redis.as_ref().map(|redis| redis.desired(replace_after(cluster))),
-            ..desired(cluster, name)
-        };
+        let observed = &redis::observed(cluster, found, redis.as_ref());
+        let desired = target.desired(cluster, observed, redis.as_ref());
         let is_new = !exists(found, &desired.revision);
         // A new revision waits for its key.
         let waits = is_new && cluster.has_app_containers() && found.named.api_key.is_none() && !has_key;
@@ -301,7 +305,7 @@ impl<'a> Ahead<'a> {
         let name = self.resources.managed_redis.as_ref()?.stateful_set.name_any();
         match self.survey.live("StatefulSet", &name) {
             None if self.survey.is_unread("StatefulSet", &name) => None,
-            live => Some(live.filter(|live| write::is_owned_by(*live, self.cluster))),
+            live => Some(live.filter(|live| is_owned_by(*live, self.cluster))),
         }
     }
 
@@ -325,15 +329,17 @@ impl<'a> Ahead<'a> {
     }
 
     fn create(&mut self, replicas: u32, is_named: bool) -> bool {
-        let stored = act::Stored::new(&self.resources.revision);
+        let revision = &self.resources.revision;
+        let (kind, name) = write::identity(&revision.replica_set);
+        let live = self.survey.live(&kind, &name);
+        let stored = act::Stored::to_make(self.cluster, live, &self.survey.found, revision);
         let set = stored.replica_set(&json!(replicas));
-        let (kind, name) = write::identity(&set);
         if let Err(trouble) = act::is_small_enough(&set) {
             self.trouble(&kind, &name, trouble);
             return false;
         }
         if is_named {
-            let boot = json!(self.resources.revision.boot_config_map);
+            let boot = stored.boot().unwrap_or_else(|| json!(revision.boot_config_map));
             return self.child(boot) & self.child(set);
         }
         self.note("ConfigMap", None, Change::Create);

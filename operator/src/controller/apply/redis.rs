@@ -8,10 +8,19 @@ use kube::{ResourceExt, api::DynamicObject};
 use serde_json::Value;
 use tracing::warn;
 
-use super::act::{RENDERED, bare, described};
-use crate::{api::FanoutCluster, plan::DesiredRedis, redis::managed, resources::labels};
+use super::act::{bare, described};
+use crate::{
+    api::FanoutCluster,
+    controller::dereference::Found,
+    plan::{DesiredRedis, Observed},
+    redis::managed,
+    resources::labels::{self, RENDERED},
+};
 
 const DIGEST: &str = "/spec/template/metadata/annotations/fanout.dev~1password-digest";
+
+/// Fields of a StatefulSet that cannot be changed.
+const FIXED: [&str; 4] = ["selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates"];
 
 /// A StatefulSet and what it stands for.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,17 +42,21 @@ impl StoredRedis {
     /// What a StatefulSet says of itself. One that says nothing, or nothing that can be used, was made before it was
     /// stored, or was edited: it is what is there.
     pub(super) fn of(cluster: &FanoutCluster, live: &DynamicObject, rendered: &Self) -> Self {
-        let stored =
-            live.annotations().get(RENDERED).and_then(|text| serde_json::from_str::<Value>(text).ok());
-        let spec =
-            live.annotations().get(labels::REDIS_SPEC).and_then(|text| serde_json::from_str(text).ok());
-        match (stored.and_then(|stored| checked(stored, live)), spec) {
-            (Some(stateful_set), Some(spec)) => Self { stateful_set, spec },
-            _ => Self::adopt(cluster, live, rendered),
+        let parsed = |name: &str| serde_json::from_str::<Value>(live.annotations().get(name)?.as_str()).ok();
+        let Some(stateful_set) = parsed(RENDERED).and_then(|stored| checked(stored, cluster, live, rendered))
+        else {
+            return Self::adopt(cluster, live, rendered);
+        };
+        match parsed(labels::REDIS_SPEC) {
+            Some(spec) if managed::is_as_spec_says(&stateful_set["spec"]["template"], &spec) => {
+                Self { stateful_set, spec }
+            }
+            _ => Self::standing_for(stateful_set, rendered),
         }
     }
 
-    fn adopt(cluster: &FanoutCluster, live: &DynamicObject, rendered: &Self) -> Self {
+    /// What is there.
+    pub(super) fn adopt(cluster: &FanoutCluster, live: &DynamicObject, rendered: &Self) -> Self {
         warn!(name = live.name_any(), "the managed Redis is not stored and is taken from what is there");
         let mut stateful_set = bare(cluster, live, "StatefulSet");
         stateful_set["spec"]["replicas"] = rendered.stateful_set["spec"]["replicas"].clone();
@@ -55,8 +68,14 @@ impl StoredRedis {
         for (label, value) in labels.into_iter().flatten() {
             stateful_set["metadata"]["labels"][label] = value.clone();
         }
-        // Where it differs from what the spec says itself, it stands for nothing, and the plan moves it.
-        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"], &rendered.spec);
+        Self::standing_for(stateful_set, rendered)
+    }
+
+    /// One that does not say what it stands for. Where it differs from what the spec says itself, that is nothing, and
+    /// the plan moves it: to what this operator renders, which always stands.
+    fn standing_for(stateful_set: Value, rendered: &Self) -> Self {
+        let stands = managed::is_as_spec_says(&stateful_set["spec"]["template"], &rendered.spec)
+            || is_same_pod(&stateful_set, &rendered.stateful_set);
         Self { stateful_set, spec: if stands { rendered.spec.clone() } else { Value::Null } }
     }
 
@@ -90,9 +109,99 @@ impl StoredRedis {
     }
 }
 
-/// An annotation is input: what it describes has to be this object, and no more of it is taken than we write.
-fn checked(stored: Value, live: &DynamicObject) -> Option<Value> {
-    let stored = described(stored, live, "StatefulSet").ok()?;
+/// An annotation is input: what it describes has to be this object, and no more of it is taken than we write. There is
+/// one server, whatever it says: two would each have half of the clients.
+fn checked(
+    stored: Value,
+    cluster: &FanoutCluster,
+    live: &DynamicObject,
+    rendered: &StoredRedis,
+) -> Option<Value> {
+    let mut stored = described::<StatefulSet>(stored, cluster, live, "StatefulSet").ok()?;
     let containers = stored["spec"]["template"]["spec"]["containers"].as_array();
-    containers.is_some_and(|containers| !containers.is_empty()).then_some(stored)
+    containers.filter(|containers| !containers.is_empty())?;
+    let is_kept = |field: &&str| {
+        let stated = &stored["spec"][*field];
+        stated.is_null() || *stated == live.data["spec"][*field]
+    };
+    if !FIXED.iter().all(is_kept) {
+        return None;
+    }
+    stored["spec"]["replicas"] = rendered.stateful_set["spec"]["replicas"].clone();
+    Some(stored)
+}
+
+/// Whether the pods of two StatefulSets are the same but for the password.
+fn is_same_pod(one: &Value, other: &Value) -> bool {
+    let [one, other] = [one, other].map(|set| {
+        let mut template = set["spec"]["template"].clone();
+        let annotations = template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+        annotations.into_iter().for_each(|annotations| drop(annotations.remove(labels::PASSWORD)));
+        template
+    });
+    one == other
+}
+
+/// What exists, with the managed Redis as it was rendered: what its annotations say may have been edited.
+pub(super) fn observed(cluster: &FanoutCluster, found: &Found, rendered: Option<&StoredRedis>) -> Observed {
+    let mut observed = found.observed();
+    if let (Some(redis), Some(rendered)) = (&mut observed.redis, rendered)
+        && let Some(live) = found.child("StatefulSet", &redis.set)
+    {
+        let stored = StoredRedis::of(cluster, live, rendered);
+        redis.password = stored.digest().to_owned();
+        redis.spec = Some(stored.spec);
+    }
+    observed
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::build::OperatorConfig;
+
+    #[test]
+    fn what_was_stored_of_any_spec_is_what_it_was() {
+        let pod = json!({
+            "image": "redis:8", "resources": {"limits": {"memory": "1024Mi"}}, "storage": {"size": "1Gi"},
+            "nodeSelector": {"disk": "ssd"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high",
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "disk", "operator": "Exists"}]},
+            ]}}},
+        });
+        let given = json!({
+            "labels": {"team": "chat", "app.kubernetes.io/name": "theirs"}, "annotations": {"owner": "x"},
+        });
+        for (managed, given) in [(json!({}), json!({})), (pod, given)] {
+            let cluster = json!({
+                "apiVersion": "fanout.dev/v1alpha1", "kind": "FanoutCluster",
+                "metadata": {"name": "chat", "namespace": "web", "uid": "u"},
+                "spec": {"redis": {"managed": managed}, "childMetadata": given,
+                    "image": {"pullSecrets": [{"name": "registry"}]}},
+            });
+            let cluster: FanoutCluster = serde_json::from_value(cluster).expect("a cluster");
+            let of = |image: &str| {
+                let config = OperatorConfig { redis_image: image.to_owned(), ..OperatorConfig::default() };
+                let redis = managed::resources(&cluster, &config).expect("one is asked for");
+                StoredRedis::rendered(&managed::sealed(redis.stateful_set, "digest"), redis.canonical)
+            };
+            let (older, rendered) = (of("redis:7"), of("redis:9"));
+            let live: DynamicObject = serde_json::from_value(older.object()).expect("an object");
+            assert_eq!(StoredRedis::of(&cluster, &live, &rendered), older);
+            let mut live = live;
+            live.annotations_mut().insert(labels::REDIS_SPEC.to_owned(), "{}".to_owned());
+            assert_eq!(StoredRedis::of(&cluster, &live, &rendered), older);
+            live.annotations_mut().remove(RENDERED);
+            let adopted = StoredRedis::of(&cluster, &live, &rendered);
+            assert_eq!(adopted.spec, older.spec);
+            let template = |of: &StoredRedis| of.stateful_set["spec"]["template"].clone();
+            assert_eq!(
+                template(&adopted.moved_to(&rendered)),
+                template(&older),
+                "no other image, and no restart"
+            );
+        }
+    }
 }

@@ -4,7 +4,8 @@
 //! nothing amiss. A read that is older than our own last write says nothing. Server-side apply cannot undo everything:
 //! an item that somebody else added to a list stays, and an edited key of a list makes a second item. So each answer is
 //! compared again, and what is still amiss is undone by a merge patch. What then comes back is another controller's
-//! will: see [`memory`](super::memory). Every write asks the claim first: only the leader writes.
+//! will: see [`memory`](super::memory). A write to what keeps pods names what was seen, and one that replaces a pod asks
+//! first whether the cluster is still the same. Every write asks the claim first: only the leader writes.
 
 use std::{
     collections::HashMap,
@@ -36,7 +37,7 @@ use crate::{
     controller::{
         Error, ErrorClass, Shared,
         build::GeneratedSecret,
-        dereference::{self, Found, Node},
+        dereference::{self, Found, Node, is_owned_by},
         mirror,
         validate::Problem,
     },
@@ -133,11 +134,6 @@ struct Due {
     frozen: Vec<Path>,
     /// Whether it had been written as it is wanted now, so that somebody else changed it.
     repair: bool,
-}
-
-/// Whether a child carries our cluster as its owner.
-pub(super) fn is_owned_by(child: &impl ResourceExt, cluster: &FanoutCluster) -> bool {
-    child.owner_references().iter().any(|owner| Some(&owner.uid) == cluster.metadata.uid.as_ref())
 }
 
 // === impl Writer ===
@@ -266,10 +262,18 @@ impl Writer {
         key: &Key,
         wanted: &str,
         live: &DynamicObject,
-        due: Due,
+        mut due: Due,
         events: &Events,
     ) -> Result<(), Trouble> {
         let attempt = Attempt { wanted: wanted.to_owned(), live: Some(compare::fingerprint(live)) };
+        if has_pods(&key.kind) {
+            // A write from an old reading could remove pods.
+            due.desired["metadata"]["uid"] = json!(live.metadata.uid);
+            due.desired["metadata"]["resourceVersion"] = json!(live.resource_version());
+        }
+        if due.replaces_pods(&key.kind) {
+            self.confirm(cluster).await?;
+        }
         if !due.repair {
             return self.attempt(cluster, key, attempt, Some(live), due).await;
         }
@@ -425,6 +429,7 @@ impl Writer {
             return Ok((live.clone(), comparison.deviations.clone()));
         };
         self.may_write(&kind)?;
+        patch["metadata"]["uid"] = json!(live.metadata.uid);
         patch["metadata"]["resourceVersion"] = json!(live.resource_version());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Merge(patch)).await;
@@ -588,10 +593,13 @@ impl Writer {
             let resource = mirror::resource_of(kind);
             move |set| (resource.clone(), Arc::new(set))
         };
+        let [pods, redis] = [pods, redis].map(|pods| pods.into_iter().map(Arc::new).collect::<Vec<_>>());
         let stateful = stateful.into_iter().map(typed("StatefulSet"));
-        let sets = sets.into_iter().map(typed("ReplicaSet")).chain(stateful).collect();
+        let mut sets: Vec<_> = sets.into_iter().map(typed("ReplicaSet")).chain(stateful).collect();
+        let all = pods.iter().chain(&redis);
+        let lost = dereference::unlabelled_sets(&self.client, cluster, &sets, all).await?;
+        sets.extend(lost);
         let sets = dereference::own_sets(cluster, sets);
-        let pods = pods.into_iter().map(Arc::new).collect();
         let pods = dereference::pods_of(&sets, "ReplicaSet", pods);
         let others = found
             .children
@@ -604,7 +612,8 @@ impl Writer {
         };
         Ok(Found {
             named: found.named.clone(),
-            redis: dereference::pods_of(&sets, "StatefulSet", redis.into_iter().map(Arc::new).collect()),
+            unread: found.unread.clone(),
+            redis: dereference::pods_of(&sets, "StatefulSet", redis),
             machines: found.machines.clone(),
             mounts: found.mounts.clone(),
             deadline: found.deadline,
@@ -743,6 +752,11 @@ fn is_redis_template(kind: &str) -> impl Fn(&Path) -> bool + Copy + use<> {
     move |path| restarts && path.is_below(&Path::of("spec.template"))
 }
 
+/// Whether objects of a kind keep pods.
+fn has_pods(kind: &str) -> bool {
+    matches!(kind, "ReplicaSet" | "StatefulSet")
+}
+
 /// What is told of fields that others keep changing.
 fn disputed(key: &Key, memory: &Memory, deviations: &[Path], now: Instant) -> Trouble {
     let Key { kind, name, .. } = key;
@@ -844,6 +858,13 @@ impl Written {
 // === impl Due ===
 
 impl Due {
+    /// Whether Kubernetes replaces or removes pods for it. The pods of a ReplicaSet follow no template, and how many there
+    /// are is the plan's.
+    fn replaces_pods(&self, kind: &str) -> bool {
+        let spec = Path::of("spec");
+        kind == "StatefulSet" && self.comparison.deviations.iter().any(|path| path.is_below(&spec))
+    }
+
     /// Replaces the pod's specification whole, where it has something that was not there after our own write: what is not
     /// stated gets its default.
     fn renew_pod(&mut self, live: &DynamicObject) {
@@ -879,6 +900,11 @@ impl Trouble {
     /// Whether somebody was faster.
     pub(super) fn is_conflict(&self) -> bool {
         matches!(&self.cause, Cause::Failed(error) if error.class() == ErrorClass::Conflict)
+    }
+
+    /// Whether the API server refused the child for what it is.
+    pub(super) fn is_invalid(&self) -> bool {
+        matches!(&self.cause, Cause::Failed(error) if error.is_invalid())
     }
 }
 

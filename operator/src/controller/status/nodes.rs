@@ -4,13 +4,13 @@ use kube::ResourceExt;
 
 use crate::{
     api::v1alpha1::{NodeState, NodeStatus},
-    controller::dereference::{Found, Node, RETIRED_AT, is_ready, phase},
+    controller::dereference::{Found, Node, RETIRED_AT, has_ended, is_ready, phase},
     resources::labels,
 };
 
 /// Pods that have not ended.
 pub(super) fn existing(found: &Found) -> impl Iterator<Item = &Node> {
-    found.nodes.iter().filter(|node| !matches!(phase(&node.pod), "Failed" | "Succeeded"))
+    found.nodes.iter().filter(|node| !has_ended(&node.pod))
 }
 
 /// All nodes, by name.
