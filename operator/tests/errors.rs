@@ -1441,6 +1441,7 @@ async fn what_somebody_added_to_a_child_is_taken_back_and_told_once_it_is() {
     };
     for (path, edit) in [
         (SERVICE, json!({"spec": {"selector": {"never": "matches"}}})),
+        (SERVICE, json!({"spec": {"externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"]}})),
         ("/api/v1/namespaces/test/services/chat-api", more_ports),
         (live, json!({"data": {"more.yaml": "x"}})),
         (set.as_str(), with_spy(&set)),
