@@ -770,6 +770,36 @@ async fn settings_that_were_not_written_are_not_said_to_spread() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn readiness_is_told_of_a_generation_only_once_all_of_it_is_written() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    let ready = || condition(&server, "chat", "Ready");
+    assert_eq!((&ready()["status"], &ready()["observedGeneration"]), (&json!("True"), &json!(1)));
+    let failures =
+        [(SERVICE, json!({"service": {"port": 81}})), (LIVE, json!({"drain": {"timeoutSeconds": 40}}))];
+    for (generation, (path, spec)) in (2..).zip(failures) {
+        let before = server.get(path);
+        server.fail(Method::PATCH, path, 409, 20);
+        server.hang(Method::PATCH, path);
+        server.edit(
+            &format!("{CLUSTERS}/chat"),
+            &json!({"metadata": {"generation": generation}, "spec": spec}),
+        );
+        while server.get(path) == before {
+            let told = ready();
+            assert_eq!(
+                (&told["status"], &told["observedGeneration"]),
+                (&json!("True"), &json!(generation - 1))
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        seconds(5).await;
+        assert_eq!(ready()["observedGeneration"], generation);
+    }
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn ready_ends_with_a_lost_machine_although_nobody_there_answers() {
     // The kernel accepts, and nobody ever answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

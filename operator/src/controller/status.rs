@@ -75,9 +75,10 @@ pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Fan
     let complete = counts.is_complete(cluster);
     let problems = conditions::problems(cluster, found, applied);
     let verdicts = conditions::judge(cluster, found, &problems, &counts, applied.settings.as_deref());
-    // Whoever waits for a generation waits for its settings too. Until nodes have taken them over, what is told of being
-    // ready is told of the generation before.
-    let shown = conditions::generation_in_force(cluster, &before, &verdicts);
+    // Whoever waits for a generation waits for its children and its settings too. Until all are written and nodes have taken
+    // the settings over, what is told of being ready is told of the generation before.
+    let is_written = applied.failures().is_empty();
+    let shown = conditions::generation_in_force(cluster, &before, &verdicts, is_written);
     let mut conditions =
         conditions::merge(&before.conditions, verdicts, cluster.metadata.generation, found.at);
     let ready = ConditionType::Ready.to_string();
