@@ -1659,6 +1659,22 @@ async fn a_refused_child_stops_neither_the_others_nor_the_plan() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_secret_that_is_named_twice_is_in_the_pod_once() {
+    let server = with_app();
+    let secrets = json!({
+        "image": {"pullSecrets": [{"name": "one"}, {"name": "one"}]},
+        "podTemplate": {"spec": {"imagePullSecrets": [{"name": "two"}, {"name": "one"}]}},
+    });
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": secrets}));
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let set = server.below(SETS).remove(0);
+    let named = &set["spec"]["template"]["spec"]["imagePullSecrets"];
+    assert_eq!(*named, json!([{"name": "one"}, {"name": "two"}]));
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_child_that_is_refused_is_named() {
     let server = with_cluster();
     for child in ["/services/chat-api", "/serviceaccounts/chat"] {

@@ -4,17 +4,17 @@
 //! probes from an environment variable. The command runs in every image with `redis-server` and `redis-cli` on its
 //! PATH; no shell is needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
         apps::v1::{StatefulSet, StatefulSetSpec},
         core::v1::{
             Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-            PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, Secret, SecretKeySelector,
-            SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
-            VolumeResourceRequirements,
+            LocalObjectReference, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            SeccompProfile, Secret, SecretKeySelector, SecretVolumeSource, SecurityContext, Service,
+            ServicePort, ServiceSpec, Volume, VolumeMount, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -88,7 +88,7 @@ pub fn sealed(mut stateful_set: StatefulSet, digest: &str) -> StatefulSet {
 /// no pod then.
 fn canonical(cluster: &FanoutCluster, managed: &ManagedRedis) -> Value {
     let mut part = fields(managed);
-    let pull_secrets: Vec<_> = cluster.spec.image.pull_secrets.iter().map(|secret| &secret.name).collect();
+    let pull_secrets: Vec<_> = pull_secrets(cluster).into_iter().map(|secret| secret.name).collect();
     part.insert("persistent".to_owned(), managed.storage.is_some().into());
     part.insert("pullSecrets".to_owned(), json!(pull_secrets));
     let given = &cluster.spec.child_metadata;
@@ -212,7 +212,7 @@ fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &Oper
 }
 
 fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> PodSpec {
-    let pull_secrets = &cluster.spec.image.pull_secrets;
+    let pull_secrets = pull_secrets(cluster);
     let user = operator.fixed_uids.then_some(REDIS_USER);
     let ManagedRedis {
         image: _,
@@ -227,7 +227,7 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        image_pull_secrets: (!pull_secrets.is_empty()).then(|| pull_secrets.clone()),
+        image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: user,
@@ -244,6 +244,13 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
         volumes: Some(vec![conf_volume(cluster), data_volume(cluster, managed)]),
         ..PodSpec::default()
     }
+}
+
+/// Each once: server-side apply refuses a list that has a key twice.
+fn pull_secrets(cluster: &FanoutCluster) -> Vec<LocalObjectReference> {
+    let mut named = BTreeSet::new();
+    let secrets = cluster.spec.image.pull_secrets.iter();
+    secrets.filter(|secret| named.insert(&secret.name)).cloned().collect()
 }
 
 fn container(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> Container {
