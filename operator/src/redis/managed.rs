@@ -42,6 +42,8 @@ const CONF_DIR: &str = "/etc/fanout-redis";
 const DATA_DIR: &str = "/data";
 /// The part of the spec that holds labels and annotations of the pod.
 const CHILD_METADATA: &str = "childMetadata";
+/// Fields of the spec that the pod has under the same names.
+const PLACEMENT: [&str; 4] = ["nodeSelector", "tolerations", "affinity", "priorityClassName"];
 /// User and group of the official images.
 const REDIS_USER: i64 = 999;
 
@@ -129,11 +131,33 @@ pub fn is_as_spec_says(template: &Value, canonical: &Value) -> bool {
     });
     let image = canonical.get("image").is_none_or(|image| *image == container["image"]);
     let resources = canonical::resources(container["resources"].clone());
+    let placed = PLACEMENT.iter().all(|field| pruned(&pod[*field]) == pruned(&canonical[*field]));
     let names = pod["imagePullSecrets"].as_array().into_iter().flatten().map(|secret| secret["name"].clone());
     given
         && image
+        && placed
         && resources == canonical["resources"]
         && Value::from(names.collect::<Vec<_>>()) == canonical["pullSecrets"]
+}
+
+/// A value without what is empty in it, which the API server may leave out.
+fn pruned(value: &Value) -> Value {
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    };
+    let pruned = match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), pruned(value)));
+            Value::Object(fields.filter(|(_, value)| !value.is_null()).collect())
+        }
+        // An empty item has a meaning: it selects all.
+        Value::Array(items) => Value::Array(items.clone()),
+        value => value.clone(),
+    };
+    if is_empty(&pruned) { Value::Null } else { pruned }
 }
 
 fn password(cluster: &FanoutCluster) -> GeneratedSecret {
@@ -350,4 +374,54 @@ fn restricted() -> SecurityContext {
 
 fn runtime_default() -> SeccompProfile {
     SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_as_the_spec_says_only_where_its_pod_is_placed_so() {
+        let judged = |managed: Value, template: &Value| {
+            let mut cluster = FanoutCluster::new("chat", Default::default());
+            cluster.spec.redis.managed = serde_json::from_value(managed).expect("a managed Redis");
+            let managed = cluster.spec.redis.managed.as_ref().expect("there is one");
+            is_as_spec_says(template, &canonical(&cluster, managed))
+        };
+        let template = |pod: Value| {
+            let mut pod = pod;
+            pod["containers"] = json!([{"name": "redis", "image": "redis:8", "resources": {}}]);
+            let canonical_resources = json!(ManagedRedis::default().resources);
+            pod["containers"][0]["resources"] = canonical_resources;
+            json!({"metadata": {}, "spec": pod})
+        };
+        let bare = template(json!({}));
+        assert!(judged(json!({}), &bare));
+        for (field, value) in [
+            ("nodeSelector", json!({"disk": "ssd"})),
+            ("tolerations", json!([{"operator": "Exists"}])),
+            (
+                "affinity",
+                json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}]}}),
+            ),
+            ("priorityClassName", json!("high")),
+        ] {
+            let [spec, pod] = [json!({field: value}), template(json!({field: value}))];
+            assert!(!judged(spec.clone(), &bare), "{field} is not in the pod");
+            assert!(judged(spec, &pod), "{field}");
+            assert!(!judged(json!({}), &pod), "{field} is asked for no longer");
+        }
+    }
+
+    #[test]
+    fn a_pull_secret_that_is_named_twice_is_in_the_pod_once() {
+        let mut cluster = FanoutCluster::new("chat", Default::default());
+        let secrets = json!([{"name": "one"}, {"name": "two"}, {"name": "one"}]);
+        cluster.spec.image.pull_secrets = serde_json::from_value(secrets).expect("secrets");
+        cluster.spec.redis.managed = Some(ManagedRedis::default());
+        let made = resources(&cluster, &OperatorConfig::default()).expect("a managed Redis");
+        let pod = serde_json::to_value(&made.stateful_set).expect("JSON")["spec"]["template"].take();
+        assert_eq!(pod["spec"]["imagePullSecrets"], json!([{"name": "one"}, {"name": "two"}]));
+        assert!(is_as_spec_says(&pod, &made.canonical));
+    }
 }
