@@ -1659,6 +1659,27 @@ async fn a_refused_child_stops_neither_the_others_nor_the_plan() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_number_of_nodes_that_is_refused_is_tried_ever_more_seldom_and_another_at_once() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.fail(Method::PATCH, "/replicasets/", 403, usize::MAX);
+    scale(&server, 3);
+    seconds(10).await;
+    let tried =
+        || operator.metric("fanout_operator_writes_total{kind=\"ReplicaSet\"}").parse::<u32>().unwrap();
+    let before = tried();
+    seconds(3_600).await;
+    let times = tried() - before;
+    assert!((1..=12).contains(&times), "tried {times} times in an hour");
+    server.recover();
+    scale(&server, 4);
+    seconds(2).await;
+    assert_eq!(asked_for(&server), 4);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pull_secret_that_is_named_twice_is_in_the_pod_once() {
     let server = with_app();
     let secrets = json!({

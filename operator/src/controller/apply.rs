@@ -202,9 +202,9 @@ impl Applier {
         for (resource, child) in orphans(cluster, found, &wanted, &resources.revision) {
             let removed = async {
                 self.writer.confirm(cluster).await?;
-                self.writer.delete(resource, child).await
+                self.writer.delete(cluster, resource, child).await
             };
-            applied.note(removed.await.map_err(Trouble::from))?;
+            applied.note(removed.await)?;
         }
         Ok(Rendered { revision: resources.revision, redis, has_api_key })
     }

@@ -15,7 +15,6 @@ use super::{
 use crate::{
     api::{FanoutCluster, Reason},
     controller::{
-        Error,
         build::RevisionSpec,
         dereference::{Found, Node, RELEASED_AT, RETIRED_AT},
         mirror,
@@ -196,19 +195,23 @@ impl Writer {
             Step::ResizeSet { set, to } | Step::Remove { set, to, pod: _ } => {
                 self.resize(cluster, found, set, *to).await?;
             }
-            Step::Retire { pod } => self.mark_by_name(found, pod, retired(found.at)).await?,
-            Step::Restore { pod } => self.mark_by_name(found, pod, restored()).await?,
-            Step::Release { pod } => self.mark_by_name(found, pod, released(found.at)).await?,
+            Step::Retire { pod } => {
+                self.mark_by_name(cluster, found, pod, "retire", retired(found.at)).await?
+            }
+            Step::Restore { pod } => self.mark_by_name(cluster, found, pod, "restore", restored()).await?,
+            Step::Release { pod } => {
+                self.mark_by_name(cluster, found, pod, "release", released(found.at)).await?
+            }
             Step::DeleteSet { set } => {
                 if let Some(set) = found.child("ReplicaSet", set) {
-                    self.delete(&mirror::resource_of("ReplicaSet"), set).await?;
+                    self.delete(cluster, &mirror::resource_of("ReplicaSet"), set).await?;
                 }
             }
             Step::MoveRedis { set } => self.move_redis(cluster, found, rendered, set).await?,
             Step::DeleteRedisPod { pod, force } => {
                 let grace = if *force { 0 } else { REDIS_GRACE };
                 if let Some(pod) = found.redis.iter().find(|redis| redis.name_any() == *pod) {
-                    self.delete_pod(pod, grace).await?;
+                    self.delete_pod(cluster, pod, grace).await?;
                 }
             }
         }
@@ -248,12 +251,18 @@ impl Writer {
         boot.and(set)
     }
 
-    async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
+    async fn resize(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        name: &str,
+        to: u32,
+    ) -> Result<(), Trouble> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
         let mut set = Stored::of(cluster, live, found).replica_set(&json!(to));
         set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
-        self.put(cluster, set, Some(live)).await
+        self.put(cluster, set, live).await
     }
 
     async fn move_redis(
@@ -262,19 +271,26 @@ impl Writer {
         found: &Found,
         rendered: &Rendered,
         name: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Trouble> {
         let (Some(live), Some(redis)) = (found.child("StatefulSet", name), &rendered.redis) else {
             return Ok(());
         };
         let mut set = StoredRedis::of(cluster, live, redis).moved_to(redis).object();
         set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
-        self.put(cluster, set, Some(live)).await
+        self.put(cluster, set, live).await
     }
 
-    async fn mark_by_name(&self, found: &Found, pod: &str, metadata: Value) -> Result<(), Error> {
+    async fn mark_by_name(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        pod: &str,
+        what: &str,
+        metadata: Value,
+    ) -> Result<(), Trouble> {
         match node(found, pod) {
-            Some(node) => self.mark(&node.pod, metadata).await,
+            Some(node) => self.mark(cluster, &node.pod, what, metadata).await,
             None => Ok(()),
         }
     }

@@ -23,6 +23,7 @@ use kube::{
         PostParams, Preconditions,
     },
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -336,26 +337,11 @@ impl Writer {
         live: Option<&DynamicObject>,
         due: Due,
     ) -> Result<(), Trouble> {
-        let known = self.lock().get(key).cloned().unwrap_or_default();
-        if let Some((error, left)) = known.refusal(&attempt, Instant::now()) {
-            let lasting = known.is_lasting();
-            return Err(Trouble { cause: Cause::Failed(error), again: Some(left), lasting });
-        }
         let Attempt { wanted, .. } = attempt.clone();
-        let written = self.write(cluster, live, due).await;
+        let (made, left) = self.tried(key, attempt, self.write(cluster, live, due)).await?;
         let now = Instant::now();
         let mut all = self.lock();
         let memory = all.entry(key.clone()).or_default();
-        let (made, left) = match written {
-            Ok(written) => written,
-            Err(error) => {
-                let again = memory.refuse(attempt, &error, now);
-                if again.is_some() {
-                    warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
-                }
-                return Err(Trouble { cause: Cause::Failed(error), again, lasting: memory.is_lasting() });
-            }
-        };
         memory.accepted(Written::new(&made, wanted));
         if left.is_empty() {
             return Ok(());
@@ -364,6 +350,32 @@ impl Writer {
             left.iter().flat_map(|path| compare::managers(&made, path, FIELD_MANAGER)).collect();
         memory.disputes.overruled(&left, &names, now);
         Err(disputed(key, memory, &left, now))
+    }
+
+    /// Sends a request, unless the same was refused a moment ago; remembers a refusal. Its success is remembered by the
+    /// caller, who knows what it made.
+    async fn tried<T>(
+        &self,
+        key: &Key,
+        attempt: Attempt,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Trouble> {
+        let known = self.lock().get(key).cloned().unwrap_or_default();
+        if let Some((error, left)) = known.refusal(&attempt, Instant::now()) {
+            let lasting = known.is_lasting();
+            return Err(Trouble { cause: Cause::Failed(error), again: Some(left), lasting });
+        }
+        let error = match request.await {
+            Ok(made) => return Ok(made),
+            Err(error) => error,
+        };
+        let mut all = self.lock();
+        let memory = all.entry(key.clone()).or_default();
+        let again = memory.refuse(attempt, &error, Instant::now());
+        if again.is_some() {
+            warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
+        }
+        Err(Trouble { cause: Cause::Failed(error), again, lasting: memory.is_lasting() })
     }
 
     /// Server-side apply, and what that cannot undo by a merge patch. Gives what is there then, and where it is still
@@ -439,12 +451,16 @@ impl Writer {
         &self,
         cluster: &FanoutCluster,
         mut desired: Value,
-        live: Option<&DynamicObject>,
-    ) -> Result<(), Error> {
+        live: &DynamicObject,
+    ) -> Result<(), Trouble> {
         let (kind, name) = identity(&desired);
         let wanted = stamp(&mut desired);
-        let made = self.apply(cluster, &desired, live).await?;
         let key = Key::new(cluster, &kind, &name);
+        // The number of nodes is not in the stamp, and another number is another attempt.
+        let number = &desired["spec"]["replicas"];
+        let attempt =
+            Attempt { wanted: format!("{wanted}/{number}"), live: Some(compare::fingerprint(live)) };
+        let made = self.tried(&key, attempt, self.apply(cluster, &desired, Some(live))).await?;
         self.lock().entry(key).or_default().accepted(Written::new(&made, wanted));
         Ok(())
     }
@@ -514,60 +530,88 @@ impl Writer {
     }
 
     /// Deletes exactly the object that was seen.
-    pub(super) async fn delete(&self, resource: &ApiResource, child: &DynamicObject) -> Result<(), Error> {
+    pub(super) async fn delete(
+        &self,
+        cluster: &FanoutCluster,
+        resource: &ApiResource,
+        child: &DynamicObject,
+    ) -> Result<(), Trouble> {
         if child.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        self.may_write(&resource.kind)?;
-        let name = child.name_any();
-        let namespace = child.namespace().unwrap_or_default();
-        let is_it = |key: &Key| key.kind == resource.kind && key.namespace == namespace && key.name == name;
-        self.lock().retain(|key, _| !is_it(key));
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, resource);
-        let seen = Preconditions {
-            uid: child.metadata.uid.clone(),
-            resource_version: child.metadata.resource_version.clone(),
-        };
-        let params = DeleteParams::background().preconditions(seen);
-        match api.delete(&name, &params).await {
-            Ok(_) => {
-                info!(kind = resource.kind, name, "deleted a child");
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            Err(error) => Err(Error::api("delete", &resource.kind, &name)(error)),
-        }
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), cluster.namespace(), resource);
+        self.remove(cluster, &api, &resource.kind, child, DeleteParams::background()).await
     }
 
     /// Deletes exactly the pod that was seen.
-    pub(super) async fn delete_pod(&self, pod: &Pod, grace_seconds: u32) -> Result<(), Error> {
-        self.may_write("Pod")?;
-        let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
-        let seen = Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: pod.metadata.resource_version.clone(),
-        };
-        let params = DeleteParams { grace_period_seconds: Some(grace_seconds), ..DeleteParams::default() }
-            .preconditions(seen);
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        match api.delete(&name, &params).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            Err(error) => Err(Error::api("delete", "Pod", &name)(error)),
-        }
+    pub(super) async fn delete_pod(
+        &self,
+        cluster: &FanoutCluster,
+        pod: &Pod,
+        grace_seconds: u32,
+    ) -> Result<(), Trouble> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), cluster.namespace());
+        let params = DeleteParams { grace_period_seconds: Some(grace_seconds), ..DeleteParams::default() };
+        self.remove(cluster, &api, "Pod", pod, params).await
     }
 
-    /// Changes labels and annotations of exactly the pod that was seen.
-    pub(super) async fn mark(&self, pod: &Pod, metadata: Value) -> Result<(), Error> {
-        self.may_write("Pod")?;
-        let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
+    async fn remove<K>(
+        &self,
+        cluster: &FanoutCluster,
+        api: &Api<K>,
+        kind: &str,
+        object: &impl ResourceExt,
+        params: DeleteParams,
+    ) -> Result<(), Trouble>
+    where
+        K: Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let name = object.name_any();
+        let key = Key::new(cluster, kind, &name);
+        let seen = Preconditions { uid: object.uid(), resource_version: object.resource_version() };
+        let attempt = Attempt::on("delete", object);
+        let params = params.preconditions(seen);
+        let request = async {
+            self.may_write(kind)?;
+            match api.delete(&name, &params).await {
+                Ok(_) => {
+                    info!(kind, name, "deleted a child");
+                    Ok(())
+                }
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                Err(error) => Err(Error::api("delete", kind, &name)(error)),
+            }
+        };
+        self.tried(&key, attempt, request).await?;
+        self.lock().remove(&key);
+        Ok(())
+    }
+
+    /// Changes labels and annotations of exactly the pod that was seen. `what` is done by it is tried again the later the
+    /// more often it was refused.
+    pub(super) async fn mark(
+        &self,
+        cluster: &FanoutCluster,
+        pod: &Pod,
+        what: &str,
+        metadata: Value,
+    ) -> Result<(), Trouble> {
+        let name = pod.name_any();
+        let key = Key::new(cluster, "Pod", &name);
         let mut patch = json!({ "metadata": metadata });
         patch["metadata"]["uid"] = json!(pod.metadata.uid);
         patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), cluster.namespace());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let marked = api.patch_metadata(&name, &params, &Patch::Merge(patch)).await;
-        marked.map(drop).map_err(Error::api("mark", "Pod", &name))
+        let request = async {
+            self.may_write("Pod")?;
+            let marked = api.patch_metadata(&name, &params, &Patch::Merge(patch)).await;
+            marked.map(drop).map_err(Error::api("mark", "Pod", &name))
+        };
+        self.tried(&key, Attempt::on(what, pod), request).await?;
+        self.lock().remove(&key);
+        Ok(())
     }
 
     /// Sets and pods as the API server has them now, not as a watch had them. An error where the cluster is no
@@ -823,6 +867,21 @@ impl Key {
             kind: kind.to_owned(),
             namespace: cluster.namespace().to_owned(),
             name: name.to_owned(),
+        }
+    }
+}
+
+// === impl Attempt ===
+
+impl Attempt {
+    /// Something that is done to an object as it was seen.
+    fn on(what: &str, object: &impl ResourceExt) -> Self {
+        Self {
+            wanted: what.to_owned(),
+            live: object
+                .uid()
+                .zip(object.resource_version())
+                .map(|(uid, version)| format!("{uid}/{version}")),
         }
     }
 }
