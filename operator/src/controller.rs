@@ -116,7 +116,7 @@ pub enum Error {
     /// The FanoutCluster was changed or deleted after the plan was made.
     #[error("the FanoutCluster changed while its plan was made")]
     Superseded,
-    /// It is not known whether another operator holds the namespace.
+    /// The namespace is not held, or not any more.
     #[error(transparent)]
     Refused(Arc<Refused>),
     /// A child of that name was not made for this cluster.
@@ -309,7 +309,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     match territory.enter(guarded.meta().namespace.as_deref().unwrap_or_default()).await {
         Ok(()) => {}
         Err(Refused::Held { .. }) => return Ok(Done { again: Some(territory::LOOK_EVERY), failed: None }),
-        Err(refused) => return Err(Error::Refused(Arc::new(refused))),
+        Err(refused) => return Err(refused.into()),
     }
     let cluster = match guarded {
         DeserializeGuard(Ok(cluster)) => cluster,
@@ -454,21 +454,22 @@ fn jittered(time: Duration) -> Duration {
 
 impl Context {
     fn new(shared: &Shared, mirrors: Mirrors) -> Self {
+        let territory = Territory::new(
+            shared.client.clone(),
+            &shared.config.installation,
+            shared.config.class.as_deref(),
+            shared.claim.clone(),
+            shared.readiness.clone(),
+        );
         Self {
             config: shared.config.clone(),
             metrics: shared.metrics.clone(),
             reports: Reports::default(),
             secrets: SecretShapes::new(shared.client.clone()),
-            applier: Applier::new(shared, mirrors.clone()),
-            reporter: Reporter::new(shared),
+            applier: Applier::new(shared, territory.clone(), mirrors.clone()),
+            reporter: Reporter::new(shared, territory.clone()),
             failures: Failures::default(),
-            territory: Territory::new(
-                shared.client.clone(),
-                &shared.config.installation,
-                shared.config.class.as_deref(),
-                shared.claim.clone(),
-                shared.readiness.clone(),
-            ),
+            territory,
             mirrors,
         }
     }
@@ -540,7 +541,8 @@ impl Error {
 
     /// Whether there is nothing left to try for this cluster.
     fn ends_reconcile(&self) -> bool {
-        matches!(self, Self::NotLeading | Self::Superseded) || self.is_namespace_terminating()
+        matches!(self, Self::NotLeading | Self::Superseded | Self::Refused(_))
+            || self.is_namespace_terminating()
     }
 
     /// Whether the API server refused an object for what it is.
@@ -605,7 +607,7 @@ impl Error {
                     kube::Error::Api(status) if status.is_conflict() => ErrorClass::Conflict,
                     _ => ErrorClass::Transient,
                 },
-                Refused::Late { .. } => ErrorClass::Transient,
+                Refused::Late { .. } | Refused::RunOut { .. } => ErrorClass::Transient,
             },
             Self::Api { .. } => match self.status() {
                 Some(status) if apply::is_invalid(status) => ErrorClass::Waiting,
@@ -613,6 +615,15 @@ impl Error {
                 None => ErrorClass::Transient,
             },
             Self::Panicked(_) => ErrorClass::Transient,
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotLeading => Self::NotLeading,
+            refused => Self::Refused(Arc::new(refused)),
         }
     }
 }

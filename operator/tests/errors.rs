@@ -382,6 +382,26 @@ async fn an_operator_that_cannot_renew_a_namespace_stops_before_another_takes_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reconcile_that_outlasts_the_lease_of_its_namespace_writes_nothing_more() {
+    let nodes = "/api/v1/namespaces/test/services/chat-nodes";
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.fail(Method::PUT, "/leases/fanoutclusters.fanout.dev", 500, usize::MAX);
+    seconds(25).await;
+    // The answer takes until the Lease, of 40 s, is over.
+    server.hang(Method::PATCH, SERVICE);
+    server.delete(SERVICE);
+    server.delete(nodes);
+    seconds(30).await;
+    assert_eq!([server.get(SERVICE), server.get(nodes)], [None, None]);
+    server.recover();
+    seconds(60).await;
+    assert!(server.get(SERVICE).is_some() && server.get(nodes).is_some());
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_operator_without_its_crd_is_not_ready_and_names_it() {
     let server = with_cluster();
     server.fail(Method::GET, "/fanoutclusters", 404, 5);

@@ -42,6 +42,7 @@ use super::{
 use crate::{
     api::FanoutCluster,
     events::Events,
+    lease::territory::Territory,
     plan::{self, Action, Desired, Observed, Strategy},
     redis::managed,
     resources::{config_map, labels},
@@ -127,8 +128,8 @@ impl Applied {
 // === impl Applier ===
 
 impl Applier {
-    pub(super) fn new(shared: &Shared, mirrors: Mirrors) -> Self {
-        Self { writer: Writer::new(shared), events: shared.events.clone(), mirrors }
+    pub(super) fn new(shared: &Shared, territory: Territory, mirrors: Mirrors) -> Self {
+        Self { writer: Writer::new(shared, territory), events: shared.events.clone(), mirrors }
     }
 
     /// Makes everything of a cluster what it should be; of a paused one, nothing.

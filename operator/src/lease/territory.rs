@@ -5,7 +5,7 @@
 //! decided by its own Lease, and a successor goes on at once. It is not released at the end of a process, or every
 //! restart of one installation would hand its namespaces to another that waits for them.
 //!
-//! [`Territory::enter`] is asked before each reconcile; [`Territory::keep`] renews, looks after namespaces that others
+//! [`Territory::enter`] is asked before each reconcile and [`Territory::check`] before each write; [`Territory::keep`] renews, looks after namespaces that others
 //! hold, and lets go of those without FanoutClusters. Where the operator has no right to Leases it goes on without:
 //! what it managed before it knew of them it manages after.
 
@@ -29,8 +29,8 @@ use crate::{
 /// Time between two looks at each namespace.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Times of the Lease of a namespace. A write every 15 s is cheap for hundreds of namespaces. A reconcile that began
-/// while the Lease was ours has the 20 s between giving up and others' taking over to end.
+/// Times of the Lease of a namespace. A write every 15 s is cheap for hundreds of namespaces. A request that was
+/// sent while the Lease was ours has the 20 s between giving up and others' taking over to end.
 const TIMING: Timing = Timing {
     duration: Duration::from_secs(60),
     renew_deadline: Duration::from_secs(40),
@@ -90,6 +90,12 @@ pub enum Refused {
         /// The namespace.
         namespace: String,
     },
+    /// The Lease ran out while something was done in the namespace.
+    #[error("the lease of namespace {namespace} ran out")]
+    RunOut {
+        /// The namespace.
+        namespace: String,
+    },
     /// This process does not lead its installation.
     #[error("this process does not lead")]
     NotLeading,
@@ -136,9 +142,16 @@ impl Territory {
         if plot.claim.holds() { Ok(()) } else { self.ask(namespace, &mut lease).await }
     }
 
-    /// Whether a namespace is held now.
-    pub fn holds(&self, namespace: &str) -> bool {
-        self.lock().get(namespace).is_some_and(|plot| plot.claim.holds())
+    /// Asked before each write: a reconcile may take longer than what is left of the Lease.
+    ///
+    /// # Errors
+    /// This process does not lead, or the namespace is not held any more.
+    pub fn check(&self, namespace: &str) -> Result<(), Refused> {
+        if !self.leading.holds() {
+            return Err(Refused::NotLeading);
+        }
+        let held = self.lock().get(namespace).is_some_and(|plot| plot.claim.holds());
+        if held { Ok(()) } else { Err(Refused::RunOut { namespace: namespace.to_owned() }) }
     }
 
     /// Renews without end. `wanted` names the namespaces that have FanoutClusters.

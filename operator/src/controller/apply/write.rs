@@ -4,7 +4,8 @@
 //! nothing amiss. A read that is older than our own last write says nothing. Server-side apply cannot undo everything:
 //! an item that somebody else added to a list stays, and an edited key of a list makes a second item. So each answer is
 //! compared again, and what is still amiss is undone by a merge patch. What then comes back is another controller's
-//! will: see [`memory`](super::memory). Every write asks the claim first: only the leader writes.
+//! will: see [`memory`](super::memory). Every write asks the territory first: only the leader writes, and
+//! only where it holds the namespace.
 
 use std::{
     collections::HashMap,
@@ -42,7 +43,7 @@ use crate::{
         validate::Problem,
     },
     events::{Events, Severity},
-    lease::Claim,
+    lease::territory::Territory,
     metrics::Metrics,
     resources::labels,
 };
@@ -69,7 +70,7 @@ const MAX_FIELDS: usize = 5;
 #[derive(Clone)]
 pub(super) struct Writer {
     client: Client,
-    claim: Claim,
+    territory: Territory,
     metrics: Metrics,
     memory: Arc<Mutex<HashMap<Key, Memory>>>,
     sealed: Arc<Mutex<HashMap<Key, Sealed>>>,
@@ -144,10 +145,10 @@ pub(super) fn is_owned_by(child: &impl ResourceExt, cluster: &FanoutCluster) -> 
 // === impl Writer ===
 
 impl Writer {
-    pub(super) fn new(shared: &Shared) -> Self {
+    pub(super) fn new(shared: &Shared, territory: Territory) -> Self {
         Self {
             client: shared.client.clone(),
-            claim: shared.claim.clone(),
+            territory,
             metrics: shared.metrics.clone(),
             memory: Arc::default(),
             sealed: Arc::default(),
@@ -412,7 +413,7 @@ impl Writer {
         live: Option<&DynamicObject>,
     ) -> Result<DynamicObject, Error> {
         let (kind, name) = identity(desired);
-        self.may_write(&kind)?;
+        self.may_write(cluster.namespace(), &kind)?;
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Apply(desired)).await;
         let made = made.map_err(Error::refused("apply", desired))?;
@@ -436,7 +437,7 @@ impl Writer {
         let Some(mut patch) = compare::merge_patch(&present, &comparison.corrected) else {
             return Ok((live.clone(), comparison.deviations.clone()));
         };
-        self.may_write(&kind)?;
+        self.may_write(cluster.namespace(), &kind)?;
         patch["metadata"]["resourceVersion"] = json!(live.resource_version());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Merge(patch)).await;
@@ -512,7 +513,7 @@ impl Writer {
     }
 
     async fn create_secret(&self, api: &Api<Secret>, secret: &GeneratedSecret) -> Result<Secret, Error> {
-        self.may_write("Secret")?;
+        self.may_write(api.namespace().unwrap_or_default(), "Secret")?;
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let made = api.create(&params, &secret.with_value(&random_hex())).await;
         let made = made.map_err(Error::api("create", "Secret", secret.name()))?;
@@ -521,7 +522,7 @@ impl Writer {
     }
 
     async fn repair_secret(&self, api: &Api<Secret>, name: &str, patch: Value) -> Result<Secret, Error> {
-        self.may_write("Secret")?;
+        self.may_write(api.namespace().unwrap_or_default(), "Secret")?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let made = api.patch(name, &params, &Patch::Merge(patch)).await;
         let made = made.map_err(Error::api("mend", "Secret", name))?;
@@ -573,7 +574,7 @@ impl Writer {
         let attempt = Attempt::on("delete", object);
         let params = params.preconditions(seen);
         let request = async {
-            self.may_write(kind)?;
+            self.may_write(cluster.namespace(), kind)?;
             match api.delete(&name, &params).await {
                 Ok(_) => {
                     info!(kind, name, "deleted a child");
@@ -605,7 +606,7 @@ impl Writer {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), cluster.namespace());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let request = async {
-            self.may_write("Pod")?;
+            self.may_write(cluster.namespace(), "Pod")?;
             let marked = api.patch_metadata(&name, &params, &Patch::Merge(patch)).await;
             marked.map(drop).map_err(Error::api("mark", "Pod", &name))
         };
@@ -678,10 +679,8 @@ impl Writer {
         self.metrics.acted(reason);
     }
 
-    fn may_write(&self, kind: &str) -> Result<(), Error> {
-        if !self.claim.holds() {
-            return Err(Error::NotLeading);
-        }
+    fn may_write(&self, namespace: &str, kind: &str) -> Result<(), Error> {
+        self.territory.check(namespace)?;
         self.metrics.wrote(kind);
         Ok(())
     }
