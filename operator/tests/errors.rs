@@ -402,6 +402,36 @@ async fn a_reconcile_that_outlasts_the_lease_of_its_namespace_writes_nothing_mor
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_namespace_lease_that_cannot_be_had_keeps_the_operator_from_being_ready() {
+    let lease = "/leases/fanoutclusters.fanout.dev";
+    let server = with_cluster();
+    server.fail(Method::GET, lease, 500, usize::MAX);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let told = operator.readiness.obstacles().join("");
+    assert!(told.contains("as the test wants it") && told.contains("create and update"), "{told}");
+    assert!(told.contains("Lease test/fanoutclusters.fanout.dev"), "{told}");
+    assert_eq!(server.get(SERVICE), None);
+    server.recover();
+    seconds(60).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    // While the Lease is good, a renewal that fails is no obstacle.
+    server.fail(Method::PUT, lease, 500, 2);
+    for _ in 0..30 {
+        seconds(1).await;
+        assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    }
+    server.fail(Method::PUT, lease, 500, usize::MAX);
+    seconds(60).await;
+    assert_ne!(operator.readiness.obstacles(), [""; 0]);
+    server.delete(&format!("{CLUSTERS}/chat"));
+    seconds(10).await;
+    assert_eq!(operator.readiness.obstacles(), [""; 0], "there is nothing to hold any more");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_operator_without_its_crd_is_not_ready_and_names_it() {
     let server = with_cluster();
     server.fail(Method::GET, "/fanoutclusters", 404, 5);

@@ -101,6 +101,10 @@ pub enum Refused {
     NotLeading,
 }
 
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict())
+}
+
 /// Name of the Lease of the operators of a class, in each namespace that has FanoutClusters of theirs.
 pub fn lease_name(class: Option<&str>) -> String {
     let all = format!("fanoutclusters.{GROUP}");
@@ -207,14 +211,41 @@ impl Territory {
                 }
                 self.won(&namespace, lease, sent);
             }
-            Ok(Err(error)) => return Err(Refused::Unknown { namespace, source: Box::new(error) }),
-            Err(_) => return Err(Refused::Late { namespace }),
+            Ok(Err(error)) => {
+                let refused = Refused::Unknown { namespace, source: Box::new(error) };
+                return Err(self.failed(lease, refused));
+            }
+            Err(_) => return Err(self.failed(lease, Refused::Late { namespace })),
         }
         Ok(())
     }
 
+    /// Without the Lease nothing is done in the namespace, which is to be seen. A renewal that fails once, or that somebody
+    /// was faster than, passes by itself.
+    fn failed(&self, lease: &Lease, refused: Refused) -> Refused {
+        let namespace = match &refused {
+            Refused::Unknown { source, .. } if is_conflict(source) => return refused,
+            Refused::Unknown { namespace, .. } | Refused::Late { namespace } => namespace,
+            Refused::Held { .. } | Refused::RunOut { .. } | Refused::NotLeading => return refused,
+        };
+        if lease.claim.holds() {
+            return refused;
+        }
+        let words = format!(
+            "{}: its FanoutClusters are left alone until get, create and update of Lease {namespace}/{} \
+             (leases.coordination.k8s.io) succeed",
+            crate::controller::chain(&refused),
+            self.name
+        );
+        if self.readiness.block(Obstacle::NamespaceLease(namespace.clone()), words.clone()) {
+            warn!("{words}");
+        }
+        refused
+    }
+
     fn won(&self, namespace: &str, lease: &Lease, sent: Instant) {
         lease.claim.set(Some(sent + TIMING.renew_deadline));
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.to_owned()));
         if self.readiness.clear(&Obstacle::Namespace(namespace.to_owned())) {
             info!(namespace, "the other operator is gone, its FanoutClusters are taken over");
         }
@@ -222,6 +253,7 @@ impl Territory {
 
     fn lost(&self, namespace: String, lease: &Lease, holder: String) -> Refused {
         lease.claim.set(None);
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.clone()));
         let obstacle = Obstacle::Namespace(namespace.clone());
         let refused = Refused::Held { namespace, holder };
         if self.readiness.block(obstacle, refused.to_string()) {
@@ -233,6 +265,7 @@ impl Territory {
     /// A namespace without FanoutClusters is everybody's.
     async fn leave(&self, namespace: &str, plot: Plot) {
         self.readiness.clear(&Obstacle::Namespace(namespace.to_owned()));
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.to_owned()));
         if let (true, Some(lease)) = (self.leading.holds(), Arc::into_inner(plot.lease)) {
             lease.into_inner().release().await;
         }
