@@ -18,7 +18,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -68,6 +68,9 @@ const SOONEST: Duration = Duration::from_millis(50);
 
 /// A look at a cluster that waits for something that is not watched: a name to become free, a quota to grow.
 const WAITING: Duration = Duration::from_secs(10);
+
+/// Failures that pass by themselves are told once they have lasted for this long.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// A look at a cluster that nothing asked for, should a change have been missed.
 const RESYNC: Duration = Duration::from_secs(600);
@@ -175,7 +178,16 @@ pub enum ErrorClass {
 
 /// Failures in a row of each cluster, by its name; those of an earlier one of that name do not count.
 #[derive(Debug, Default)]
-struct Failures(Mutex<HashMap<Trigger, (Option<String>, u32)>>);
+struct Failures(Mutex<HashMap<Trigger, Row>>);
+
+/// Failures in a row.
+#[derive(Debug)]
+struct Row {
+    /// Which cluster of its name.
+    uid: Option<String>,
+    count: u32,
+    since: tokio::time::Instant,
+}
 
 /// Reconciles every cluster of `namespaces` (none: of all) until `stop`; what is under way then is finished.
 /// Dropping it aborts what is under way.
@@ -274,7 +286,8 @@ async fn measured(cluster: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     if outcome == Outcome::Success {
         context.failures.forget(&Trigger::from_obj(&*cluster));
     }
-    if let Some(problem) = result.as_ref().err().and_then(|error| error.problem(false)) {
+    let lasting = context.failures.last(&cluster);
+    if let Some(problem) = result.as_ref().err().and_then(|error| error.problem(lasting)) {
         // Telling it may fail in the same way.
         caught(context.reporter.broken(&cluster, &problem)).await?;
     }
@@ -301,7 +314,7 @@ impl Done {
 }
 
 async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> {
-    let Context { config, metrics, mirrors, territory, reports, secrets, applier, reporter, failures: _ } =
+    let Context { config, metrics, mirrors, territory, reports, secrets, applier, reporter, failures } =
         context;
     if !config.manages(guarded.meta()) {
         return Ok(Done::IDLE);
@@ -329,7 +342,8 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     let verdict = match validate::validate(cluster, &found.named) {
         Ok(validated) => {
             let resources = build::build(cluster, &validated, config);
-            applier.apply(cluster, &found, resources).await
+            let lasting = failures.last(guarded);
+            applier.apply(cluster, &found, resources, lasting).await
         }
         Err(problems) => Ok(apply::Applied::refused(problems)),
     };
@@ -561,17 +575,17 @@ impl Error {
         Some(status)
     }
 
-    /// What a person should know of it; `None` for what passes by itself, as long as it has not lasted.
+    /// What a person should know of it; `None` for what passes by itself, as long as it has not lasted: an API server that
+    /// restarts or has too much to do.
     fn problem(&self, lasting: bool) -> Option<Problem> {
         let (reason, kind, name) = match self {
             Self::NotOurs { kind, name, .. } => (Reason::NotOurs, kind, name),
             Self::Leaving { kind, name, .. } => (Reason::ChildLeaving, kind, name),
-            Self::Api { kind, name, .. } => match self.status() {
-                Some(status) if status.is_conflict() => return None,
-                Some(status) if apply::is_invalid(status) => (Reason::InvalidSpec, kind, name),
-                Some(_) => (Reason::ApplyFailed, kind, name),
-                None if lasting => (Reason::ApplyFailed, kind, name),
-                None => return None,
+            Self::Api { kind, name, .. } => match (self.status(), self.class()) {
+                (_, ErrorClass::Conflict) => return None,
+                (_, ErrorClass::Transient) if !lasting => return None,
+                (Some(status), _) if apply::is_invalid(status) => (Reason::InvalidSpec, kind, name),
+                _ => (Reason::ApplyFailed, kind, name),
             },
             Self::Panicked(_) => {
                 let object = "FanoutCluster".to_owned();
@@ -645,22 +659,35 @@ impl Failures {
     /// Time until the next try: from a second to five minutes, and any part of it, so that clusters that failed
     /// together do not come back together.
     fn next_try(&self, cluster: Trigger, uid: Option<&String>) -> Duration {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, count) = failures.entry(cluster).or_default();
-        if known.as_ref() != uid {
-            (*known, *count) = (uid.cloned(), 0);
+        let first = || Row { uid: uid.cloned(), count: 0, since: tokio::time::Instant::now() };
+        let mut failures = self.lock();
+        let row = failures.entry(cluster).or_insert_with(first);
+        if row.uid.as_ref() != uid {
+            *row = first();
         }
-        *count = count.saturating_add(1);
-        let longest = Duration::from_secs(1 << (*count).min(9)).min(Duration::from_secs(300));
+        row.count = row.count.saturating_add(1);
+        let longest = Duration::from_secs(1 << row.count.min(9)).min(Duration::from_secs(300));
         longest.mul_f64(rand::random_range(0.1..1.0))
     }
 
+    /// Whether a cluster has failed for so long that somebody should know.
+    fn last(&self, cluster: &Guarded) -> bool {
+        let failures = self.lock();
+        let row = failures.get(&Trigger::from_obj(cluster)).filter(|row| row.uid == cluster.meta().uid);
+        row.is_some_and(|row| row.since.elapsed() >= LASTING)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Trigger, Row>> {
+        // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn keep_only(&self, lives: impl Fn(&Trigger) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|cluster, _| lives(cluster));
+        self.lock().retain(|cluster, _| lives(cluster));
     }
 
     fn forget(&self, cluster: &Trigger) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+        self.lock().remove(cluster);
     }
 }
 

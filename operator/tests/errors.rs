@@ -1201,12 +1201,40 @@ async fn an_api_server_that_fails_is_tried_again_later_and_said_so() {
     let server = with_cluster();
     server.fail(Method::PATCH, "/services/chat-api", 500, 6);
     let operator = Operator::start(&server).await;
-    seconds(3).await;
+    seconds(5).await;
     let degraded = condition(&server, "chat", "Degraded");
     assert_eq!((&degraded["status"], &degraded["reason"]), (&json!("True"), &json!("ApplyFailed")));
     seconds(600).await;
     assert!(server.get("/api/v1/namespaces/test/services/chat-api").is_some());
     assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_is_too_busy_for_a_moment_is_nobodys_business() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    for (path, method, collection) in
+        [(SERVICE, Method::PATCH, SERVICE), (SECRET, Method::POST, "/api/v1/namespaces/test/secrets")]
+    {
+        for status in [429, 503, 504] {
+            server.fail(method.clone(), collection, status, 1);
+            server.delete(path);
+            for _ in 0..50 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert_eq!(condition(&server, "chat", "Ready")["status"], "True", "{status} {path}");
+            }
+            assert!(server.get(path).is_some(), "{status} {path}");
+        }
+        server.fail(method, collection, 503, usize::MAX);
+        server.delete(path);
+        seconds(60).await;
+        assert_eq!(condition(&server, "chat", "Degraded")["reason"], "ApplyFailed", "it lasts");
+        assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
+        server.recover();
+        seconds(300).await;
+        assert_eq!(condition(&server, "chat", "Ready")["status"], "True");
+    }
     operator.stop().await;
 }
 

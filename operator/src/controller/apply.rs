@@ -70,6 +70,8 @@ pub struct Applied {
     failures: Vec<(ErrorClass, Option<Duration>)>,
     /// Until when nothing is due although nothing changes.
     again: Option<Timestamp>,
+    /// Whether reconciles of this cluster have failed for a while.
+    lasting: bool,
 }
 
 /// Writes. One for all clusters of a scope.
@@ -113,7 +115,7 @@ impl Applied {
             Cause::Failed(error) if error.ends_reconcile() => return Err(error),
             Cause::Failed(error) => error,
         };
-        self.problems.extend(failed.problem(lasting));
+        self.problems.extend(failed.problem(lasting || self.lasting));
         self.failures.push((failed.class(), again));
         Ok(None)
     }
@@ -132,15 +134,16 @@ impl Applier {
         Self { writer: Writer::new(shared, territory), events: shared.events.clone(), mirrors }
     }
 
-    /// Makes everything of a cluster what it should be; of a paused one, nothing.
+    /// Makes everything of a cluster what it should be; of a paused one, nothing. `lasting`: this has failed for a while.
     pub(super) async fn apply(
         &self,
         cluster: &FanoutCluster,
         found: &Found,
         resources: Resources,
+        lasting: bool,
     ) -> Result<Applied, Error> {
         let name = revision_name(found, &resources.revision);
-        let mut applied = Applied { revision: Some(name.clone()), ..Applied::default() };
+        let mut applied = Applied { revision: Some(name.clone()), lasting, ..Applied::default() };
         if cluster.spec.paused {
             return Ok(applied);
         }
