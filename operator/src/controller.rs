@@ -132,6 +132,16 @@ pub enum Error {
         /// Kind and name of its owner, where it has one.
         owner: Option<String>,
     },
+    /// A child belongs to a FanoutCluster of this name that was deleted.
+    #[error(
+        "{kind} {name} is left of the FanoutCluster of this name that was deleted: Kubernetes' garbage collector removes it, and it is made again then"
+    )]
+    Predecessor {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// A child is being deleted, and something holds it.
     #[error(
         "{kind} {name} is being deleted and waits for its finalizers ({finalizers}): let their controller finish or remove them; it is made again then"
@@ -502,13 +512,15 @@ impl Context {
 
     /// Time until something that failed is tried again.
     fn wait(&self, class: ErrorClass, cluster: &Guarded) -> Duration {
+        let next_try = || self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref());
         match class {
             ErrorClass::Terminal => RESYNC,
-            ErrorClass::Waiting => jittered(WAITING),
             ErrorClass::Conflict => SOONEST,
-            ErrorClass::Transient => {
-                self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref())
+            ErrorClass::Waiting => {
+                next_try();
+                jittered(WAITING)
             }
+            ErrorClass::Transient => next_try(),
         }
     }
 
@@ -576,11 +588,12 @@ impl Error {
     }
 
     /// What a person should know of it; `None` for what passes by itself, as long as it has not lasted: an API server that
-    /// restarts or has too much to do.
+    /// restarts or has too much to do, and a garbage collector that is on its way.
     fn problem(&self, lasting: bool) -> Option<Problem> {
         let (reason, kind, name) = match self {
             Self::NotOurs { kind, name, .. } => (Reason::NotOurs, kind, name),
             Self::Leaving { kind, name, .. } => (Reason::ChildLeaving, kind, name),
+            Self::Predecessor { kind, name } if lasting => (Reason::ChildLeaving, kind, name),
             Self::Api { kind, name, .. } => match (self.status(), self.class()) {
                 (_, ErrorClass::Conflict) => return None,
                 (_, ErrorClass::Transient) if !lasting => return None,
@@ -596,7 +609,11 @@ impl Error {
                     message: self.to_string(),
                 });
             }
-            Self::Malformed(_) | Self::NotLeading | Self::Superseded | Self::Refused(_) => return None,
+            Self::Malformed(_)
+            | Self::NotLeading
+            | Self::Superseded
+            | Self::Refused(_)
+            | Self::Predecessor { .. } => return None,
         };
         Some(Problem { reason, object: format!("{kind}/{name}"), key: None, message: self.to_string() })
     }
@@ -612,7 +629,7 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Malformed(_) | Self::NotLeading => ErrorClass::Terminal,
-            Self::NotOurs { .. } | Self::Leaving { .. } => ErrorClass::Waiting,
+            Self::NotOurs { .. } | Self::Predecessor { .. } | Self::Leaving { .. } => ErrorClass::Waiting,
             Self::Superseded => ErrorClass::Conflict,
             Self::Refused(refused) => match refused.as_ref() {
                 Refused::NotLeading => ErrorClass::Terminal,

@@ -1068,7 +1068,13 @@ async fn a_cluster_that_is_made_anew_takes_nothing_over_from_its_predecessor() {
     let mut anew = cluster("chat");
     anew["spec"]["replicas"] = json!(2);
     server.put(&format!("{CLUSTERS}/chat"), anew);
-    seconds(30).await;
+    seconds(5).await;
+    assert_ne!(condition(&server, "chat", "Degraded")["status"], "True", "it is on its way");
+    seconds(25).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "ChildLeaving", "the garbage collector is late");
+    assert!(degraded["message"].as_str().unwrap().contains("that was deleted"), "{degraded}");
+    assert_eq!(told(&server, "NotOurs"), [""; 0], "it is of no other owner");
     assert_eq!(status_nodes(&server), [""; 0]);
     assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
     let same: Vec<_> = [SETS, PODS].iter().flat_map(|of| server.below(of)).collect();

@@ -267,7 +267,7 @@ impl<'a> Ahead<'a> {
                 self.trouble(
                     "Secret",
                     secret.name(),
-                    write::not_ours(live.as_ref(), "Secret", secret.name()).into(),
+                    write::not_ours(live.as_ref(), self.cluster, "Secret", secret.name()).into(),
                 );
                 return false;
             }

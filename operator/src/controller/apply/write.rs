@@ -15,10 +15,11 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{
         ApiResource, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams,
         PostParams, Preconditions,
@@ -34,7 +35,7 @@ use super::{
     memory::{Attempt, Memory, Written},
 };
 use crate::{
-    api::{FanoutCluster, OPERATOR_CLASS, RESTARTED_AT, Reason},
+    api::{FanoutCluster, GROUP, OPERATOR_CLASS, RESTARTED_AT, Reason},
     controller::{
         Error, ErrorClass, Shared,
         build::GeneratedSecret,
@@ -493,7 +494,7 @@ impl Writer {
         let (made, mended) = match read {
             None => (self.create_secret(&api, secret).await?, known.is_some()),
             Some(read) if !is_adopted_or_owned(&read, cluster) => {
-                return Err(not_ours(&read, "Secret", name).into());
+                return Err(not_ours(&read, cluster, "Secret", name).into());
             }
             Some(read) => match secret.repair(&read, &random_hex()) {
                 Some(patch) => (self.repair_secret(&api, name, patch).await?, true),
@@ -721,8 +722,17 @@ pub(super) fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutClust
     is_owned_by(live, cluster) || (live.owner_references().is_empty() && handed_over)
 }
 
-pub(super) fn not_ours(live: &impl ResourceExt, kind: &str, name: &str) -> Error {
+/// Why a child of that name is not taken over.
+pub(super) fn not_ours(live: &impl ResourceExt, cluster: &FanoutCluster, kind: &str, name: &str) -> Error {
     let owners = live.owner_references();
+    let is_predecessor = |owner: &OwnerReference| {
+        owner.kind == FanoutCluster::kind(&())
+            && owner.api_version.starts_with(&format!("{GROUP}/"))
+            && owner.name == cluster.name()
+    };
+    if owners.iter().any(is_predecessor) {
+        return Error::Predecessor { kind: kind.to_owned(), name: name.to_owned() };
+    }
     let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
     let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
     Error::NotOurs { kind: kind.to_owned(), name: name.to_owned(), owner }
@@ -738,7 +748,7 @@ fn prepare(
     if let Some(live) = live {
         let (kind, name) = identity(desired);
         if !is_ours(live, cluster, &kind) {
-            return Err(not_ours(live, &kind, &name));
+            return Err(not_ours(live, cluster, &kind, &name));
         }
         keep_larger_claim(desired, live);
     }
