@@ -235,7 +235,7 @@ impl Writer {
     ) -> Result<(), Trouble> {
         let stored = Stored::new(revision);
         let set = stored.replica_set(&json!(replicas));
-        is_small_enough(&set)?;
+        is_small_enough(cluster, &set)?;
         // The boot document first: pods wait for it, and find it there.
         let boot = self.ensure(cluster, found, stored.boot_config_map.clone(), events).await;
         if matches!(boot, Err(Trouble { cause: Cause::Failed(_), .. })) {
@@ -324,18 +324,28 @@ fn redis_note(step: &Step) -> Option<(Severity, String)> {
 }
 
 /// A revision is kept in annotations of its ReplicaSet, and these are bounded.
-pub(super) fn is_small_enough(set: &Value) -> Result<(), Trouble> {
+pub(super) fn is_small_enough(cluster: &FanoutCluster, set: &Value) -> Result<(), Trouble> {
     let annotations = set["metadata"]["annotations"].as_object().into_iter().flatten();
     let bytes: usize = annotations.map(|(name, text)| name.len() + text.as_str().map_or(0, str::len)).sum();
     if bytes <= MAX_ANNOTATION_BYTES {
         return Ok(());
     }
+    let bytes_of = |part: Value| part.to_string().len();
+    // The one is in the record and in the spec that it stands for; the other is an annotation of its own, and in the record
+    // of both objects.
+    let template = 2 * bytes_of(json!(cluster.spec.pod_template));
+    let metadata = 3 * bytes_of(json!(cluster.spec.child_metadata));
+    let (field, advice) = if metadata > template {
+        ("spec.childMetadata", "keep its annotations short")
+    } else {
+        ("spec.podTemplate", "move what is long, such as scripts and settings, into a ConfigMap and mount it")
+    };
     let message = format!(
-        "spec.podTemplate is too large: the record of its revision would take {} KiB, and Kubernetes keeps at most {}: move what is long, such as scripts and settings, into a ConfigMap and mount it",
+        "{field} is too large: the record of its revision would take {} KiB, and Kubernetes keeps at most {}: {advice}",
         bytes.div_ceil(1 << 10),
         MAX_ANNOTATION_BYTES >> 10
     );
-    let key = Some("spec.podTemplate".to_owned());
+    let key = Some(field.to_owned());
     let problem = Problem { reason: Reason::InvalidSpec, object: "FanoutCluster".to_owned(), key, message };
     Err(Trouble { cause: Cause::Told(problem), again: None, lasting: true })
 }
@@ -546,24 +556,33 @@ mod tests {
 
     #[test]
     fn a_pod_template_of_60_kb_fits_and_one_that_does_not_is_refused_with_words() {
-        let set = |variables: usize| {
+        let revision = |cluster: &FanoutCluster| {
+            let redis = RedisTarget::of(cluster).expect("the managed one");
+            let revision = replica_set::revision(cluster, &redis, None, &OperatorConfig::default());
+            Stored::new(&revision).replica_set(&json!(1))
+        };
+        let with = |variables: usize| {
             let env: Vec<_> = (0..variables)
                 .map(|nth| json!({"name": format!("V{nth:04}"), "value": "x".repeat(24)}))
                 .collect();
             let template = json!({"spec": {"containers": [{"name": "app", "image": "app:1", "env": env}]}});
             let mut cluster = cluster();
             cluster.spec.pod_template = serde_json::from_value(template.clone()).expect("a template");
-            let redis = RedisTarget::of(&cluster).expect("the managed one");
-            let revision = replica_set::revision(&cluster, &redis, None, &OperatorConfig::default());
-            (template.to_string().len(), Stored::new(&revision).replica_set(&json!(1)))
+            (template.to_string().len(), cluster)
         };
-        let (bytes, fits) = set(1_200);
+        let refused = |cluster: &FanoutCluster| match is_small_enough(cluster, &revision(cluster)) {
+            Ok(()) => String::new(),
+            Err(Trouble { cause: Cause::Told(problem), .. }) => problem.message,
+            Err(Trouble { cause: Cause::Failed(error), .. }) => panic!("it is told, not {error}"),
+        };
+        let (bytes, mut fits) = with(1_200);
         assert!(bytes > 60_000, "{bytes}");
-        assert!(is_small_enough(&fits).is_ok());
-        let (_, large) = set(2_400);
-        let Err(Trouble { cause: Cause::Told(problem), .. }) = is_small_enough(&large) else {
-            panic!("it is told")
-        };
-        assert!(problem.message.starts_with("spec.podTemplate is too large"), "{}", problem.message);
+        assert_eq!(refused(&fits), "");
+        let told = refused(&with(2_400).1);
+        assert!(told.starts_with("spec.podTemplate is too large"), "{told}");
+
+        fits.spec.child_metadata.annotations = labels::map([("note", "x".repeat(60_000).as_str())]);
+        let told = refused(&fits);
+        assert!(told.starts_with("spec.childMetadata is too large"), "{told}");
     }
 }

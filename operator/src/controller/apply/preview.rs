@@ -328,7 +328,7 @@ impl<'a> Ahead<'a> {
         let stored = act::Stored::new(&self.resources.revision);
         let set = stored.replica_set(&json!(replicas));
         let (kind, name) = write::identity(&set);
-        if let Err(trouble) = act::is_small_enough(&set) {
+        if let Err(trouble) = act::is_small_enough(self.cluster, &set) {
             self.trouble(&kind, &name, trouble);
             return false;
         }
