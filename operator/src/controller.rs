@@ -713,6 +713,29 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn what_is_remembered_of_a_cluster_that_is_gone_is_forgotten() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, tower::BoxError>>()
+        });
+        let client = Client::new(silent, "test");
+        let shared = Shared {
+            config: OperatorConfig::default(),
+            claim: Claim::default(),
+            events: Events::new(client.clone(), "one"),
+            metrics: Metrics::new(),
+            readiness: Readiness::default(),
+            client,
+        };
+        let scope = Scope::all_of(&["test".to_owned()]).remove(0);
+        let (mirrors, _) = Mirrors::start(&shared.client, &scope, &shared.metrics, &shared.readiness);
+        let context = Context::new(&shared, mirrors);
+        context.failures.next_try(Trigger::new("gone").within("test"), None);
+        assert_eq!(context.failures.lock().len(), 1);
+        context.shed();
+        assert_eq!(context.failures.lock().len(), 0);
+    }
+
+    #[tokio::test]
     async fn a_panic_is_the_error_of_the_cluster_that_it_happened_for() {
         let ended = caught(async { if true { panic!("no {}", "field") } else { Ok(()) } }).await;
         let Err(error) = ended else { panic!("it panicked") };

@@ -972,6 +972,30 @@ impl Sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{health::Readiness, lease::Claim};
+
+    #[tokio::test]
+    async fn what_is_remembered_of_a_cluster_that_is_gone_is_forgotten() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, tower::BoxError>>()
+        });
+        let client = Client::new(silent, "test");
+        let territory = Territory::new(client.clone(), "one", None, Claim::default(), Readiness::default());
+        let (memory, sealed) = (Arc::default(), Arc::default());
+        let writer = Writer { client, territory, metrics: Metrics::new(), memory, sealed };
+        let key = |name: &str| {
+            let mut cluster = FanoutCluster::new(name, Default::default());
+            cluster.metadata.namespace = Some("test".to_owned());
+            Key::new(&cluster, "Service", name)
+        };
+        for name in ["gone", "there"] {
+            writer.lock().insert(key(name), Memory::default());
+            writer.sealed().insert(key(name), Sealed { uid: None, version: 1, digest: String::new() });
+        }
+        writer.keep_only(|namespace, name| (namespace, name) == ("test", "there"));
+        assert_eq!(writer.lock().keys().cloned().collect::<Vec<_>>(), [key("there")]);
+        assert_eq!(writer.sealed().keys().cloned().collect::<Vec<_>>(), [key("there")]);
+    }
 
     #[test]
     fn a_plan_rests_on_the_spec_the_class_and_what_holds_the_cluster() {
