@@ -18,7 +18,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -69,6 +69,9 @@ const SOONEST: Duration = Duration::from_millis(50);
 /// A look at a cluster that waits for something that is not watched: a name to become free, a quota to grow.
 const WAITING: Duration = Duration::from_secs(10);
 
+/// Failures that pass by themselves are told once they have lasted for this long.
+const LASTING: Duration = Duration::from_secs(10);
+
 /// A look at a cluster that nothing asked for, should a change have been missed.
 const RESYNC: Duration = Duration::from_secs(600);
 
@@ -116,7 +119,7 @@ pub enum Error {
     /// The FanoutCluster was changed or deleted after the plan was made.
     #[error("the FanoutCluster changed while its plan was made")]
     Superseded,
-    /// It is not known whether another operator holds the namespace.
+    /// The namespace is not held, or not any more.
     #[error(transparent)]
     Refused(Arc<Refused>),
     /// A child of that name was not made for this cluster.
@@ -128,6 +131,16 @@ pub enum Error {
         name: String,
         /// Kind and name of its owner, where it has one.
         owner: Option<String>,
+    },
+    /// A child belongs to a FanoutCluster of this name that was deleted.
+    #[error(
+        "{kind} {name} is left of the FanoutCluster of this name that was deleted: Kubernetes' garbage collector removes it, and it is made again then"
+    )]
+    Predecessor {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
     },
     /// A child is being deleted, and something holds it.
     #[error(
@@ -175,7 +188,16 @@ pub enum ErrorClass {
 
 /// Failures in a row of each cluster, by its name; those of an earlier one of that name do not count.
 #[derive(Debug, Default)]
-struct Failures(Mutex<HashMap<Trigger, (Option<String>, u32)>>);
+struct Failures(Mutex<HashMap<Trigger, Row>>);
+
+/// Failures in a row.
+#[derive(Debug)]
+struct Row {
+    /// Which cluster of its name.
+    uid: Option<String>,
+    count: u32,
+    since: tokio::time::Instant,
+}
 
 /// Reconciles every cluster of `namespaces` (none: of all) until `stop`; what is under way then is finished.
 /// Dropping it aborts what is under way.
@@ -274,7 +296,8 @@ async fn measured(cluster: Arc<Guarded>, context: Arc<Context>) -> Result<Action
     if outcome == Outcome::Success {
         context.failures.forget(&Trigger::from_obj(&*cluster));
     }
-    if let Some(problem) = result.as_ref().err().and_then(|error| error.problem(false)) {
+    let lasting = context.failures.last(&cluster);
+    if let Some(problem) = result.as_ref().err().and_then(|error| error.problem(lasting)) {
         // Telling it may fail in the same way.
         caught(context.reporter.broken(&cluster, &problem)).await?;
     }
@@ -301,7 +324,7 @@ impl Done {
 }
 
 async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> {
-    let Context { config, metrics, mirrors, territory, reports, secrets, applier, reporter, failures: _ } =
+    let Context { config, metrics, mirrors, territory, reports, secrets, applier, reporter, failures } =
         context;
     if !config.manages(guarded.meta()) {
         return Ok(Done::IDLE);
@@ -309,7 +332,7 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     match territory.enter(guarded.meta().namespace.as_deref().unwrap_or_default()).await {
         Ok(()) => {}
         Err(Refused::Held { .. }) => return Ok(Done { again: Some(territory::LOOK_EVERY), failed: None }),
-        Err(refused) => return Err(Error::Refused(Arc::new(refused))),
+        Err(refused) => return Err(refused.into()),
     }
     let cluster = match guarded {
         DeserializeGuard(Ok(cluster)) => cluster,
@@ -329,7 +352,8 @@ async fn reconcile(guarded: &Guarded, context: &Context) -> Result<Done, Error> 
     let verdict = match validate::validate(cluster, &found.named) {
         Ok(validated) => {
             let resources = build::build(cluster, &validated, config);
-            applier.apply(cluster, &found, resources, validated.missing).await
+            let lasting = failures.last(guarded);
+            applier.apply(cluster, &found, resources, validated.missing, lasting).await
         }
         Err(problems) => Ok(apply::Applied::refused(problems)),
     };
@@ -454,21 +478,22 @@ fn jittered(time: Duration) -> Duration {
 
 impl Context {
     fn new(shared: &Shared, mirrors: Mirrors) -> Self {
+        let territory = Territory::new(
+            shared.client.clone(),
+            &shared.config.installation,
+            shared.config.class.as_deref(),
+            shared.claim.clone(),
+            shared.readiness.clone(),
+        );
         Self {
             config: shared.config.clone(),
             metrics: shared.metrics.clone(),
             reports: Reports::default(),
             secrets: SecretShapes::new(shared.client.clone()),
-            applier: Applier::new(shared, mirrors.clone()),
-            reporter: Reporter::new(shared),
+            applier: Applier::new(shared, territory.clone(), mirrors.clone()),
+            reporter: Reporter::new(shared, territory.clone()),
             failures: Failures::default(),
-            territory: Territory::new(
-                shared.client.clone(),
-                &shared.config.installation,
-                shared.config.class.as_deref(),
-                shared.claim.clone(),
-                shared.readiness.clone(),
-            ),
+            territory,
             mirrors,
         }
     }
@@ -487,13 +512,15 @@ impl Context {
 
     /// Time until something that failed is tried again.
     fn wait(&self, class: ErrorClass, cluster: &Guarded) -> Duration {
+        let next_try = || self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref());
         match class {
             ErrorClass::Terminal => RESYNC,
-            ErrorClass::Waiting => jittered(WAITING),
             ErrorClass::Conflict => SOONEST,
-            ErrorClass::Transient => {
-                self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref())
+            ErrorClass::Waiting => {
+                next_try();
+                jittered(WAITING)
             }
+            ErrorClass::Transient => next_try(),
         }
     }
 
@@ -540,7 +567,8 @@ impl Error {
 
     /// Whether there is nothing left to try for this cluster.
     fn ends_reconcile(&self) -> bool {
-        matches!(self, Self::NotLeading | Self::Superseded) || self.is_namespace_terminating()
+        matches!(self, Self::NotLeading | Self::Superseded | Self::Refused(_))
+            || self.is_namespace_terminating()
     }
 
     /// Whether the API server refused an object for what it is.
@@ -559,17 +587,18 @@ impl Error {
         Some(status)
     }
 
-    /// What a person should know of it; `None` for what passes by itself, as long as it has not lasted.
+    /// What a person should know of it; `None` for what passes by itself, as long as it has not lasted: an API server that
+    /// restarts or has too much to do, and a garbage collector that is on its way.
     fn problem(&self, lasting: bool) -> Option<Problem> {
         let (reason, kind, name) = match self {
             Self::NotOurs { kind, name, .. } => (Reason::NotOurs, kind, name),
             Self::Leaving { kind, name, .. } => (Reason::ChildLeaving, kind, name),
-            Self::Api { kind, name, .. } => match self.status() {
-                Some(status) if status.is_conflict() => return None,
-                Some(status) if apply::is_invalid(status) => (Reason::InvalidSpec, kind, name),
-                Some(_) => (Reason::ApplyFailed, kind, name),
-                None if lasting => (Reason::ApplyFailed, kind, name),
-                None => return None,
+            Self::Predecessor { kind, name } if lasting => (Reason::ChildLeaving, kind, name),
+            Self::Api { kind, name, .. } => match (self.status(), self.class()) {
+                (_, ErrorClass::Conflict) => return None,
+                (_, ErrorClass::Transient) if !lasting => return None,
+                (Some(status), _) if apply::is_invalid(status) => (Reason::InvalidSpec, kind, name),
+                _ => (Reason::ApplyFailed, kind, name),
             },
             Self::Panicked(_) => {
                 let object = "FanoutCluster".to_owned();
@@ -580,7 +609,11 @@ impl Error {
                     message: self.to_string(),
                 });
             }
-            Self::Malformed(_) | Self::NotLeading | Self::Superseded | Self::Refused(_) => return None,
+            Self::Malformed(_)
+            | Self::NotLeading
+            | Self::Superseded
+            | Self::Refused(_)
+            | Self::Predecessor { .. } => return None,
         };
         Some(Problem { reason, object: format!("{kind}/{name}"), key: None, message: self.to_string() })
     }
@@ -596,7 +629,7 @@ impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::Malformed(_) | Self::NotLeading => ErrorClass::Terminal,
-            Self::NotOurs { .. } | Self::Leaving { .. } => ErrorClass::Waiting,
+            Self::NotOurs { .. } | Self::Predecessor { .. } | Self::Leaving { .. } => ErrorClass::Waiting,
             Self::Superseded => ErrorClass::Conflict,
             Self::Refused(refused) => match refused.as_ref() {
                 Refused::NotLeading => ErrorClass::Terminal,
@@ -605,7 +638,7 @@ impl Error {
                     kube::Error::Api(status) if status.is_conflict() => ErrorClass::Conflict,
                     _ => ErrorClass::Transient,
                 },
-                Refused::Late { .. } => ErrorClass::Transient,
+                Refused::Late { .. } | Refused::RunOut { .. } => ErrorClass::Transient,
             },
             Self::Api { .. } => match self.status() {
                 Some(status) if apply::is_invalid(status) => ErrorClass::Waiting,
@@ -613,6 +646,15 @@ impl Error {
                 None => ErrorClass::Transient,
             },
             Self::Panicked(_) => ErrorClass::Transient,
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotLeading => Self::NotLeading,
+            refused => Self::Refused(Arc::new(refused)),
         }
     }
 }
@@ -634,28 +676,64 @@ impl Failures {
     /// Time until the next try: from a second to five minutes, and any part of it, so that clusters that failed
     /// together do not come back together.
     fn next_try(&self, cluster: Trigger, uid: Option<&String>) -> Duration {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, count) = failures.entry(cluster).or_default();
-        if known.as_ref() != uid {
-            (*known, *count) = (uid.cloned(), 0);
+        let first = || Row { uid: uid.cloned(), count: 0, since: tokio::time::Instant::now() };
+        let mut failures = self.lock();
+        let row = failures.entry(cluster).or_insert_with(first);
+        if row.uid.as_ref() != uid {
+            *row = first();
         }
-        *count = count.saturating_add(1);
-        let longest = Duration::from_secs(1 << (*count).min(9)).min(Duration::from_secs(300));
+        row.count = row.count.saturating_add(1);
+        let longest = Duration::from_secs(1 << row.count.min(9)).min(Duration::from_secs(300));
         longest.mul_f64(rand::random_range(0.1..1.0))
     }
 
+    /// Whether a cluster has failed for so long that somebody should know.
+    fn last(&self, cluster: &Guarded) -> bool {
+        let failures = self.lock();
+        let row = failures.get(&Trigger::from_obj(cluster)).filter(|row| row.uid == cluster.meta().uid);
+        row.is_some_and(|row| row.since.elapsed() >= LASTING)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Trigger, Row>> {
+        // Entries are replaced whole, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn keep_only(&self, lives: impl Fn(&Trigger) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|cluster, _| lives(cluster));
+        self.lock().retain(|cluster, _| lives(cluster));
     }
 
     fn forget(&self, cluster: &Trigger) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+        self.lock().remove(cluster);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_remembered_of_a_cluster_that_is_gone_is_forgotten() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, tower::BoxError>>()
+        });
+        let client = Client::new(silent, "test");
+        let shared = Shared {
+            config: OperatorConfig::default(),
+            claim: Claim::default(),
+            events: Events::new(client.clone(), "one"),
+            metrics: Metrics::new(),
+            readiness: Readiness::default(),
+            client,
+        };
+        let scope = Scope::all_of(&["test".to_owned()]).remove(0);
+        let (mirrors, _) = Mirrors::start(&shared.client, &scope, &shared.metrics, &shared.readiness);
+        let context = Context::new(&shared, mirrors);
+        context.failures.next_try(Trigger::new("gone").within("test"), None);
+        assert_eq!(context.failures.lock().len(), 1);
+        context.shed();
+        assert_eq!(context.failures.lock().len(), 0);
+    }
 
     #[tokio::test]
     async fn a_panic_is_the_error_of_the_cluster_that_it_happened_for() {

@@ -36,6 +36,8 @@ pub enum Obstacle {
     Watches(String),
     /// Another operator holds a namespace.
     Namespace(String),
+    /// The Lease of a namespace cannot be read or written.
+    NamespaceLease(String),
 }
 
 #[derive(Clone, Debug)]

@@ -383,6 +383,56 @@ async fn an_operator_that_cannot_renew_a_namespace_stops_before_another_takes_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reconcile_that_outlasts_the_lease_of_its_namespace_writes_nothing_more() {
+    let nodes = "/api/v1/namespaces/test/services/chat-nodes";
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.fail(Method::PUT, "/leases/fanoutclusters.fanout.dev", 500, usize::MAX);
+    seconds(25).await;
+    // The answer takes until the Lease, of 40 s, is over.
+    server.hang(Method::PATCH, SERVICE);
+    server.delete(SERVICE);
+    server.delete(nodes);
+    seconds(30).await;
+    assert_eq!([server.get(SERVICE), server.get(nodes)], [None, None]);
+    server.recover();
+    seconds(60).await;
+    assert!(server.get(SERVICE).is_some() && server.get(nodes).is_some());
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_lease_that_cannot_be_had_keeps_the_operator_from_being_ready() {
+    let lease = "/leases/fanoutclusters.fanout.dev";
+    let server = with_cluster();
+    server.fail(Method::GET, lease, 500, usize::MAX);
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let told = operator.readiness.obstacles().join("");
+    assert!(told.contains("as the test wants it") && told.contains("create and update"), "{told}");
+    assert!(told.contains("Lease test/fanoutclusters.fanout.dev"), "{told}");
+    assert_eq!(server.get(SERVICE), None);
+    server.recover();
+    seconds(60).await;
+    assert!(server.get(SERVICE).is_some());
+    assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    // While the Lease is good, a renewal that fails is no obstacle.
+    server.fail(Method::PUT, lease, 500, 2);
+    for _ in 0..30 {
+        seconds(1).await;
+        assert_eq!(operator.readiness.obstacles(), [""; 0]);
+    }
+    server.fail(Method::PUT, lease, 500, usize::MAX);
+    seconds(60).await;
+    assert_ne!(operator.readiness.obstacles(), [""; 0]);
+    server.delete(&format!("{CLUSTERS}/chat"));
+    seconds(10).await;
+    assert_eq!(operator.readiness.obstacles(), [""; 0], "there is nothing to hold any more");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_operator_without_its_crd_is_not_ready_and_names_it() {
     let server = with_cluster();
     server.fail(Method::GET, "/fanoutclusters", 404, 5);
@@ -771,6 +821,36 @@ async fn settings_that_were_not_written_are_not_said_to_spread() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn readiness_is_told_of_a_generation_only_once_all_of_it_is_written() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    let ready = || condition(&server, "chat", "Ready");
+    assert_eq!((&ready()["status"], &ready()["observedGeneration"]), (&json!("True"), &json!(1)));
+    let failures =
+        [(SERVICE, json!({"service": {"port": 81}})), (LIVE, json!({"drain": {"timeoutSeconds": 40}}))];
+    for (generation, (path, spec)) in (2..).zip(failures) {
+        let before = server.get(path);
+        server.fail(Method::PATCH, path, 409, 20);
+        server.hang(Method::PATCH, path);
+        server.edit(
+            &format!("{CLUSTERS}/chat"),
+            &json!({"metadata": {"generation": generation}, "spec": spec}),
+        );
+        while server.get(path) == before {
+            let told = ready();
+            assert_eq!(
+                (&told["status"], &told["observedGeneration"]),
+                (&json!("True"), &json!(generation - 1))
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        seconds(5).await;
+        assert_eq!(ready()["observedGeneration"], generation);
+    }
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn ready_ends_with_a_lost_machine_although_nobody_there_answers() {
     // The kernel accepts, and nobody ever answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -989,7 +1069,13 @@ async fn a_cluster_that_is_made_anew_takes_nothing_over_from_its_predecessor() {
     let mut anew = cluster("chat");
     anew["spec"]["replicas"] = json!(2);
     server.put(&format!("{CLUSTERS}/chat"), anew);
-    seconds(30).await;
+    seconds(5).await;
+    assert_ne!(condition(&server, "chat", "Degraded")["status"], "True", "it is on its way");
+    seconds(25).await;
+    let degraded = condition(&server, "chat", "Degraded");
+    assert_eq!(degraded["reason"], "ChildLeaving", "the garbage collector is late");
+    assert!(degraded["message"].as_str().unwrap().contains("that was deleted"), "{degraded}");
+    assert_eq!(told(&server, "NotOurs"), [""; 0], "it is of no other owner");
     assert_eq!(status_nodes(&server), [""; 0]);
     assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
     let same: Vec<_> = [SETS, PODS].iter().flat_map(|of| server.below(of)).collect();
@@ -1122,12 +1208,40 @@ async fn an_api_server_that_fails_is_tried_again_later_and_said_so() {
     let server = with_cluster();
     server.fail(Method::PATCH, "/services/chat-api", 500, 6);
     let operator = Operator::start(&server).await;
-    seconds(3).await;
+    seconds(5).await;
     let degraded = condition(&server, "chat", "Degraded");
     assert_eq!((&degraded["status"], &degraded["reason"]), (&json!("True"), &json!("ApplyFailed")));
     seconds(600).await;
     assert!(server.get("/api/v1/namespaces/test/services/chat-api").is_some());
     assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_is_too_busy_for_a_moment_is_nobodys_business() {
+    let server = with_cluster();
+    let (operator, _) = with_two_nodes(&server).await;
+    for (path, method, collection) in
+        [(SERVICE, Method::PATCH, SERVICE), (SECRET, Method::POST, "/api/v1/namespaces/test/secrets")]
+    {
+        for status in [429, 503, 504] {
+            server.fail(method.clone(), collection, status, 1);
+            server.delete(path);
+            for _ in 0..50 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert_eq!(condition(&server, "chat", "Ready")["status"], "True", "{status} {path}");
+            }
+            assert!(server.get(path).is_some(), "{status} {path}");
+        }
+        server.fail(method, collection, 503, usize::MAX);
+        server.delete(path);
+        seconds(60).await;
+        assert_eq!(condition(&server, "chat", "Degraded")["reason"], "ApplyFailed", "it lasts");
+        assert_eq!(condition(&server, "chat", "Ready")["status"], "False");
+        server.recover();
+        seconds(300).await;
+        assert_eq!(condition(&server, "chat", "Ready")["status"], "True");
+    }
     operator.stop().await;
 }
 
@@ -1586,6 +1700,7 @@ async fn what_somebody_added_to_a_child_is_taken_back_and_told_once_it_is() {
     };
     for (path, edit) in [
         (SERVICE, json!({"spec": {"selector": {"never": "matches"}}})),
+        (SERVICE, json!({"spec": {"externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"]}})),
         ("/api/v1/namespaces/test/services/chat-api", more_ports),
         (live, json!({"data": {"more.yaml": "x"}})),
         (set.as_str(), with_spy(&set)),
@@ -1769,6 +1884,43 @@ async fn a_refused_child_stops_neither_the_others_nor_the_plan() {
     seconds(700).await;
     assert!(server.get("/api/v1/namespaces/test/services/chat-api").is_some());
     assert_eq!(condition(&server, "chat", "Degraded")["status"], "False");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_of_nodes_that_is_refused_is_tried_ever_more_seldom_and_another_at_once() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    server.fail(Method::PATCH, "/replicasets/", 403, usize::MAX);
+    scale(&server, 3);
+    seconds(10).await;
+    let tried =
+        || operator.metric("fanout_operator_writes_total{kind=\"ReplicaSet\"}").parse::<u32>().unwrap();
+    let before = tried();
+    seconds(3_600).await;
+    let times = tried() - before;
+    assert!((1..=12).contains(&times), "tried {times} times in an hour");
+    server.recover();
+    scale(&server, 4);
+    seconds(2).await;
+    assert_eq!(asked_for(&server), 4);
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_secret_that_is_named_twice_is_in_the_pod_once() {
+    let server = with_app();
+    let secrets = json!({
+        "image": {"pullSecrets": [{"name": "one"}, {"name": "one"}]},
+        "podTemplate": {"spec": {"imagePullSecrets": [{"name": "two"}, {"name": "one"}]}},
+    });
+    server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": secrets}));
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let set = server.below(SETS).remove(0);
+    let named = &set["spec"]["template"]["spec"]["imagePullSecrets"];
+    assert_eq!(*named, json!([{"name": "one"}, {"name": "two"}]));
     operator.stop().await;
 }
 

@@ -84,7 +84,7 @@ pub enum Reason {
     ApplyFailed,
     /// A child of that name belongs to somebody else, or to nobody.
     NotOurs,
-    /// A child is being deleted, and a finalizer holds it.
+    /// A child is being removed and is still there: a finalizer holds it, or the garbage collector is late.
     ChildLeaving,
     /// What is repaired in a child comes back: another controller, a webhook or a policy wants something else.
     RepairDisputed,

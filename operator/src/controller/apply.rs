@@ -43,6 +43,7 @@ use super::{
 use crate::{
     api::FanoutCluster,
     events::Events,
+    lease::territory::Territory,
     plan::{self, Action, Desired, Observed, Strategy},
     redis::managed,
     resources::config_map,
@@ -70,6 +71,8 @@ pub struct Applied {
     failures: Vec<(ErrorClass, Option<Duration>)>,
     /// Until when nothing is due although nothing changes.
     again: Option<Timestamp>,
+    /// Whether reconciles of this cluster have failed for a while.
+    lasting: bool,
 }
 
 /// Writes. One for all clusters of a scope.
@@ -114,8 +117,8 @@ impl Applied {
             Cause::Failed(error) => error,
         };
         // One request may fail in two places.
-        let problem = failed.problem(lasting).filter(|problem| !self.problems.contains(problem));
-        self.problems.extend(problem);
+        let problem = failed.problem(lasting || self.lasting);
+        self.problems.extend(problem.filter(|problem| !self.problems.contains(problem)));
         self.failures.push((failed.class(), again));
         Ok(None)
     }
@@ -130,21 +133,23 @@ impl Applied {
 // === impl Applier ===
 
 impl Applier {
-    pub(super) fn new(shared: &Shared, mirrors: Mirrors) -> Self {
-        Self { writer: Writer::new(shared), events: shared.events.clone(), mirrors }
+    pub(super) fn new(shared: &Shared, territory: Territory, mirrors: Mirrors) -> Self {
+        Self { writer: Writer::new(shared, territory), events: shared.events.clone(), mirrors }
     }
 
     /// Makes everything of a cluster what it should be; of a paused one, nothing. `missing`: what is missing of the Secrets
-    /// that it names. Without them no new revision begins, and what runs is kept as it is.
+    /// that it names. Without them no new revision begins, and what runs is kept as it is. `lasting`: this has failed for a
+    /// while.
     pub(super) async fn apply(
         &self,
         cluster: &FanoutCluster,
         found: &Found,
         resources: Resources,
         missing: Vec<Problem>,
+        lasting: bool,
     ) -> Result<Applied, Error> {
         let is_in_doubt = !missing.is_empty() || !found.unread.is_empty();
-        let mut applied = Applied { problems: missing, ..Applied::default() };
+        let mut applied = Applied { problems: missing, lasting, ..Applied::default() };
         for error in &found.unread {
             applied.note::<()>(Err(error.clone().into()))?;
         }
@@ -225,9 +230,9 @@ impl Applier {
         for (resource, child) in orphans(cluster, found, &wanted, &resources.revision, target) {
             let removed = async {
                 self.writer.confirm(cluster).await?;
-                self.writer.delete(resource, child).await
+                self.writer.delete(cluster, resource, child).await
             };
-            applied.note(removed.await.map_err(Trouble::from))?;
+            applied.note(removed.await)?;
         }
         let Target { revision: _, is_held: _, is_in_doubt } = *target;
         Ok(Rendered { revision: resources.revision, redis, has_api_key, is_in_doubt })

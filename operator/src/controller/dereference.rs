@@ -234,12 +234,19 @@ pub(super) fn machine_name(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 
-/// The message of the newest Event.
-fn newest(events: Vec<Event>) -> Option<String> {
+/// What Kubernetes said last of a volume that a pod waits for. While a volume cannot be attached, the kubelet says only
+/// that it waits for it, and says so again and again.
+fn volume_trouble(events: &[Event]) -> Option<String> {
     let at = |event: &Event| {
         event.last_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0))
     };
-    events.into_iter().max_by_key(at)?.message
+    let newest = |reason: &str| {
+        let of_reason = events.iter().filter(|event| event.reason.as_deref() == Some(reason));
+        of_reason.max_by_key(|event| at(event))
+    };
+    let attached = newest("SuccessfulAttachVolume").and_then(at);
+    let attach = newest("FailedAttachVolume").filter(|failed| at(failed) > attached);
+    attach.or_else(|| newest("FailedMount"))?.message.clone()
 }
 
 fn is_machine_ready(machine: &KubernetesNode) -> bool {
@@ -459,7 +466,7 @@ impl Found {
         managed && set.is_some_and(|set| set.data["status"]["readyReplicas"].as_u64().unwrap_or(0) == 0)
     }
 
-    /// Why late pods that wait for a volume wait: only the kubelet's Events say so.
+    /// Why late pods that wait for a volume wait: only Events say so.
     async fn failed_mounts(&self, client: &Client, namespace: &str) -> BTreeMap<String, String> {
         let pods = self.nodes.iter().map(|node| &node.pod).chain(&self.redis);
         let late = pods.filter(|pod| {
@@ -470,10 +477,9 @@ impl Found {
         let api: Api<Event> = Api::namespaced(client.clone(), namespace);
         let asked = late.take(MOUNTS_ASKED).map(async |pod| {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            let of_pod =
-                ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedMount"));
+            let of_pod = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
             let events = detail("the events of a pod", &pod.name_any(), api.list(&of_pod)).await?;
-            Some((uid, newest(events.items)?))
+            Some((uid, volume_trouble(&events.items)?))
         });
         futures::future::join_all(asked).await.into_iter().flatten().collect()
     }
@@ -616,5 +622,22 @@ mod tests {
         for text in ["2099-01-01T00:00:00Z", "soon", ""] {
             assert_eq!(retired(text), Some(Timestamp::UNIX_EPOCH), "{text}");
         }
+    }
+
+    #[test]
+    fn why_a_volume_cannot_be_attached_says_more_than_that_the_kubelet_waits_for_it() {
+        let said = |events: &[(&str, u32)]| {
+            let events = events.iter().map(|(reason, minute)| {
+                let event = json!({"metadata": {}, "involvedObject": {}, "reason": reason,
+                    "message": format!("{reason} {minute}"), "lastTimestamp": format!("2026-01-01T00:{minute:02}:00Z")});
+                serde_json::from_value(event).expect("an Event")
+            });
+            volume_trouble(&events.collect::<Vec<_>>())
+        };
+        let (mount, attach, attached) = ("FailedMount", "FailedAttachVolume", "SuccessfulAttachVolume");
+        assert_eq!(said(&[("Scheduled", 9)]), None);
+        assert_eq!(said(&[(mount, 1), (mount, 2), ("Scheduled", 9)]).as_deref(), Some("FailedMount 2"));
+        assert_eq!(said(&[(attach, 1), (mount, 2)]).as_deref(), Some("FailedAttachVolume 1"));
+        assert_eq!(said(&[(attach, 1), (attached, 2), (mount, 3)]).as_deref(), Some("FailedMount 3"));
     }
 }

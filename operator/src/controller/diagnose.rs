@@ -37,7 +37,7 @@ pub(super) struct Look<'a> {
     pub(super) at: Timestamp,
     /// Time that a pod has to become ready.
     pub(super) deadline: Duration,
-    /// What the kubelet said last about a volume that it could not mount.
+    /// What Kubernetes said last about a volume that could not be attached or mounted.
     pub(super) mount: Option<&'a str>,
 }
 
@@ -213,7 +213,7 @@ fn waits_for(pod: &Pod, mount: Option<&str>) -> String {
         return "no scheduler has looked at it".to_owned();
     }
     if let Some(mount) = mount {
-        return format!("the kubelet says: {}", mount.trim());
+        return format!("its volume is not there: {}", mount.trim());
     }
     let mut init = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
     let sidecars: Vec<_> = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).collect();

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     api::{ConditionType, FanoutCluster, FanoutClusterStatus, Reason, v1alpha1::NodeStatus},
     events::{Events, Severity},
-    lease::Claim,
+    lease::territory::Territory,
     metrics::Metrics,
     resources::{labels, service},
 };
@@ -49,7 +49,7 @@ const PACE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(super) struct Reporter {
     client: Client,
-    claim: Claim,
+    territory: Territory,
     events: Events,
     metrics: Metrics,
     /// By [`key`].
@@ -76,9 +76,10 @@ pub fn compute(cluster: &FanoutCluster, found: &Found, applied: &Applied) -> Fan
     let complete = applied.revision.is_some() && counts.is_complete(cluster);
     let problems = conditions::problems(cluster, found, applied);
     let verdicts = conditions::judge(cluster, found, &problems, &counts, applied.settings.as_deref());
-    // Whoever waits for a generation waits for its settings too. Until nodes have taken them over, what is told of being
-    // ready is told of the generation before.
-    let shown = conditions::generation_in_force(cluster, &before, &verdicts);
+    // Whoever waits for a generation waits for its children and its settings too. Until all are written and nodes have taken
+    // the settings over, what is told of being ready is told of the generation before.
+    let is_written = applied.failures().is_empty();
+    let shown = conditions::generation_in_force(cluster, &before, &verdicts, is_written);
     let mut conditions =
         conditions::merge(&before.conditions, verdicts, cluster.metadata.generation, found.at);
     let ready = ConditionType::Ready.to_string();
@@ -151,10 +152,10 @@ impl Counts {
 // === impl Reporter ===
 
 impl Reporter {
-    pub(super) fn new(shared: &Shared) -> Self {
+    pub(super) fn new(shared: &Shared, territory: Territory) -> Self {
         Self {
             client: shared.client.clone(),
-            claim: shared.claim.clone(),
+            territory,
             events: shared.events.clone(),
             metrics: shared.metrics.clone(),
             memory: Arc::default(),
@@ -249,12 +250,10 @@ impl Reporter {
     }
 
     async fn write(&self, metadata: &ObjectMeta, status: serde_json::Value) -> Result<u64, Error> {
-        if !self.claim.holds() {
-            return Err(Error::NotLeading);
-        }
         let kind = "FanoutCluster";
         let name = metadata.name.clone().unwrap_or_default();
         let namespace = metadata.namespace.clone().unwrap_or_default();
+        self.territory.check(&namespace)?;
         // Untyped, for the answer may be an object that this operator cannot read.
         let resource = ApiResource::erase::<FanoutCluster>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, &resource);

@@ -5,7 +5,7 @@
 //! decided by its own Lease, and a successor goes on at once. It is not released at the end of a process, or every
 //! restart of one installation would hand its namespaces to another that waits for them.
 //!
-//! [`Territory::enter`] is asked before each reconcile; [`Territory::keep`] renews, looks after namespaces that others
+//! [`Territory::enter`] is asked before each reconcile and [`Territory::check`] before each write; [`Territory::keep`] renews, looks after namespaces that others
 //! hold, and lets go of those without FanoutClusters. Where the operator has no right to Leases it goes on without:
 //! what it managed before it knew of them it manages after.
 
@@ -29,8 +29,8 @@ use crate::{
 /// Time between two looks at each namespace.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Times of the Lease of a namespace. A write every 15 s is cheap for hundreds of namespaces. A reconcile that began
-/// while the Lease was ours has the 20 s between giving up and others' taking over to end.
+/// Times of the Lease of a namespace. A write every 15 s is cheap for hundreds of namespaces. A request that was
+/// sent while the Lease was ours has the 20 s between giving up and others' taking over to end.
 const TIMING: Timing = Timing {
     duration: Duration::from_secs(60),
     renew_deadline: Duration::from_secs(40),
@@ -90,9 +90,19 @@ pub enum Refused {
         /// The namespace.
         namespace: String,
     },
+    /// The Lease ran out while something was done in the namespace.
+    #[error("the lease of namespace {namespace} ran out")]
+    RunOut {
+        /// The namespace.
+        namespace: String,
+    },
     /// This process does not lead its installation.
     #[error("this process does not lead")]
     NotLeading,
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict())
 }
 
 /// Name of the Lease of the operators of a class, in each namespace that has FanoutClusters of theirs.
@@ -136,9 +146,16 @@ impl Territory {
         if plot.claim.holds() { Ok(()) } else { self.ask(namespace, &mut lease).await }
     }
 
-    /// Whether a namespace is held now.
-    pub fn holds(&self, namespace: &str) -> bool {
-        self.lock().get(namespace).is_some_and(|plot| plot.claim.holds())
+    /// Asked before each write: a reconcile may take longer than what is left of the Lease.
+    ///
+    /// # Errors
+    /// This process does not lead, or the namespace is not held any more.
+    pub fn check(&self, namespace: &str) -> Result<(), Refused> {
+        if !self.leading.holds() {
+            return Err(Refused::NotLeading);
+        }
+        let held = self.lock().get(namespace).is_some_and(|plot| plot.claim.holds());
+        if held { Ok(()) } else { Err(Refused::RunOut { namespace: namespace.to_owned() }) }
     }
 
     /// Renews without end. `wanted` names the namespaces that have FanoutClusters.
@@ -194,14 +211,41 @@ impl Territory {
                 }
                 self.won(&namespace, lease, sent);
             }
-            Ok(Err(error)) => return Err(Refused::Unknown { namespace, source: Box::new(error) }),
-            Err(_) => return Err(Refused::Late { namespace }),
+            Ok(Err(error)) => {
+                let refused = Refused::Unknown { namespace, source: Box::new(error) };
+                return Err(self.failed(lease, refused));
+            }
+            Err(_) => return Err(self.failed(lease, Refused::Late { namespace })),
         }
         Ok(())
     }
 
+    /// Without the Lease nothing is done in the namespace, which is to be seen. A renewal that fails once, or that somebody
+    /// was faster than, passes by itself.
+    fn failed(&self, lease: &Lease, refused: Refused) -> Refused {
+        let namespace = match &refused {
+            Refused::Unknown { source, .. } if is_conflict(source) => return refused,
+            Refused::Unknown { namespace, .. } | Refused::Late { namespace } => namespace,
+            Refused::Held { .. } | Refused::RunOut { .. } | Refused::NotLeading => return refused,
+        };
+        if lease.claim.holds() {
+            return refused;
+        }
+        let words = format!(
+            "{}: its FanoutClusters are left alone until get, create and update of Lease {namespace}/{} \
+             (leases.coordination.k8s.io) succeed",
+            crate::controller::chain(&refused),
+            self.name
+        );
+        if self.readiness.block(Obstacle::NamespaceLease(namespace.clone()), words.clone()) {
+            warn!("{words}");
+        }
+        refused
+    }
+
     fn won(&self, namespace: &str, lease: &Lease, sent: Instant) {
         lease.claim.set(Some(sent + TIMING.renew_deadline));
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.to_owned()));
         if self.readiness.clear(&Obstacle::Namespace(namespace.to_owned())) {
             info!(namespace, "the other operator is gone, its FanoutClusters are taken over");
         }
@@ -209,6 +253,7 @@ impl Territory {
 
     fn lost(&self, namespace: String, lease: &Lease, holder: String) -> Refused {
         lease.claim.set(None);
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.clone()));
         let obstacle = Obstacle::Namespace(namespace.clone());
         let refused = Refused::Held { namespace, holder };
         if self.readiness.block(obstacle, refused.to_string()) {
@@ -220,6 +265,7 @@ impl Territory {
     /// A namespace without FanoutClusters is everybody's.
     async fn leave(&self, namespace: &str, plot: Plot) {
         self.readiness.clear(&Obstacle::Namespace(namespace.to_owned()));
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.to_owned()));
         if let (true, Some(lease)) = (self.leading.holds(), Arc::into_inner(plot.lease)) {
             lease.into_inner().release().await;
         }

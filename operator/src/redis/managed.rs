@@ -4,17 +4,17 @@
 //! probes from an environment variable. The command runs in every image with `redis-server` and `redis-cli` on its
 //! PATH; no shell is needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
         apps::v1::{StatefulSet, StatefulSetSpec},
         core::v1::{
             Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-            PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, Secret, SecretKeySelector,
-            SecretVolumeSource, SecurityContext, Service, ServicePort, ServiceSpec, Volume, VolumeMount,
-            VolumeResourceRequirements,
+            LocalObjectReference, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            SeccompProfile, Secret, SecretKeySelector, SecretVolumeSource, SecurityContext, Service,
+            ServicePort, ServiceSpec, Volume, VolumeMount, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -42,7 +42,7 @@ const CONF_DIR: &str = "/etc/fanout-redis";
 const DATA_DIR: &str = "/data";
 /// The part of the spec that holds labels and annotations of the pod.
 const CHILD_METADATA: &str = "childMetadata";
-/// Fields of the spec that say where the pod may run, and are the pod's own.
+/// Fields of the spec that the pod has under the same names.
 const PLACEMENT: [&str; 4] = ["nodeSelector", "tolerations", "affinity", "priorityClassName"];
 /// User and group of the official images.
 const REDIS_USER: i64 = 999;
@@ -90,7 +90,7 @@ pub fn sealed(mut stateful_set: StatefulSet, digest: &str) -> StatefulSet {
 /// no pod then.
 fn canonical(cluster: &FanoutCluster, managed: &ManagedRedis) -> Value {
     let mut part = fields(managed);
-    let pull_secrets: Vec<_> = cluster.spec.image.pull_secrets.iter().map(|secret| &secret.name).collect();
+    let pull_secrets: Vec<_> = pull_secrets(cluster).into_iter().map(|secret| secret.name).collect();
     part.insert("persistent".to_owned(), managed.storage.is_some().into());
     part.insert("pullSecrets".to_owned(), json!(pull_secrets));
     let given = &cluster.spec.child_metadata;
@@ -135,13 +135,10 @@ pub fn is_as_spec_says(template: &Value, canonical: &Value) -> bool {
     });
     let image = canonical.get("image").is_none_or(|image| *image == container["image"]);
     let resources = canonical::resources(container["resources"].clone());
+    let placed = PLACEMENT.iter().all(|field| pruned(&pod[*field]) == pruned(&canonical[*field]));
     let names = pod["imagePullSecrets"].as_array().into_iter().flatten().map(|secret| secret["name"].clone());
     let volumes = pod["volumes"].as_array().into_iter().flatten();
     let persistent = volumes.into_iter().any(|volume| volume["persistentVolumeClaim"].is_object());
-    let placed = PLACEMENT.iter().all(|field| {
-        let stated = canonical.get(*field).filter(|stated| !is_nothing(stated));
-        stated == pod.get(*field).filter(|present| !is_nothing(present))
-    });
     given
         && image
         && placed
@@ -150,13 +147,24 @@ pub fn is_as_spec_says(template: &Value, canonical: &Value) -> bool {
         && Value::from(names.collect::<Vec<_>>()) == canonical["pullSecrets"]
 }
 
-fn is_nothing(value: &Value) -> bool {
-    match value {
+/// A value without what is empty in it, which the API server may leave out.
+fn pruned(value: &Value) -> Value {
+    let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Object(fields) => fields.is_empty(),
         Value::Array(items) => items.is_empty(),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
-    }
+    };
+    let pruned = match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), pruned(value)));
+            Value::Object(fields.filter(|(_, value)| !value.is_null()).collect())
+        }
+        // An empty item has a meaning: it selects all.
+        Value::Array(items) => Value::Array(items.clone()),
+        value => value.clone(),
+    };
+    if is_empty(&pruned) { Value::Null } else { pruned }
 }
 
 fn password(cluster: &FanoutCluster) -> GeneratedSecret {
@@ -235,7 +243,7 @@ fn stateful_set(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &Oper
 }
 
 fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> PodSpec {
-    let pull_secrets = &cluster.spec.image.pull_secrets;
+    let pull_secrets = pull_secrets(cluster);
     let user = operator.fixed_uids.then_some(REDIS_USER);
     let ManagedRedis {
         image: _,
@@ -250,7 +258,7 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        image_pull_secrets: (!pull_secrets.is_empty()).then(|| pull_secrets.clone()),
+        image_pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: user,
@@ -267,6 +275,13 @@ fn pod(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfi
         volumes: Some(vec![conf_volume(cluster), data_volume(cluster, managed)]),
         ..PodSpec::default()
     }
+}
+
+/// Each once: server-side apply refuses a list that has a key twice.
+fn pull_secrets(cluster: &FanoutCluster) -> Vec<LocalObjectReference> {
+    let mut named = BTreeSet::new();
+    let secrets = cluster.spec.image.pull_secrets.iter();
+    secrets.filter(|secret| named.insert(&secret.name)).cloned().collect()
 }
 
 fn container(cluster: &FanoutCluster, managed: &ManagedRedis, operator: &OperatorConfig) -> Container {
@@ -366,4 +381,54 @@ fn restricted() -> SecurityContext {
 
 fn runtime_default() -> SeccompProfile {
     SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_as_the_spec_says_only_where_its_pod_is_placed_so() {
+        let judged = |managed: Value, template: &Value| {
+            let mut cluster = FanoutCluster::new("chat", Default::default());
+            cluster.spec.redis.managed = serde_json::from_value(managed).expect("a managed Redis");
+            let managed = cluster.spec.redis.managed.as_ref().expect("there is one");
+            is_as_spec_says(template, &canonical(&cluster, managed))
+        };
+        let template = |pod: Value| {
+            let mut pod = pod;
+            pod["containers"] = json!([{"name": "redis", "image": "redis:8", "resources": {}}]);
+            let canonical_resources = json!(ManagedRedis::default().resources);
+            pod["containers"][0]["resources"] = canonical_resources;
+            json!({"metadata": {}, "spec": pod})
+        };
+        let bare = template(json!({}));
+        assert!(judged(json!({}), &bare));
+        for (field, value) in [
+            ("nodeSelector", json!({"disk": "ssd"})),
+            ("tolerations", json!([{"operator": "Exists"}])),
+            (
+                "affinity",
+                json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}]}}),
+            ),
+            ("priorityClassName", json!("high")),
+        ] {
+            let [spec, pod] = [json!({field: value}), template(json!({field: value}))];
+            assert!(!judged(spec.clone(), &bare), "{field} is not in the pod");
+            assert!(judged(spec, &pod), "{field}");
+            assert!(!judged(json!({}), &pod), "{field} is asked for no longer");
+        }
+    }
+
+    #[test]
+    fn a_pull_secret_that_is_named_twice_is_in_the_pod_once() {
+        let mut cluster = FanoutCluster::new("chat", Default::default());
+        let secrets = json!([{"name": "one"}, {"name": "two"}, {"name": "one"}]);
+        cluster.spec.image.pull_secrets = serde_json::from_value(secrets).expect("secrets");
+        cluster.spec.redis.managed = Some(ManagedRedis::default());
+        let made = resources(&cluster, &OperatorConfig::default()).expect("a managed Redis");
+        let pod = serde_json::to_value(&made.stateful_set).expect("JSON")["spec"]["template"].take();
+        assert_eq!(pod["spec"]["imagePullSecrets"], json!([{"name": "one"}, {"name": "two"}]));
+        assert!(is_as_spec_says(&pod, &made.canonical));
+    }
 }

@@ -154,8 +154,14 @@ fn pod(cluster: &FanoutCluster, redis: &RedisTarget, operator: &OperatorConfig, 
     let volumes = mounts.into_iter().map(|mount| mount.volume);
     let volumes: Vec<_> = volumes.chain(take_list(&mut pod, "volumes")).collect();
     pod.insert("volumes".to_owned(), volumes.into());
-    let pull_secrets = cluster.spec.image.pull_secrets.iter().map(|secret| json!(secret));
-    let pull_secrets: Vec<_> = pull_secrets.chain(take_list(&mut pod, "imagePullSecrets")).collect();
+    let ours = cluster.spec.image.pull_secrets.iter().map(|secret| json!(secret));
+    let mut pull_secrets: Vec<Value> = Vec::new();
+    // Server-side apply refuses a list that has a key twice.
+    for secret in ours.chain(take_list(&mut pod, "imagePullSecrets")) {
+        if pull_secrets.iter().all(|known| known["name"] != secret["name"]) {
+            pull_secrets.push(secret);
+        }
+    }
     if !pull_secrets.is_empty() {
         pod.insert("imagePullSecrets".to_owned(), pull_secrets.into());
     }

@@ -18,7 +18,6 @@ use super::{
 use crate::{
     api::{FanoutCluster, Reason, canonical},
     controller::{
-        Error,
         build::RevisionSpec,
         dereference::{Found, Node, RELEASED_AT, RETIRED_AT},
         mirror,
@@ -271,19 +270,23 @@ impl Writer {
             Step::ResizeSet { set, to } | Step::Remove { set, to, pod: _ } => {
                 self.resize(cluster, found, set, *to).await?;
             }
-            Step::Retire { pod } => self.mark_by_name(found, pod, retired(found.at)).await?,
-            Step::Restore { pod } => self.mark_by_name(found, pod, restored()).await?,
-            Step::Release { pod } => self.mark_by_name(found, pod, released(found.at)).await?,
+            Step::Retire { pod } => {
+                self.mark_by_name(cluster, found, pod, "retire", retired(found.at)).await?
+            }
+            Step::Restore { pod } => self.mark_by_name(cluster, found, pod, "restore", restored()).await?,
+            Step::Release { pod } => {
+                self.mark_by_name(cluster, found, pod, "release", released(found.at)).await?
+            }
             Step::DeleteSet { set } => {
                 if let Some(set) = found.child("ReplicaSet", set) {
-                    self.delete(&mirror::resource_of("ReplicaSet"), set).await?;
+                    self.delete(cluster, &mirror::resource_of("ReplicaSet"), set).await?;
                 }
             }
             Step::MoveRedis { set } => self.move_redis(cluster, found, rendered, set).await?,
             Step::DeleteRedisPod { pod, force } => {
                 let grace = if *force { 0 } else { REDIS_GRACE };
                 if let Some(pod) = found.redis.iter().find(|redis| redis.name_any() == *pod) {
-                    self.delete_pod(pod, grace).await?;
+                    self.delete_pod(cluster, pod, grace).await?;
                 }
             }
         }
@@ -312,7 +315,7 @@ impl Writer {
         };
         let stored = Stored::to_make(cluster, live.as_ref(), found, revision);
         let set = stored.replica_set(&json!(replicas));
-        is_small_enough(&set)?;
+        is_small_enough(cluster, &set)?;
         // The boot document first: pods wait for it, and find it there.
         let boot = stored.boot().unwrap_or_else(|| json!(revision.boot_config_map));
         let boot = self.ensure(cluster, found, boot, events).await;
@@ -329,7 +332,13 @@ impl Writer {
         boot.and(set)
     }
 
-    async fn resize(&self, cluster: &FanoutCluster, found: &Found, name: &str, to: u32) -> Result<(), Error> {
+    async fn resize(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        name: &str,
+        to: u32,
+    ) -> Result<(), Trouble> {
         let Some(live) = found.child("ReplicaSet", name) else { return Ok(()) };
         let resized = |stored: Stored| {
             let mut set = stored.replica_set(&json!(to));
@@ -337,10 +346,10 @@ impl Writer {
             set["metadata"]["resourceVersion"] = json!(live.resource_version());
             set
         };
-        match self.put(cluster, resized(Stored::of(cluster, live, found)), Some(live)).await {
+        match self.put(cluster, resized(Stored::of(cluster, live, found)), live).await {
             // What is stored cannot be; what is there can.
-            Err(error) if error.is_invalid() => {
-                self.put(cluster, resized(Stored::adopt(cluster, live, found)), Some(live)).await
+            Err(Trouble { cause: Cause::Failed(error), .. }) if error.is_invalid() => {
+                self.put(cluster, resized(Stored::adopt(cluster, live, found)), live).await
             }
             done => done,
         }
@@ -352,19 +361,26 @@ impl Writer {
         found: &Found,
         rendered: &Rendered,
         name: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Trouble> {
         let (Some(live), Some(redis)) = (found.child("StatefulSet", name), &rendered.redis) else {
             return Ok(());
         };
         let mut set = StoredRedis::of(cluster, live, redis).moved_to(redis).object();
         set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
-        self.put(cluster, set, Some(live)).await
+        self.put(cluster, set, live).await
     }
 
-    async fn mark_by_name(&self, found: &Found, pod: &str, metadata: Value) -> Result<(), Error> {
+    async fn mark_by_name(
+        &self,
+        cluster: &FanoutCluster,
+        found: &Found,
+        pod: &str,
+        what: &str,
+        metadata: Value,
+    ) -> Result<(), Trouble> {
         match node(found, pod) {
-            Some(node) => self.mark(&node.pod, metadata).await,
+            Some(node) => self.mark(cluster, &node.pod, what, metadata).await,
             None => Ok(()),
         }
     }
@@ -398,18 +414,28 @@ fn redis_note(step: &Step) -> Option<(Severity, String)> {
 }
 
 /// A revision is kept in annotations of its ReplicaSet, and these are bounded.
-pub(super) fn is_small_enough(set: &Value) -> Result<(), Trouble> {
+pub(super) fn is_small_enough(cluster: &FanoutCluster, set: &Value) -> Result<(), Trouble> {
     let annotations = set["metadata"]["annotations"].as_object().into_iter().flatten();
     let bytes: usize = annotations.map(|(name, text)| name.len() + text.as_str().map_or(0, str::len)).sum();
     if bytes <= MAX_ANNOTATION_BYTES {
         return Ok(());
     }
+    let bytes_of = |part: Value| part.to_string().len();
+    // The one is in the record and in the spec that it stands for; the other is an annotation of its own, and in the record
+    // of both objects.
+    let template = 2 * bytes_of(json!(cluster.spec.pod_template));
+    let metadata = 3 * bytes_of(json!(cluster.spec.child_metadata));
+    let (field, advice) = if metadata > template {
+        ("spec.childMetadata", "keep its annotations short")
+    } else {
+        ("spec.podTemplate", "move what is long, such as scripts and settings, into a ConfigMap and mount it")
+    };
     let message = format!(
-        "spec.podTemplate is too large: the record of its revision would take {} KiB, and Kubernetes keeps at most {}: move what is long, such as scripts and settings, into a ConfigMap and mount it",
+        "{field} is too large: the record of its revision would take {} KiB, and Kubernetes keeps at most {}: {advice}",
         bytes.div_ceil(1 << 10),
         MAX_ANNOTATION_BYTES >> 10
     );
-    let key = Some("spec.podTemplate".to_owned());
+    let key = Some(field.to_owned());
     let problem = Problem { reason: Reason::InvalidSpec, object: "FanoutCluster".to_owned(), key, message };
     Err(Trouble { cause: Cause::Told(problem), again: None, lasting: true })
 }
@@ -628,24 +654,33 @@ mod tests {
 
     #[test]
     fn a_pod_template_of_60_kb_fits_and_one_that_does_not_is_refused_with_words() {
-        let set = |variables: usize| {
+        let revision = |cluster: &FanoutCluster| {
+            let redis = RedisTarget::of(cluster).expect("the managed one");
+            let revision = replica_set::revision(cluster, &redis, None, &OperatorConfig::default());
+            Stored::new(&revision).replica_set(&json!(1))
+        };
+        let with = |variables: usize| {
             let env: Vec<_> = (0..variables)
                 .map(|nth| json!({"name": format!("V{nth:04}"), "value": "x".repeat(24)}))
                 .collect();
             let template = json!({"spec": {"containers": [{"name": "app", "image": "app:1", "env": env}]}});
             let mut cluster = cluster();
             cluster.spec.pod_template = serde_json::from_value(template.clone()).expect("a template");
-            let redis = RedisTarget::of(&cluster).expect("the managed one");
-            let revision = replica_set::revision(&cluster, &redis, None, &OperatorConfig::default());
-            (template.to_string().len(), Stored::new(&revision).replica_set(&json!(1)))
+            (template.to_string().len(), cluster)
         };
-        let (bytes, fits) = set(1_200);
+        let refused = |cluster: &FanoutCluster| match is_small_enough(cluster, &revision(cluster)) {
+            Ok(()) => String::new(),
+            Err(Trouble { cause: Cause::Told(problem), .. }) => problem.message,
+            Err(Trouble { cause: Cause::Failed(error), .. }) => panic!("it is told, not {error}"),
+        };
+        let (bytes, mut fits) = with(1_200);
         assert!(bytes > 60_000, "{bytes}");
-        assert!(is_small_enough(&fits).is_ok());
-        let (_, large) = set(2_400);
-        let Err(Trouble { cause: Cause::Told(problem), .. }) = is_small_enough(&large) else {
-            panic!("it is told")
-        };
-        assert!(problem.message.starts_with("spec.podTemplate is too large"), "{}", problem.message);
+        assert_eq!(refused(&fits), "");
+        let told = refused(&with(2_400).1);
+        assert!(told.starts_with("spec.podTemplate is too large"), "{told}");
+
+        fits.spec.child_metadata.annotations = labels::map([("note", "x".repeat(60_000).as_str())]);
+        let told = refused(&fits);
+        assert!(told.starts_with("spec.childMetadata is too large"), "{told}");
     }
 }

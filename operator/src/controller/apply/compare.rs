@@ -2,7 +2,7 @@
 //!
 //! Foreign labels, annotations, finalizers and owners are no drift, nor is a scalar that we do not state: the API server
 //! adds defaults and allocates, and other controllers have their say. What is stated whole is compared whole: selectors,
-//! data, lists, and what a list is made of.
+//! data, lists, and what a list is made of. A field in [`DEFAULTS`] that we leave out is compared with its default.
 
 use std::fmt;
 
@@ -50,6 +50,28 @@ const KEYED: [(&str, &[&str]); 10] = [
 
 /// What a key is where an item leaves it out.
 const KEY_DEFAULTS: [(&str, &str); 1] = [("protocol", "TCP")];
+
+/// Fields of `spec` that are left out because their default is meant: kind, field, default (`""`: the field is empty).
+/// Listed one by one, since the rest of these specs is allocated by the API server, set by a cloud's controllers, or
+/// unknown to this version.
+const DEFAULTS: [(&str, &str, &str); 16] = [
+    ("Service", "allocateLoadBalancerNodePorts", "true"),
+    ("Service", "externalIPs", ""),
+    ("Service", "externalName", ""),
+    ("Service", "externalTrafficPolicy", "Cluster"),
+    ("Service", "internalTrafficPolicy", "Cluster"),
+    ("Service", "loadBalancerSourceRanges", ""),
+    ("Service", "publishNotReadyAddresses", ""),
+    ("Service", "sessionAffinity", "None"),
+    ("Service", "sessionAffinityConfig.clientIP.timeoutSeconds", "10800"),
+    ("Service", "trafficDistribution", ""),
+    ("ReplicaSet", "minReadySeconds", ""),
+    ("StatefulSet", "minReadySeconds", ""),
+    ("StatefulSet", "ordinals", ""),
+    ("StatefulSet", "revisionHistoryLimit", "10"),
+    ("StatefulSet", "updateStrategy.rollingUpdate.partition", ""),
+    ("StatefulSet", "updateStrategy.type", "RollingUpdate"),
+];
 
 /// Where a live object differs from what it should be. Items of lists are named by their keys, in brackets:
 /// `spec.template.spec.containers[app].env[MODE]`.
@@ -103,6 +125,15 @@ pub(super) fn compare(desired: &Value, live: &DynamicObject) -> Comparison {
                 deviations.push(Path::of(foreign));
                 set(&mut corrected, foreign, Value::Null);
             }
+        }
+    }
+    for (_, field, default) in DEFAULTS.iter().filter(|(of, ..)| *of == kind) {
+        let path = Path::of(&format!("spec.{field}"));
+        let is_default =
+            |value: &Value| if default.is_empty() { is_empty(value) } else { is_text(value, default) };
+        if path.in_object(desired).is_none() && !path.in_object(&live).is_none_or(is_default) {
+            path.remove_from(&mut corrected);
+            deviations.push(path);
         }
     }
     Comparison { deviations, corrected }
@@ -181,6 +212,19 @@ impl Path {
 
     fn join(&self, segment: &str) -> Self {
         Self(self.0.iter().cloned().chain([segment.to_owned()]).collect())
+    }
+
+    /// The value at a path of names alone.
+    fn in_object<'a>(&self, object: &'a Value) -> Option<&'a Value> {
+        self.0.iter().try_fold(object, |value, name| value.get(name))
+    }
+
+    fn remove_from(&self, object: &mut Value) {
+        let Some((last, parents)) = self.0.split_last() else { return };
+        let parent = parents.iter().try_fold(object, |value, name| value.get_mut(name));
+        if let Some(fields) = parent.and_then(Value::as_object_mut) {
+            fields.remove(last);
+        }
     }
 
     /// Whether it is this field or below it.
@@ -391,6 +435,14 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
+/// Whether a scalar reads so.
+fn is_text(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(value) => value == text,
+        value => value.to_string() == text,
+    }
+}
+
 /// Hash of a pod's specification in a template, where an object has one.
 pub(super) fn pod_hash(object: &DynamicObject) -> Option<String> {
     let pod = object.data.pointer("/spec/template/spec")?;
@@ -462,7 +514,8 @@ mod tests {
                 "finalizers": ["theirs/x"], "ownerReferences": [{"uid": "u"}, {"uid": "theirs"}]},
             "spec": {"ports": [{"port": 80, "protocol": "TCP", "nodePort": 30_000}], "type": "LoadBalancer",
                 "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "healthCheckNodePort": 30_001,
-                "externalTrafficPolicy": "Local"},
+                "loadBalancerClass": "a-cloud/nlb", "allocateLoadBalancerNodePorts": true,
+                "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None"},
         });
         assert_eq!(deviations(&desired, live), [""; 0]);
     }
@@ -477,6 +530,42 @@ mod tests {
         {
             assert_eq!(deviations(&ours, with(edited)), ["metadata.ownerReferences"]);
         }
+    }
+
+    #[test]
+    fn a_field_that_is_left_to_its_default_counts_where_it_has_another_value() {
+        for (edit, path) in [
+            (json!({"internalTrafficPolicy": "Local"}), "spec.internalTrafficPolicy"),
+            (json!({"externalTrafficPolicy": "Local"}), "spec.externalTrafficPolicy"),
+            (json!({"externalIPs": ["192.0.2.1"]}), "spec.externalIPs"),
+            (json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), "spec.loadBalancerSourceRanges"),
+            (json!({"publishNotReadyAddresses": true}), "spec.publishNotReadyAddresses"),
+            (json!({"sessionAffinity": "ClientIP"}), "spec.sessionAffinity"),
+            (json!({"allocateLoadBalancerNodePorts": false}), "spec.allocateLoadBalancerNodePorts"),
+        ] {
+            assert_eq!(
+                deviations(&service(&json!({"type": "LoadBalancer"})), service(&edit)).last(),
+                Some(&path.to_owned())
+            );
+        }
+        let sticky = json!({"sessionAffinity": "ClientIP"});
+        let config = |seconds: u32| json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}});
+        assert_eq!(deviations(&service(&sticky), service(&config(10_800))), [""; 0]);
+        let found = deviations(&service(&sticky), service(&config(1)));
+        assert_eq!(found, ["spec.sessionAffinityConfig.clientIP.timeoutSeconds"]);
+
+        let redis = |spec: Value| json!({"kind": "StatefulSet", "metadata": {"name": "a"}, "spec": spec});
+        let defaults = json!({"revisionHistoryLimit": 10, "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain"},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}});
+        assert_eq!(deviations(&redis(json!({})), redis(defaults)), [""; 0]);
+        let held = json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}});
+        let found = deviations(&redis(json!({})), redis(held));
+        assert_eq!(found, ["spec.updateStrategy.rollingUpdate.partition"]);
+        let by_hand = json!({"updateStrategy": {"type": "OnDelete"}, "ordinals": {"start": 1}});
+        assert_eq!(
+            deviations(&redis(json!({})), redis(by_hand)),
+            ["spec.ordinals", "spec.updateStrategy.type"]
+        );
     }
 
     #[test]

@@ -5,15 +5,16 @@ use serde_json::Value;
 
 use crate::resources::replica_set::CONTAINER;
 
-/// What the API server says of a field that it does not know, in an answer that names no cause.
-const UNKNOWN_FIELD: &str = ": field not declared in schema";
+/// Begin of what server-side apply says of an object that does not fit its schema: a field that is not known or of another
+/// type, a key that is twice in a list. The answer names no cause, and its code is that of a failure.
+const NO_TYPED_OBJECT: &str = "failed to create typed patch object (";
 
 /// The fields of the FanoutCluster that the API server means, as `spec.podTemplate.spec.containers[app].image`.
 pub(crate) fn of_cluster(child: &Value, status: &Status) -> Vec<String> {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     let named: Vec<_> =
         causes.map(|StatusCause { field, .. }| field.as_str()).filter(|field| !field.is_empty()).collect();
-    let named = if named.is_empty() { unknown(&status.message) } else { named };
+    let named = if named.is_empty() { untyped(&status.message) } else { named };
     let mut fields: Vec<_> =
         named.into_iter().filter_map(|field| behind(child, &segments(child, field))).collect();
     if fields.is_empty() {
@@ -29,22 +30,32 @@ pub(crate) fn of_cluster(child: &Value, status: &Status) -> Vec<String> {
     fields
 }
 
-/// Whether the API server refused an object for what it is, whatever its code says: it answers a field that it does
-/// not know with 500.
+/// Whether the API server refused an object for what it is, whatever its code says: it answers one that does not fit its
+/// schema with 500.
 pub(crate) fn is_invalid(status: &Status) -> bool {
-    matches!(status.code, 400 | 413 | 422) || status.message.contains(UNKNOWN_FIELD)
+    matches!(status.code, 400 | 413 | 422) || status.message.contains(NO_TYPED_OBJECT)
 }
 
-fn unknown(message: &str) -> Vec<&str> {
-    let before = message.match_indices(UNKNOWN_FIELD).map(|(at, _)| &message[..at]);
-    before.filter_map(|before| before.rsplit(' ').next()).collect()
+/// The fields of an object that does not fit its schema: behind the name of the object one `<path>: <what is wrong>`, or
+/// `errors:` and a line of that kind for each.
+fn untyped(message: &str) -> Vec<&str> {
+    let Some((_, said)) = message.split_once(NO_TYPED_OBJECT) else { return Vec::new() };
+    let Some((_, errors)) = said.split_once("): ") else { return Vec::new() };
+    let paths = errors.lines().filter_map(|line| line.trim_start().split_once(": "));
+    paths.map(|(path, _)| path).filter(|path| path.starts_with('.')).collect()
 }
 
 /// A path in parts. An item is named: `containers[0]` and `containers[name="app"]` are `containers`, `[app]`.
 fn segments(child: &Value, field: &str) -> Vec<String> {
     let mut here = child;
     let mut parts = Vec::new();
-    for part in field.trim_start_matches('.').split('.') {
+    let mut in_item = false;
+    // The key of an item may hold a dot.
+    let is_dot = |char: char| {
+        in_item = char == '[' || (in_item && char != ']');
+        char == '.' && !in_item
+    };
+    for part in field.trim_start_matches('.').split(is_dot) {
         let (name, items) = part.split_once('[').map_or((part, None), |(name, items)| (name, Some(items)));
         here = &here[name];
         parts.push(name.to_owned());
@@ -174,6 +185,26 @@ mod tests {
         assert!(is_invalid(&status));
         assert_eq!(of_cluster(&set(), &status), ["spec.podTemplate.spec.containers[app].imag"]);
         assert!(!is_invalid(&refused(500, "etcdserver: request timed out", &[])));
+    }
+
+    #[test]
+    fn a_key_that_is_twice_in_a_list_is_invalid_and_each_place_is_named() {
+        let message = "failed to create typed patch object (web/chat-a; apps/v1, Kind=ReplicaSet): errors:\n  \
+            .spec.template.spec.containers[name=\"app\"].env: duplicate entries for key [name=\"MODE\"]\n  \
+            .spec.template.spec.containers[name=\"app\"].volumeMounts[mountPath=\"/etc/app.d\"].name: expected string, got &value.valueUnstructured{Value:1}\n  \
+            .spec.template.spec.imagePullSecrets: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)";
+        let status = refused(500, message, &[]);
+        assert!(is_invalid(&status));
+        assert_eq!(
+            of_cluster(&set(), &status),
+            [
+                "spec.podTemplate.spec.containers[app].env",
+                "spec.podTemplate.spec.containers[app].volumeMounts[mountPath=\"/etc/app.d\"].name",
+                "spec.podTemplate.spec.imagePullSecrets",
+            ]
+        );
+        let live = "failed to create typed live object: .spec.x: expected string, got 1";
+        assert!(!is_invalid(&refused(500, live, &[])), "what is there does not come from the spec");
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl<'a> Ahead<'a> {
                 self.trouble(
                     "Secret",
                     secret.name(),
-                    write::not_ours(live.as_ref(), "Secret", secret.name()).into(),
+                    write::not_ours(live.as_ref(), self.cluster, "Secret", secret.name()).into(),
                 );
                 return false;
             }
@@ -334,7 +334,7 @@ impl<'a> Ahead<'a> {
         let live = self.survey.live(&kind, &name);
         let stored = act::Stored::to_make(self.cluster, live, &self.survey.found, revision);
         let set = stored.replica_set(&json!(replicas));
-        if let Err(trouble) = act::is_small_enough(&set) {
+        if let Err(trouble) = act::is_small_enough(self.cluster, &set) {
             self.trouble(&kind, &name, trouble);
             return false;
         }

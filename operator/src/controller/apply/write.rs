@@ -5,7 +5,8 @@
 //! an item that somebody else added to a list stays, and an edited key of a list makes a second item. So each answer is
 //! compared again, and what is still amiss is undone by a merge patch. What then comes back is another controller's
 //! will: see [`memory`](super::memory). A write to what keeps pods names what was seen, and one that replaces a pod asks
-//! first whether the cluster is still the same. Every write asks the claim first: only the leader writes.
+//! first whether the cluster is still the same. Every write asks the territory first: only the leader writes, and only
+//! where it holds the namespace.
 
 use std::{
     collections::HashMap,
@@ -15,15 +16,17 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{
         ApiResource, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams,
         PostParams, Preconditions,
     },
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -33,7 +36,7 @@ use super::{
     memory::{Attempt, Memory, Written},
 };
 use crate::{
-    api::{FanoutCluster, OPERATOR_CLASS, RESTARTED_AT, Reason},
+    api::{FanoutCluster, GROUP, OPERATOR_CLASS, RESTARTED_AT, Reason},
     controller::{
         Error, ErrorClass, Shared,
         build::GeneratedSecret,
@@ -42,7 +45,7 @@ use crate::{
         validate::Problem,
     },
     events::{Events, Severity},
-    lease::Claim,
+    lease::territory::Territory,
     metrics::Metrics,
     resources::labels,
 };
@@ -69,7 +72,7 @@ const MAX_FIELDS: usize = 5;
 #[derive(Clone)]
 pub(super) struct Writer {
     client: Client,
-    claim: Claim,
+    territory: Territory,
     metrics: Metrics,
     memory: Arc<Mutex<HashMap<Key, Memory>>>,
     sealed: Arc<Mutex<HashMap<Key, Sealed>>>,
@@ -139,10 +142,10 @@ struct Due {
 // === impl Writer ===
 
 impl Writer {
-    pub(super) fn new(shared: &Shared) -> Self {
+    pub(super) fn new(shared: &Shared, territory: Territory) -> Self {
         Self {
             client: shared.client.clone(),
-            claim: shared.claim.clone(),
+            territory,
             metrics: shared.metrics.clone(),
             memory: Arc::default(),
             sealed: Arc::default(),
@@ -340,26 +343,11 @@ impl Writer {
         live: Option<&DynamicObject>,
         due: Due,
     ) -> Result<(), Trouble> {
-        let known = self.lock().get(key).cloned().unwrap_or_default();
-        if let Some((error, left)) = known.refusal(&attempt, Instant::now()) {
-            let lasting = known.is_lasting();
-            return Err(Trouble { cause: Cause::Failed(error), again: Some(left), lasting });
-        }
         let Attempt { wanted, .. } = attempt.clone();
-        let written = self.write(cluster, live, due).await;
+        let (made, left) = self.tried(key, attempt, self.write(cluster, live, due)).await?;
         let now = Instant::now();
         let mut all = self.lock();
         let memory = all.entry(key.clone()).or_default();
-        let (made, left) = match written {
-            Ok(written) => written,
-            Err(error) => {
-                let again = memory.refuse(attempt, &error, now);
-                if again.is_some() {
-                    warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
-                }
-                return Err(Trouble { cause: Cause::Failed(error), again, lasting: memory.is_lasting() });
-            }
-        };
         memory.accepted(Written::new(&made, wanted));
         if left.is_empty() {
             return Ok(());
@@ -368,6 +356,32 @@ impl Writer {
             left.iter().flat_map(|path| compare::managers(&made, path, FIELD_MANAGER)).collect();
         memory.disputes.overruled(&left, &names, now);
         Err(disputed(key, memory, &left, now))
+    }
+
+    /// Sends a request, unless the same was refused a moment ago; remembers a refusal. Its success is remembered by the
+    /// caller, who knows what it made.
+    async fn tried<T>(
+        &self,
+        key: &Key,
+        attempt: Attempt,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Trouble> {
+        let known = self.lock().get(key).cloned().unwrap_or_default();
+        if let Some((error, left)) = known.refusal(&attempt, Instant::now()) {
+            let lasting = known.is_lasting();
+            return Err(Trouble { cause: Cause::Failed(error), again: Some(left), lasting });
+        }
+        let error = match request.await {
+            Ok(made) => return Ok(made),
+            Err(error) => error,
+        };
+        let mut all = self.lock();
+        let memory = all.entry(key.clone()).or_default();
+        let again = memory.refuse(attempt, &error, Instant::now());
+        if again.is_some() {
+            warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
+        }
+        Err(Trouble { cause: Cause::Failed(error), again, lasting: memory.is_lasting() })
     }
 
     /// Server-side apply, and what that cannot undo by a merge patch. Gives what is there then, and where it is still
@@ -404,7 +418,7 @@ impl Writer {
         live: Option<&DynamicObject>,
     ) -> Result<DynamicObject, Error> {
         let (kind, name) = identity(desired);
-        self.may_write(&kind)?;
+        self.may_write(cluster.namespace(), &kind)?;
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let made = self.api(cluster, &kind).patch(&name, &params, &Patch::Apply(desired)).await;
         let made = made.map_err(Error::refused("apply", desired))?;
@@ -428,7 +442,7 @@ impl Writer {
         let Some(mut patch) = compare::merge_patch(&present, &comparison.corrected) else {
             return Ok((live.clone(), comparison.deviations.clone()));
         };
-        self.may_write(&kind)?;
+        self.may_write(cluster.namespace(), &kind)?;
         patch["metadata"]["uid"] = json!(live.metadata.uid);
         patch["metadata"]["resourceVersion"] = json!(live.resource_version());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
@@ -444,12 +458,16 @@ impl Writer {
         &self,
         cluster: &FanoutCluster,
         mut desired: Value,
-        live: Option<&DynamicObject>,
-    ) -> Result<(), Error> {
+        live: &DynamicObject,
+    ) -> Result<(), Trouble> {
         let (kind, name) = identity(&desired);
         let wanted = stamp(&mut desired);
-        let made = self.apply(cluster, &desired, live).await?;
         let key = Key::new(cluster, &kind, &name);
+        // The number of nodes is not in the stamp, and another number is another attempt.
+        let number = &desired["spec"]["replicas"];
+        let attempt =
+            Attempt { wanted: format!("{wanted}/{number}"), live: Some(compare::fingerprint(live)) };
+        let made = self.tried(&key, attempt, self.apply(cluster, &desired, Some(live))).await?;
         self.lock().entry(key).or_default().accepted(Written::new(&made, wanted));
         Ok(())
     }
@@ -481,7 +499,7 @@ impl Writer {
         let (made, mended) = match read {
             None => (self.create_secret(&api, secret).await?, known.is_some()),
             Some(read) if !is_adopted_or_owned(&read, cluster) => {
-                return Err(not_ours(&read, "Secret", name).into());
+                return Err(not_ours(&read, cluster, "Secret", name).into());
             }
             Some(read) => match secret.repair(&read, &random_hex()) {
                 Some(patch) => (self.repair_secret(&api, name, patch).await?, true),
@@ -501,7 +519,7 @@ impl Writer {
     }
 
     async fn create_secret(&self, api: &Api<Secret>, secret: &GeneratedSecret) -> Result<Secret, Error> {
-        self.may_write("Secret")?;
+        self.may_write(api.namespace().unwrap_or_default(), "Secret")?;
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
         let made = api.create(&params, &secret.with_value(&random_hex())).await;
         let made = made.map_err(Error::api("create", "Secret", secret.name()))?;
@@ -510,7 +528,7 @@ impl Writer {
     }
 
     async fn repair_secret(&self, api: &Api<Secret>, name: &str, patch: Value) -> Result<Secret, Error> {
-        self.may_write("Secret")?;
+        self.may_write(api.namespace().unwrap_or_default(), "Secret")?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let made = api.patch(name, &params, &Patch::Merge(patch)).await;
         let made = made.map_err(Error::api("mend", "Secret", name))?;
@@ -519,60 +537,88 @@ impl Writer {
     }
 
     /// Deletes exactly the object that was seen.
-    pub(super) async fn delete(&self, resource: &ApiResource, child: &DynamicObject) -> Result<(), Error> {
+    pub(super) async fn delete(
+        &self,
+        cluster: &FanoutCluster,
+        resource: &ApiResource,
+        child: &DynamicObject,
+    ) -> Result<(), Trouble> {
         if child.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        self.may_write(&resource.kind)?;
-        let name = child.name_any();
-        let namespace = child.namespace().unwrap_or_default();
-        let is_it = |key: &Key| key.kind == resource.kind && key.namespace == namespace && key.name == name;
-        self.lock().retain(|key, _| !is_it(key));
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, resource);
-        let seen = Preconditions {
-            uid: child.metadata.uid.clone(),
-            resource_version: child.metadata.resource_version.clone(),
-        };
-        let params = DeleteParams::background().preconditions(seen);
-        match api.delete(&name, &params).await {
-            Ok(_) => {
-                info!(kind = resource.kind, name, "deleted a child");
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            Err(error) => Err(Error::api("delete", &resource.kind, &name)(error)),
-        }
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), cluster.namespace(), resource);
+        self.remove(cluster, &api, &resource.kind, child, DeleteParams::background()).await
     }
 
     /// Deletes exactly the pod that was seen.
-    pub(super) async fn delete_pod(&self, pod: &Pod, grace_seconds: u32) -> Result<(), Error> {
-        self.may_write("Pod")?;
-        let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
-        let seen = Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: pod.metadata.resource_version.clone(),
-        };
-        let params = DeleteParams { grace_period_seconds: Some(grace_seconds), ..DeleteParams::default() }
-            .preconditions(seen);
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        match api.delete(&name, &params).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            Err(error) => Err(Error::api("delete", "Pod", &name)(error)),
-        }
+    pub(super) async fn delete_pod(
+        &self,
+        cluster: &FanoutCluster,
+        pod: &Pod,
+        grace_seconds: u32,
+    ) -> Result<(), Trouble> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), cluster.namespace());
+        let params = DeleteParams { grace_period_seconds: Some(grace_seconds), ..DeleteParams::default() };
+        self.remove(cluster, &api, "Pod", pod, params).await
     }
 
-    /// Changes labels and annotations of exactly the pod that was seen.
-    pub(super) async fn mark(&self, pod: &Pod, metadata: Value) -> Result<(), Error> {
-        self.may_write("Pod")?;
-        let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
+    async fn remove<K>(
+        &self,
+        cluster: &FanoutCluster,
+        api: &Api<K>,
+        kind: &str,
+        object: &impl ResourceExt,
+        params: DeleteParams,
+    ) -> Result<(), Trouble>
+    where
+        K: Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let name = object.name_any();
+        let key = Key::new(cluster, kind, &name);
+        let seen = Preconditions { uid: object.uid(), resource_version: object.resource_version() };
+        let attempt = Attempt::on("delete", object);
+        let params = params.preconditions(seen);
+        let request = async {
+            self.may_write(cluster.namespace(), kind)?;
+            match api.delete(&name, &params).await {
+                Ok(_) => {
+                    info!(kind, name, "deleted a child");
+                    Ok(())
+                }
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                Err(error) => Err(Error::api("delete", kind, &name)(error)),
+            }
+        };
+        self.tried(&key, attempt, request).await?;
+        self.lock().remove(&key);
+        Ok(())
+    }
+
+    /// Changes labels and annotations of exactly the pod that was seen. `what` is done by it is tried again the later the
+    /// more often it was refused.
+    pub(super) async fn mark(
+        &self,
+        cluster: &FanoutCluster,
+        pod: &Pod,
+        what: &str,
+        metadata: Value,
+    ) -> Result<(), Trouble> {
+        let name = pod.name_any();
+        let key = Key::new(cluster, "Pod", &name);
         let mut patch = json!({ "metadata": metadata });
         patch["metadata"]["uid"] = json!(pod.metadata.uid);
         patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), cluster.namespace());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let marked = api.patch_metadata(&name, &params, &Patch::Merge(patch)).await;
-        marked.map(drop).map_err(Error::api("mark", "Pod", &name))
+        let request = async {
+            self.may_write(cluster.namespace(), "Pod")?;
+            let marked = api.patch_metadata(&name, &params, &Patch::Merge(patch)).await;
+            marked.map(drop).map_err(Error::api("mark", "Pod", &name))
+        };
+        self.tried(&key, Attempt::on(what, pod), request).await?;
+        self.lock().remove(&key);
+        Ok(())
     }
 
     /// Sets and pods as the API server has them now, not as a watch had them. An error where the cluster is no
@@ -643,10 +689,8 @@ impl Writer {
         self.metrics.acted(reason);
     }
 
-    fn may_write(&self, kind: &str) -> Result<(), Error> {
-        if !self.claim.holds() {
-            return Err(Error::NotLeading);
-        }
+    fn may_write(&self, namespace: &str, kind: &str) -> Result<(), Error> {
+        self.territory.check(namespace)?;
         self.metrics.wrote(kind);
         Ok(())
     }
@@ -687,8 +731,17 @@ pub(super) fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutClust
     is_owned_by(live, cluster) || (live.owner_references().is_empty() && handed_over)
 }
 
-pub(super) fn not_ours(live: &impl ResourceExt, kind: &str, name: &str) -> Error {
+/// Why a child of that name is not taken over.
+pub(super) fn not_ours(live: &impl ResourceExt, cluster: &FanoutCluster, kind: &str, name: &str) -> Error {
     let owners = live.owner_references();
+    let is_predecessor = |owner: &OwnerReference| {
+        owner.kind == FanoutCluster::kind(&())
+            && owner.api_version.starts_with(&format!("{GROUP}/"))
+            && owner.name == cluster.name()
+    };
+    if owners.iter().any(is_predecessor) {
+        return Error::Predecessor { kind: kind.to_owned(), name: name.to_owned() };
+    }
     let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
     let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
     Error::NotOurs { kind: kind.to_owned(), name: name.to_owned(), owner }
@@ -704,7 +757,7 @@ fn prepare(
     if let Some(live) = live {
         let (kind, name) = identity(desired);
         if !is_ours(live, cluster, &kind) {
-            return Err(not_ours(live, &kind, &name));
+            return Err(not_ours(live, cluster, &kind, &name));
         }
         keep_larger_claim(desired, live);
     }
@@ -841,6 +894,21 @@ impl Key {
     }
 }
 
+// === impl Attempt ===
+
+impl Attempt {
+    /// Something that is done to an object as it was seen.
+    fn on(what: &str, object: &impl ResourceExt) -> Self {
+        Self {
+            wanted: what.to_owned(),
+            live: object
+                .uid()
+                .zip(object.resource_version())
+                .map(|(uid, version)| format!("{uid}/{version}")),
+        }
+    }
+}
+
 // === impl Written ===
 
 impl Written {
@@ -930,6 +998,30 @@ impl Sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{health::Readiness, lease::Claim};
+
+    #[tokio::test]
+    async fn what_is_remembered_of_a_cluster_that_is_gone_is_forgotten() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, tower::BoxError>>()
+        });
+        let client = Client::new(silent, "test");
+        let territory = Territory::new(client.clone(), "one", None, Claim::default(), Readiness::default());
+        let (memory, sealed) = (Arc::default(), Arc::default());
+        let writer = Writer { client, territory, metrics: Metrics::new(), memory, sealed };
+        let key = |name: &str| {
+            let mut cluster = FanoutCluster::new(name, Default::default());
+            cluster.metadata.namespace = Some("test".to_owned());
+            Key::new(&cluster, "Service", name)
+        };
+        for name in ["gone", "there"] {
+            writer.lock().insert(key(name), Memory::default());
+            writer.sealed().insert(key(name), Sealed { uid: None, version: 1, digest: String::new() });
+        }
+        writer.keep_only(|namespace, name| (namespace, name) == ("test", "there"));
+        assert_eq!(writer.lock().keys().cloned().collect::<Vec<_>>(), [key("there")]);
+        assert_eq!(writer.sealed().keys().cloned().collect::<Vec<_>>(), [key("there")]);
+    }
 
     #[test]
     fn a_plan_rests_on_the_spec_the_class_and_what_holds_the_cluster() {

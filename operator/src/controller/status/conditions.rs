@@ -244,18 +244,19 @@ fn some_nodes(count: usize) -> String {
 }
 
 /// The generation that readiness is told of: the one before, while nothing but time stands in the way and some nodes run by
-/// its settings.
+/// its settings, or a write has yet to be repeated.
 pub(super) fn generation_in_force(
     cluster: &FanoutCluster,
     before: &FanoutClusterStatus,
     verdicts: &[Verdict],
+    is_written: bool,
 ) -> Option<i64> {
     let verdict = |type_| verdicts.iter().find(|verdict| verdict.type_ == type_);
     let comes = |ready: &Verdict| {
         ready.status == "True" || [Reason::RollingOut, Reason::NodesNotReady].contains(&ready.reason)
     };
-    let behind = verdict(ConditionType::Ready).is_some_and(comes)
-        && verdict(ConditionType::SettingsInSync).is_some_and(|settings| settings.status == "False");
+    let in_sync = verdict(ConditionType::SettingsInSync).is_none_or(|settings| settings.status != "False");
+    let behind = verdict(ConditionType::Ready).is_some_and(comes) && !(is_written && in_sync);
     let earlier = find(&before.conditions, ConditionType::Ready).and_then(|ready| ready.observed_generation);
     if behind { earlier.or(before.observed_generation) } else { cluster.metadata.generation }
 }
@@ -543,7 +544,7 @@ mod tests {
         };
         let shown = |ready, hashes: &[Option<&str>]| {
             let verdicts = [verdict(ready, ""), vec![in_sync(&found(hashes), Some("new"))]].concat();
-            generation_in_force(&cluster, &before, &verdicts)
+            generation_in_force(&cluster, &before, &verdicts, true)
         };
         assert_eq!(shown("True", &[Some("old")]), Some(1));
         assert_eq!(shown("True", &[Some("new")]), Some(2));
@@ -553,7 +554,7 @@ mod tests {
             let mut verdicts = verdict("False", "");
             verdicts[0].reason = reason;
             verdicts.push(in_sync(&found(&[Some("old")]), Some("new")));
-            generation_in_force(&cluster, &before, &verdicts)
+            generation_in_force(&cluster, &before, &verdicts, true)
         };
         assert_eq!(moving(Reason::RollingOut), Some(1), "it may be ready before the settings are there");
         assert_eq!(moving(Reason::NodesNotReady), Some(1));
