@@ -439,7 +439,9 @@ fn is_empty(value: &Value) -> bool {
 fn is_text(value: &Value, text: &str) -> bool {
     match value {
         Value::String(value) => value == text,
-        value => value.to_string() == text,
+        Value::Number(value) => value.to_string() == text,
+        Value::Bool(value) => value.to_string() == text,
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
     }
 }
 
