@@ -439,7 +439,7 @@ mod tests {
         let mistakes = mistakes_of("spec:\n  replicas: 3\n  redis:\n    memory: {}\n");
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         assert!(
-            mistakes[0].starts_with("line 6: spec.replicas: redis.memory joins no nodes"),
+            mistakes[0].starts_with("line 6: spec.replicas: redis.memory cannot connect several nodes"),
             "{mistakes:?}"
         );
     }
