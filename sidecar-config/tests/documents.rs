@@ -131,13 +131,13 @@ fn mistakes_that_a_schema_sees_and_those_that_it_cannot_see_are_told_together() 
 #[test]
 fn a_misspelt_broker_is_one_mistake() {
     assert_eq!(mistakes::<BootSettings>("broker: {memori: {}}"), ["broker.memori: is an unknown key"]);
-    assert_eq!(mistakes::<BootSettings>("broker: {}"), ["broker: needs exactly one of `memory` and `redis`"]);
+    assert_eq!(mistakes::<BootSettings>("broker: {}"), ["broker: set exactly one of `memory` and `redis`"]);
 }
 
 #[test]
 fn what_a_schema_cannot_say_is_checked_too() {
     let both = "broker: {memory: {}, redis: {address: 'r:1', channelPrefix: p}}";
-    assert_eq!(mistakes::<BootSettings>(both), ["broker: needs exactly one of `memory` and `redis`"]);
+    assert_eq!(mistakes::<BootSettings>(both), ["broker: set exactly one of `memory` and `redis`"]);
     let found = mistakes::<LiveSettings>(
         "{namespaces: [{name: a}, {name: a}], hub: {allowedOrigins: ['https://*']}}",
     );
@@ -149,7 +149,7 @@ fn what_a_schema_cannot_say_is_checked_too() {
 #[test]
 fn the_namespace_of_the_nodes_may_not_be_listed() {
     let found = mistakes::<LiveSettings>("namespaces: [{name: fanout, subscribe: allowed}]");
-    assert_eq!(found, ["namespaces[0].name: `fanout` is kept for the nodes themselves: choose another name"]);
+    assert_eq!(found, ["namespaces[0].name: `fanout` is reserved for internal use by the nodes: choose another name"]);
 }
 
 #[test]
