@@ -422,7 +422,11 @@ fn rejects_storage_that_is_no_quantity_or_nothing() {
 #[test]
 fn rejects_storage_that_comes_or_goes() {
     let none = json!({"redis": {"managed": {}}});
-    rejects_change(none.clone(), stored(json!({"size": "1Gi"})), "storage cannot be added to or removed from");
+    rejects_change(
+        none.clone(),
+        stored(json!({"size": "1Gi"})),
+        "storage cannot be added to or removed from",
+    );
     rejects_change(stored(json!({"size": "1Gi"})), none, "storage cannot be added to or removed from");
 }
 
@@ -431,7 +435,11 @@ fn rejects_another_storage_class() {
     let of = |class: &str| stored(json!({"size": "1Gi", "storageClassName": class}));
     accepts_change(of("fast"), of("fast"));
     rejects_change(of("fast"), of("slow"), "the storage class of a volume cannot be changed");
-    rejects_change(stored(json!({"size": "1Gi"})), of("slow"), "the storage class of a volume cannot be changed");
+    rejects_change(
+        stored(json!({"size": "1Gi"})),
+        of("slow"),
+        "the storage class of a volume cannot be changed",
+    );
 }
 
 fn strategy(surge: Value, unavailable: Value) -> Value {

@@ -149,7 +149,10 @@ fn what_a_schema_cannot_say_is_checked_too() {
 #[test]
 fn the_namespace_of_the_nodes_may_not_be_listed() {
     let found = mistakes::<LiveSettings>("namespaces: [{name: fanout, subscribe: allowed}]");
-    assert_eq!(found, ["namespaces[0].name: `fanout` is reserved for internal use by the nodes: choose another name"]);
+    assert_eq!(
+        found,
+        ["namespaces[0].name: `fanout` is reserved for internal use by the nodes: choose another name"]
+    );
 }
 
 #[test]
