@@ -127,17 +127,25 @@ impl DrainWatch {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Registers them below `registry`'s prefix.
+    /// Registers the metrics under the prefix of `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let Self { draining, drained, shed, forced } = self;
         let registry = registry.sub_registry_with_prefix("drain");
-        registry.register("draining", "Whether this node drains", draining.clone());
-        registry.register("drained", "Whether this node drained and holds no client", drained.clone());
-        registry.register("shed", "Clients asked to leave at the pace of a drain", shed.clone());
-        registry.register("forced", "Clients still there at the deadline of a drain", forced.clone());
+        registry.register("draining", "1 while this node is draining, otherwise 0", draining.clone());
+        registry.register(
+            "drained",
+            "1 once this node has drained and has no clients left, otherwise 0",
+            drained.clone(),
+        );
+        registry.register("shed", "Clients asked to disconnect at the pace of a drain", shed.clone());
+        registry.register(
+            "forced",
+            "Clients still connected at the deadline of a drain, which were disconnected at once",
+            forced.clone(),
+        );
     }
 
-    /// Clients that were still there at the deadline.
+    /// Returns the number of clients that were still connected at the deadline.
     pub fn forced(&self) -> u64 {
         self.forced.get()
     }

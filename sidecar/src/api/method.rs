@@ -222,7 +222,8 @@ pub(super) struct ChannelInfo {
 impl Method for Channels {
     const NAME: &'static str = "channels";
     const PATH: &'static str = "/api/channels";
-    const SUMMARY: &'static str = "Lists the channels that have subscribers on any node, with the number of subscribers.";
+    const SUMMARY: &'static str =
+        "Lists the channels that have subscribers on any node, with the number of subscribers.";
     type Request = ChannelsRequest;
     type Reply = ChannelsReply;
 
@@ -275,7 +276,8 @@ pub(super) struct NodeReply {
 impl Method for Info {
     const NAME: &'static str = "info";
     const PATH: &'static str = "/api/info";
-    const SUMMARY: &'static str = "Lists the nodes of the cluster, with their numbers of connections and channels.";
+    const SUMMARY: &'static str =
+        "Lists the nodes of the cluster, with their numbers of connections and channels.";
     type Request = InfoRequest;
     type Reply = InfoReply;
 

@@ -135,12 +135,16 @@ impl Metrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         let Self { rejected, warnings, reloads, info } = self;
         let registry = registry.sub_registry_with_prefix("settings");
-        let help = "1 while the newest live document is refused and an older one is in force";
+        let help = "1 while the latest live document is rejected and an older one is in effect, otherwise 0";
         registry.register("rejected", help, rejected.clone());
-        let help = "What of the live document in force is hardly meant, or of a secret that cannot be read; `/ready?verbose` says it";
+        let help = "Warnings about the live document in effect and about secrets that cannot be read; listed by `/ready?verbose`";
         registry.register("warnings", help, warnings.clone());
-        registry.register("reloads", "Live documents put in force since the start", reloads.clone());
-        registry.register("info", "The live document in force, by the SHA-256 of its text", info.clone());
+        registry.register("reloads", "Live documents applied since start-up", reloads.clone());
+        registry.register(
+            "info",
+            "Live document in effect, identified by the SHA-256 of its text",
+            info.clone(),
+        );
     }
 
     fn in_force(&self, hash: &str) {
