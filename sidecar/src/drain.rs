@@ -67,7 +67,7 @@ pub fn channel() -> (DrainSignal, DrainWatch) {
 // === impl DrainSignal ===
 
 impl DrainSignal {
-    /// Begins, if it has not begun. Whether it did so now.
+    /// Begins the drain unless it has already begun. Returns `true` if this call began it.
     pub fn begin(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         self.0.send_if_modified(|stage| {
@@ -79,7 +79,7 @@ impl DrainSignal {
         })
     }
 
-    /// The deadline is now.
+    /// Sets the deadline to now.
     pub fn force(&self) {
         self.0.send_if_modified(|stage| {
             let waits = *stage != Stage::Drained;
@@ -151,7 +151,7 @@ impl Metrics {
     }
 }
 
-/// Waits for a drain to begin and carries it out. The settings of the pace are asked for at each tick.
+/// Waits for a drain to begin and carries it out. The settings of the pace are read at each tick.
 pub async fn run(
     shards: Arc<Shards>,
     signal: DrainSignal,
@@ -163,15 +163,15 @@ pub async fn run(
     let began = Instant::now();
     metrics.draining.set(1);
     shards.door().shut();
-    tracing::info!(connections = shards.connections(), "drain begins");
+    tracing::info!(connections = shards.connections(), "draining started");
     let forced =
         if empty(&shards, &watch, settings, &metrics).await { 0 } else { force(&shards, &metrics).await };
     metrics.drained.set(1);
     signal.finish();
-    tracing::info!(seconds = began.elapsed().as_secs_f64(), forced, "drain ends");
+    tracing::info!(seconds = began.elapsed().as_secs_f64(), forced, "draining finished");
 }
 
-/// Closes at the pace. Whether nobody was left before the deadline.
+/// Closes connections at the configured pace. Returns `true` if none was left before the deadline.
 async fn empty(
     shards: &Shards,
     watch: &DrainWatch,
@@ -203,11 +203,11 @@ async fn empty(
     }
 }
 
-/// Closes the rest. How many there were.
+/// Closes the remaining connections and returns their number.
 async fn force(shards: &Shards, metrics: &Metrics) -> u32 {
     let forced = shards.connections();
     metrics.forced.inc_by(forced.into());
-    tracing::warn!(connections = forced, "deadline of the drain passed, closing the rest");
+    tracing::warn!(connections = forced, "drain deadline passed, closing remaining connections");
     shards.force();
     let until = Instant::now() + FORCE_TIME;
     let mut ticks = interval(TICK);

@@ -65,7 +65,7 @@ pub(super) fn rules(settings: &LiveSettings) -> Arc<Rules> {
     })
 }
 
-/// Looks at the file every second, and at once when told to, for as long as the process runs.
+/// Checks the file every second, and immediately when notified, for as long as the process runs.
 pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notify>) {
     let mut wait = Duration::ZERO;
     loop {
@@ -88,16 +88,16 @@ pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notif
             Poll::New(live) => joined.put_in_force(*live),
             Poll::Bad(error) => {
                 joined.metrics.rejected.set(1);
-                tracing::error!(file = %file.path().display(), mistakes = %error, "new settings are refused, the old ones stay");
+                tracing::error!(file = %file.path().display(), mistakes = %error, "new settings rejected, keeping the old ones");
             }
         }
     }
 }
 
-/// Says what of the settings in force is hardly meant, and to whom it may be shown.
+/// Logs the warnings about the settings in effect and publishes them for `/ready?verbose`.
 pub(super) fn tell(warnings: &[Mistake], metrics: &Metrics, shown: &watch::Sender<Arc<[String]>>) {
     for warning in warnings {
-        tracing::warn!(%warning, "the settings are in force, and something in them is hardly meant");
+        tracing::warn!(%warning, "settings applied with a warning");
     }
     metrics.warnings.set(warnings.len().try_into().unwrap_or(i64::MAX));
     shown.send_replace(warnings.iter().map(Mistake::to_string).collect());
@@ -118,7 +118,7 @@ impl Joined {
         live.send_replace(Arc::new(settings));
         metrics.reloads.inc();
         metrics.in_force(&hash);
-        tracing::info!(hash, "new settings are in force");
+        tracing::info!(hash, "new settings applied");
         tell(&warnings, metrics, shown);
     }
 }
