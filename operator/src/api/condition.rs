@@ -16,7 +16,7 @@ pub enum ConditionType {
     Degraded,
     /// The nodes are connected to the broker and receive their own messages back.
     RedisReachable,
-    /// Every node runs by the live settings of the spec.
+    /// Every node runs with the live settings of the spec.
     SettingsInSync,
     /// `spec.paused` is set, so the operator makes no changes.
     Paused,
@@ -63,7 +63,7 @@ pub enum Reason {
     NotReadyInTime,
     /// A node rejected its live settings and keeps the old ones.
     SettingsRejected,
-    /// Every node runs by the live settings of the spec.
+    /// Every node runs with the live settings of the spec.
     SettingsCurrent,
     /// A node runs with older live settings: the kubelet takes up to two minutes to propagate new ones.
     SettingsPropagating,
