@@ -59,7 +59,7 @@ YAML
   trap 'kill "$sidecar" 2>/dev/null; wait "$sidecar" 2>/dev/null || true' EXIT
   local tries
   for ((tries = 0; tries < 100; tries++)); do
-    address=$(jq -rn 'first(inputs | select(.message == "node listens") | .client)' "$work/sidecar.log" 2>/dev/null || true)
+    address=$(jq -rn 'first(inputs | select(.message == "node is listening") | .client)' "$work/sidecar.log" 2>/dev/null || true)
     [ -n "$address" ] && return
     kill -0 "$sidecar" 2>/dev/null || break
     sleep 0.1

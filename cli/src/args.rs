@@ -2,7 +2,7 @@
 
 use crate::{dev::DevArgs, helm_test::HelmTestArgs, plan::PlanArgs, restart::RestartArgs};
 
-/// Run, inspect and drive FanoutClusters.
+/// Run, inspect and manage FanoutClusters.
 #[derive(Debug, clap::Parser)]
 #[command(name = "kubectl-fanout", bin_name = "kubectl fanout", version, about)]
 pub(crate) struct Args {
@@ -12,12 +12,13 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Subcommand {
-    /// Run a FanoutCluster on this machine, without Kubernetes: its nodes as processes, and a page to try them.
+    /// Run a FanoutCluster on this machine without Kubernetes, with its nodes as processes and a playground page.
     Dev(DevArgs),
-    /// Prove that an installed operator works: make a small FanoutCluster, send a message through it, remove it.
+    /// Verify an installed operator: create a small FanoutCluster, send a message through it and delete it.
     HelmTest(HelmTestArgs),
-    /// Show what the operator would do if a FanoutCluster were applied, or what it is about to do; change nothing.
+    /// Show what the operator would do if a FanoutCluster were applied, or what it is about to do, without changing
+    /// anything.
     Plan(PlanArgs),
-    /// Replace every node of a FanoutCluster by one of the same settings, its clients drained first.
+    /// Replace every node of a FanoutCluster with a new one of the same settings, draining its clients first.
     Restart(RestartArgs),
 }

@@ -32,7 +32,7 @@ impl Client {
         let subscribed = async {
             let url = format!("{base}/ws/{channel}");
             let mut request =
-                url.as_str().into_client_request().with_context(|| format!("{url} is no address"))?;
+                url.as_str().into_client_request().with_context(|| format!("{url} is not a valid URL"))?;
             request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("fanout.v1"));
             let (socket, _) =
                 connect_async(request).await.with_context(|| format!("failed to connect to {url}"))?;
@@ -77,8 +77,8 @@ impl Client {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => {
-                    let frame: Value =
-                        serde_json::from_str(&text).with_context(|| format!("a frame is no JSON: {text}"))?;
+                    let frame: Value = serde_json::from_str(&text)
+                        .with_context(|| format!("a frame is not JSON: {text}"))?;
                     if let Some(error) = frame.get("error") {
                         bail!("the node refused: {error}");
                     }

@@ -37,22 +37,23 @@ const READ_EVERY: Duration = Duration::from_millis(500);
 /// Arguments of `kubectl fanout dev`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DevArgs {
-    /// File with the FanoutCluster; a change of it is taken over.
+    /// File with the FanoutCluster. Changes to the file are applied.
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Client port of the first node; its API and admin ports follow, and each further node ten higher.
+    /// Client port of the first node. Its API and admin ports follow, and the ports of each further node are ten
+    /// higher.
     #[arg(long, default_value_t = 8000)]
     port: u16,
     /// Port of the playground page.
     #[arg(long, default_value_t = 7900, value_name = "PORT")]
     playground_port: u16,
-    /// Directory with the Secrets that the FanoutCluster names: a directory each, with a file for each key.
+    /// Directory with the Secrets that the FanoutCluster refers to: one directory per Secret, with one file per key.
     #[arg(long, value_name = "DIR")]
     secrets: Option<PathBuf>,
-    /// Send messages through every node, check that each arrives once and in order everywhere, and end.
+    /// Send messages through every node, check that each arrives on all nodes once and in order, and exit.
     #[arg(long)]
     check: bool,
-    /// The sidecar's program, where it is not beside this one or on the PATH.
+    /// Path of the sidecar executable. Defaults to the one next to this executable or on the PATH.
     #[arg(long, env = "FANOUT_SIDECAR", value_name = "FILE")]
     sidecar: Option<PathBuf>,
 }
@@ -115,7 +116,7 @@ async fn serve(
             }
         }
     }
-    printer.line(Source::Dev, "ending: clients are told to go elsewhere; Ctrl-C again ends at once");
+    printer.line(Source::Dev, "stopping: draining clients; press Ctrl-C again to stop at once");
     cluster.end(false);
     tokio::select! {
         () = cluster.ended() => {}
@@ -125,14 +126,14 @@ async fn serve(
     Ok(())
 }
 
-/// Takes over a changed file; what is wrong with it is told, and everything stays as it was.
+/// Applies a changed file. If it has mistakes, they are reported and nothing changes.
 async fn take_over(cluster: &mut Cluster, args: &DevArgs, text: &str, printer: &Printer) {
     let changed = match manifest::parse(&args.file, text) {
         Ok(manifest) => cluster.change(manifest).await.map_err(|error| format!("{error:#}")),
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = changed {
-        for line in error.lines().chain(["the change is not taken over"]) {
+        for line in error.lines().chain(["the change was not applied"]) {
             printer.line(Source::Dev, line);
         }
     }

@@ -35,19 +35,19 @@ const TRY: Duration = Duration::from_secs(4);
 /// Arguments of `kubectl fanout helm-test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HelmTestArgs {
-    /// Namespace of the FanoutCluster; default: that of the pod or of the kubeconfig.
+    /// Namespace of the FanoutCluster. Defaults to that of the pod or of the kubeconfig.
     #[arg(short, long, env = "POD_NAMESPACE")]
     namespace: Option<String>,
     /// Name of the FanoutCluster.
     #[arg(long, default_value = "fanout-helm-test")]
     name: String,
-    /// What carries messages between its nodes: `managed` is two nodes and a Redis, `memory` one node alone.
+    /// Broker of the FanoutCluster: `managed` runs two nodes and a Redis, `memory` a single node.
     #[arg(long, value_enum, default_value_t = Broker::Managed)]
     redis: Broker,
     /// Class of the operator under test.
     #[arg(long, env = "FANOUT_OPERATOR_CLASS", default_value = "")]
     operator_class: String,
-    /// Seconds until the FanoutCluster must be ready.
+    /// Time that the FanoutCluster may take to become ready, in seconds.
     #[arg(long, default_value_t = 180)]
     timeout_seconds: u64,
 }
@@ -114,7 +114,7 @@ impl Trial {
         if let Some(left) = self.read().await? {
             ensure!(
                 left.labels().contains_key(MADE_BY_TEST),
-                "FanoutCluster {self} is there already, and no test made it: give the test another --name"
+                "FanoutCluster {self} already exists and was not created by a test: use another --name"
             );
             println!("removing FanoutCluster {self}, which an earlier test left");
             self.remove(timeout).await?;
@@ -196,7 +196,7 @@ impl Trial {
         let found = self.secrets.get(&name).await.with_context(|| format!("failed to read Secret {name}"))?;
         let value = found.data.and_then(|mut data| data.remove(secret::API_KEY));
         let value = value.with_context(|| format!("Secret {name} has no key {}", secret::API_KEY))?;
-        String::from_utf8(value.0).with_context(|| format!("Secret {name} holds no text"))
+        String::from_utf8(value.0).with_context(|| format!("the value in Secret {name} is not text"))
     }
 
     /// Subscribes through the Service, again and again until its rules are in place.

@@ -14,18 +14,18 @@ use sidecar_config::YamlError;
 
 const KIND: &str = "FanoutCluster";
 /// What is said of a field that the schema does not list.
-const UNKNOWN: &str = "is an unknown field";
+const UNKNOWN: &str = "unknown field";
 
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManifestError {
     #[error("failed to read {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{}:{line}:{column}: is no YAML: {message}", path.display())]
+    #[error("{}:{line}:{column}: is not valid YAML: {message}", path.display())]
     Yaml { path: PathBuf, line: usize, column: usize, message: String },
-    #[error("{} holds no {KIND} (apiVersion {GROUP}/v1alpha1)", path.display())]
+    #[error("{} contains no {KIND} (apiVersion {GROUP}/v1alpha1)", path.display())]
     NoCluster { path: PathBuf },
-    #[error("{} holds {count} objects of kind {KIND}: give this command one of them", path.display())]
+    #[error("{} contains {count} objects of kind {KIND}, but this command takes only one", path.display())]
     Several { path: PathBuf, count: usize },
     #[error("{} of {}:\n{}", count(mistakes.len()), path.display(), list(mistakes))]
     Mistakes { path: PathBuf, mistakes: Vec<Mistake> },
@@ -152,7 +152,7 @@ fn of_yaml(path: &Path, errors: Vec<YamlError>) -> ManifestError {
     let path = path.to_owned();
     match errors.iter().find(|error| error.path.is_empty()) {
         Some(YamlError { line, column, message, .. }) => {
-            let message = without_place(message.trim_start_matches("is no YAML: "));
+            let message = without_place(message.trim_start_matches("is not valid YAML: "));
             ManifestError::Yaml { path, line: line.unwrap_or(1), column: column.unwrap_or(1), message }
         }
         None => {
@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn an_unknown_field_is_told_with_its_line() {
         let spec = "spec:\n  replicas: 2\n  hub:\n    pingIntervalSecond: 5\n";
-        assert_eq!(mistakes_of(spec), ["line 8: spec.hub.pingIntervalSecond: is an unknown field"]);
+        assert_eq!(mistakes_of(spec), ["line 8: spec.hub.pingIntervalSecond: unknown field"]);
     }
 
     #[test]
@@ -439,7 +439,7 @@ mod tests {
         let mistakes = mistakes_of("spec:\n  replicas: 3\n  redis:\n    memory: {}\n");
         assert_eq!(mistakes.len(), 1, "{mistakes:?}");
         assert!(
-            mistakes[0].starts_with("line 6: spec.replicas: redis.memory joins no nodes"),
+            mistakes[0].starts_with("line 6: spec.replicas: redis.memory cannot connect several nodes"),
             "{mistakes:?}"
         );
     }
@@ -450,7 +450,7 @@ mod tests {
         let error = parse(Path::new("demo.yaml"), &text).unwrap_err().to_string();
         assert_eq!(
             error,
-            "1 mistake in the FanoutCluster of demo.yaml:\n  line 9: spec.replica: is an unknown field"
+            "1 mistake in the FanoutCluster of demo.yaml:\n  line 9: spec.replica: unknown field"
         );
     }
 
@@ -461,8 +461,8 @@ mod tests {
         assert_eq!(
             mistakes,
             [
-                "line 8: spec.hub.ports.client: is given twice: keep one of them",
-                "line 9: spec.replicas: is given twice: keep one of them",
+                "line 8: spec.hub.ports.client: duplicate key: keep only one of them",
+                "line 9: spec.replicas: duplicate key: keep only one of them",
             ]
         );
     }
@@ -486,7 +486,7 @@ mod tests {
     #[test]
     fn a_file_without_a_cluster_says_so() {
         let error = parse(Path::new("demo.yaml"), "kind: Secret\napiVersion: v1\n").unwrap_err().to_string();
-        assert_eq!(error, "demo.yaml holds no FanoutCluster (apiVersion fanout.dev/v1alpha1)");
+        assert_eq!(error, "demo.yaml contains no FanoutCluster (apiVersion fanout.dev/v1alpha1)");
     }
 
     #[test]

@@ -29,39 +29,39 @@ use self::{
 };
 use crate::manifest;
 
-/// Exit code with `--exit-code` where something would change, as that of `terraform plan -detailed-exitcode`.
+/// Exit code with `--exit-code` if something would change, like that of `terraform plan -detailed-exitcode`.
 const CHANGES: u8 = 2;
 
 /// Arguments of `kubectl fanout plan`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PlanArgs {
-    /// Name of a FanoutCluster: what the operator is about to do with it as it stands.
+    /// Name of a FanoutCluster, to show what the operator is about to do with it.
     #[arg(required_unless_present = "file")]
     name: Option<String>,
-    /// File with FanoutClusters, or `-` for standard input: what the operator would do if it were applied.
+    /// File with FanoutClusters, or `-` for standard input, to show what the operator would do if it were applied.
     #[arg(short, long, value_name = "FILE", conflicts_with = "name")]
     file: Option<PathBuf>,
-    /// Namespace; default: that of the file, then that of the kubeconfig.
+    /// Namespace. Defaults to the one in the file, then to that of the kubeconfig.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// How the plan is printed: for people, or as JSON for programs.
+    /// Output format: text for people, or JSON for programs.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// End with exit code 2 where something would change; 0 then means that nothing would, and 1 is an error as ever.
+    /// Exit with code 2 if something would change and with 0 if nothing would. Errors exit with 1.
     #[arg(long)]
     exit_code: bool,
-    /// Apply as `kubectl apply --server-side` does; by default as `kubectl apply` does.
+    /// Simulate `kubectl apply --server-side` instead of a client-side `kubectl apply`.
     #[arg(long, requires = "file")]
     server_side: bool,
-    /// Field manager of a server-side apply, as `kubectl apply` has it.
+    /// Field manager of the server-side apply, as in `kubectl apply`.
     #[arg(long, default_value = "kubectl", value_name = "NAME", requires = "server_side")]
     field_manager: String,
-    /// Take over fields of other managers in a server-side apply, as `kubectl apply` has it.
+    /// Take over fields of other managers in the server-side apply, as in `kubectl apply`.
     #[arg(long, requires = "server_side")]
     force_conflicts: bool,
 }
 
-/// How a plan is printed.
+/// Output format of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
     Text,
@@ -96,7 +96,7 @@ async fn plan(client: &Client, args: &PlanArgs) -> anyhow::Result<Report> {
             let desired = desired::stored(client, namespace, name).await?;
             clusters.push(look(client, desired, &BTreeMap::new()).await?);
         }
-        (None, None) => bail!("name a FanoutCluster, or give a file by -f"),
+        (None, None) => bail!("specify the name of a FanoutCluster, or a file with -f"),
     }
     Ok(Report::of(clusters))
 }
@@ -128,7 +128,7 @@ fn namespace_of(client: &Client, manifest: &Value, asked: Option<&str>) -> anyho
     if let (Some(own), Some(asked)) = (own, asked) {
         ensure!(
             own == asked,
-            "the file says namespace {own}, and --namespace {asked}: leave one of them out"
+            "the namespace in the file is {own}, but --namespace is {asked}: leave one of them out"
         );
     }
     Ok(own.or(asked).unwrap_or_else(|| client.default_namespace()).to_owned())

@@ -23,13 +23,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct RestartArgs {
     /// Name of the FanoutCluster.
     name: String,
-    /// Its namespace; default: that of the kubeconfig.
+    /// Namespace of the FanoutCluster. Defaults to that of the kubeconfig.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Wait until every node is replaced and the cluster is ready.
+    /// Wait until every node has been replaced and the cluster is ready.
     #[arg(long)]
     wait: bool,
-    /// Seconds to wait at most.
+    /// Maximum time to wait, in seconds.
     #[arg(long, default_value_t = 1_800, value_name = "SECONDS")]
     timeout_seconds: u64,
 }
@@ -79,7 +79,7 @@ async fn wait_for(
             return Ok(());
         }
         if begun.elapsed() >= patience {
-            bail!("it is not done after {} s: {}", patience.as_secs(), state.words);
+            bail!("not complete after {} s: {}", patience.as_secs(), state.words);
         }
         if told.as_ref() != Some(&state.words) {
             println!("  {}", state.words);

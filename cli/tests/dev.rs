@@ -107,7 +107,7 @@ async fn mistakes_are_told_with_line_and_field_before_anything_starts() {
     let manifest = Manifest::new("  replica: 2\n");
     let output = dev(&manifest.path(), &[], None).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(errors(&output).contains("line 5: spec.replica: is an unknown field"), "{}", errors(&output));
+    assert!(errors(&output).contains("line 5: spec.replica: unknown field"), "{}", errors(&output));
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn a_changed_file_scales_and_reloads_and_a_mistake_in_it_changes_nothing()
 
     manifest.write("  replicas: lots\n");
     dev.line("spec.replicas").await;
-    dev.line("the change is not taken over").await;
+    dev.line("the change was not applied").await;
     ready(&dev, third, true).await;
 
     manifest.write(&format!("{}  logLevel: debug\n", replicas(3)));

@@ -4,78 +4,83 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{controller::build::OperatorConfig, health::HealthArgs, lease::LeaseArgs};
 
-/// The operator of Fanout.
+/// Kubernetes operator for Fanout.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 pub struct Args {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Reconcile FanoutClusters until told to stop.
+    /// Run the operator until it receives a termination signal.
     Run(Box<RunArgs>),
     /// Print the CustomResourceDefinition.
     Crd,
 }
 
-/// How to run.
+/// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// Namespaces to watch, separated by commas; by default all of them.
+    /// Namespaces to watch, separated by commas. Defaults to all namespaces.
     #[arg(long, env = "FANOUT_WATCH_NAMESPACES", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
-    /// Class of the FanoutClusters to manage, by their label `fanout.dev/operator-class`; by default those without one.
+    /// Class of the FanoutClusters to manage, matched against their label `fanout.dev/operator-class`. Defaults to
+    /// FanoutClusters without a class.
     #[arg(long, env = "FANOUT_OPERATOR_CLASS", value_parser = class)]
     pub operator_class: Option<String>,
-    /// How logs are written.
+    /// Log format.
     #[arg(long, env = "FANOUT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
-    /// Which logs are written, as `info` or `fanout_operator=debug,kube=warn`.
+    /// Log filter, such as `info` or `fanout_operator=debug,kube=warn`.
     #[arg(long, env = "FANOUT_LOG", default_value = "info,kube=warn")]
     pub log: String,
-    /// What a FanoutCluster gets that does not say otherwise.
+    /// Defaults for FanoutClusters.
     #[command(flatten)]
     pub defaults: DefaultArgs,
-    /// The Lease.
+    /// Lease of the operator.
     #[command(flatten)]
     pub lease: LeaseArgs,
-    /// The HTTP port.
+    /// HTTP port of the operator.
     #[command(flatten)]
     pub health: HealthArgs,
 }
 
-/// How logs are written.
+/// Log format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Human-readable text.
     Text,
 }
 
-/// What a FanoutCluster gets that does not say otherwise.
+/// Defaults for FanoutClusters.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DefaultArgs {
-    /// Repository of the sidecar's image, without a tag.
+    /// Image repository of the sidecar, without a tag.
     #[arg(long, env = "FANOUT_SIDECAR_REPOSITORY", default_value_t = OperatorConfig::default().sidecar_repository)]
     pub sidecar_repository: String,
     /// Image of the managed Redis.
     #[arg(long, env = "FANOUT_REDIS_IMAGE", default_value_t = OperatorConfig::default().redis_image)]
     pub redis_image: String,
-    /// Whether new pods name the user they run as. False where the platform chooses one and refuses others, as OpenShift.
+    /// Set the user ID of new pods explicitly. Set to `false` on platforms that assign user IDs and reject others, such
+    /// as OpenShift.
     #[arg(long, env = "FANOUT_FIXED_UIDS", default_value_t = true, action = clap::ArgAction::Set)]
     pub fixed_uids: bool,
 }
 
-/// A class: it is the value of a label, and part of the name of a Lease. Empty, as a template may leave it, is none.
+/// Parses a class, which is the value of a label and part of the name of a Lease. An empty value, as a template may
+/// leave it, means no class.
 fn class(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.len() > 63 || text.starts_with('-') || text.ends_with('-') || !text.chars().all(allowed) {
-        return Err("a class is at most 63 of a-z, 0-9 and '-', which neither begins nor ends it".to_owned());
+        return Err(
+            "a class must be at most 63 of a-z, 0-9 and '-', and must not start or end with '-'".to_owned()
+        );
     }
     Ok(text.to_owned())
 }
@@ -83,7 +88,7 @@ fn class(text: &str) -> Result<String, String> {
 // === impl RunArgs ===
 
 impl RunArgs {
-    /// The same for the controller and its builders.
+    /// Returns the configuration of the controller and its builders.
     pub fn config(&self) -> OperatorConfig {
         let DefaultArgs { sidecar_repository, redis_image, fixed_uids } = &self.defaults;
         let LeaseArgs { lease_name, lease_namespace, identity: _ } = &self.lease;

@@ -225,7 +225,7 @@ async fn watch(shared: &Shared, scope: &Scope, stop: &CancellationToken) {
         // The nodes are asked once before anything is decided or told, but not waited for without end.
         _ = tokio::time::timeout(FIRST_ROUND, mirrors.reach(Stage::InStep)).await;
         mirrors.asked();
-        info!(%scope, "the watches are in step");
+        info!(%scope, "watches are synced");
         shared.readiness.clear(&Obstacle::Watches(scope.to_string()));
         std::future::pending().await
     };
@@ -398,12 +398,12 @@ fn log(context: &Context, result: Result<(Trigger, Action), Reconcile<Error, Inf
             context.shed();
         }
         Err(Reconcile::ReconcilerFailed(error, cluster)) if error.class() == ErrorClass::Conflict => {
-            debug!(%cluster, error = %chain(&error), "somebody was faster");
+            debug!(%cluster, error = %chain(&error), "write conflict, retrying");
         }
         Err(Reconcile::ReconcilerFailed(error, cluster)) => {
             warn!(%cluster, error = %chain(&error), "failed to reconcile")
         }
-        Err(error) => warn!(error = %chain(&error), "the queue of reconciles failed"),
+        Err(error) => warn!(error = %chain(&error), "the reconcile queue failed"),
     }
 }
 

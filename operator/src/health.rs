@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 /// Where to listen.
 #[derive(Clone, Debug, clap::Args)]
 pub struct HealthArgs {
-    /// Address of /live, /ready and /metrics.
+    /// Address to serve /live, /ready and /metrics on.
     #[arg(long, env = "FANOUT_HTTP", default_value = "[::]:8080")]
     pub http: SocketAddr,
 }

@@ -30,13 +30,13 @@ use crate::controller::chain;
 /// Where the Lease is and who we are in it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LeaseArgs {
-    /// Name of the Lease by which several operators agree on a leader.
+    /// Name of the Lease for leader election between operators.
     #[arg(long, env = "FANOUT_LEASE_NAME", default_value = "fanout-operator")]
     pub lease_name: String,
-    /// Namespace of the Lease; by default the one this pod runs in.
+    /// Namespace of the Lease. Defaults to the namespace of this pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,
-    /// Name of this process in the Lease; by default that of its pod.
+    /// Identity of this process in the Lease. Defaults to the name of its pod.
     #[arg(long, env = "POD_NAME")]
     pub identity: Option<String>,
 }

@@ -42,7 +42,9 @@ fn main() -> ExitCode {
 async fn run(args: &RunArgs) -> anyhow::Result<()> {
     start_logs(args.log_format, &args.log)?;
     let stop = stop_on_signal()?;
-    let client = api_client::connect().await.context("no way to the API server is configured")?;
+    let client = api_client::connect()
+        .await
+        .context("failed to find the configuration of the Kubernetes API server")?;
     let (metrics, readiness) = (Metrics::new(), Readiness::default());
     let ended = CancellationToken::new();
     // Standing by is being ready; the leader is not until its watches are in step.
@@ -66,7 +68,7 @@ async fn run(args: &RunArgs) -> anyhow::Result<()> {
         lead(lease, shared, &args.watch_namespaces, stop).await
     };
     tokio::select! {
-        served = port => served?.context("the HTTP port cannot be served")?,
+        served = port => served?.context("failed to serve the HTTP port")?,
         worked = work => worked?,
     }
     ended.cancel();
@@ -85,7 +87,7 @@ async fn lead(
         tokio::pin!(work);
         tokio::select! {
             () = &mut work => return,
-            () = stop.cancelled() => info!("stopping: reconciles under way are finished"),
+            () = stop.cancelled() => info!("stopping, waiting for running reconciles"),
         }
         if tokio::time::timeout(GRACE, work).await.is_err() {
             error!("reconciles took longer than {} s and were aborted", GRACE.as_secs());

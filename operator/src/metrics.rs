@@ -1,4 +1,4 @@
-//! The operator's own metrics. Each is registered here; who counts what is said at the field.
+//! Metrics of the operator. All of them are registered here; the field docs state what is counted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,25 +10,25 @@ use prometheus_client::{
 
 use crate::api::Reason;
 
-/// Handles to every metric. Clones share them.
+/// Handles to all metrics. Clones share the same metrics.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    /// 1 while this process leads.
+    /// 1 while this process is the leader, otherwise 0.
     pub leading: Gauge,
     reconciles: Family<ReconcileLabels, Counter>,
     reconcile_seconds: Histogram,
     writes: Family<WriteLabels, Counter>,
     noop_writes: Family<WriteLabels, Counter>,
     actions: Family<ActionLabels, Counter>,
-    /// Watches that broke and were started again.
+    /// Watches that failed and were restarted.
     pub watch_errors: Counter,
-    /// Objects that the API server sent and that could not be read.
+    /// Objects from the API server that could not be parsed.
     pub malformed_objects: Counter,
     scrapes: Family<ScrapeLabels, Counter>,
 }
 
-/// How a reconcile ended.
+/// Outcome of a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(missing_docs, reason = "the words of controller::ErrorClass, and a panic")]
 pub enum Outcome {
@@ -40,12 +40,12 @@ pub enum Outcome {
     Panic,
 }
 
-/// How a node was asked.
+/// Outcome of querying a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Scrape {
-    /// It answered.
+    /// The node responded.
     Answered,
-    /// It did not.
+    /// The node did not respond.
     Unreachable,
 }
 
@@ -75,14 +75,14 @@ struct ReasonLabel(Reason);
 // === impl Metrics ===
 
 impl Metrics {
-    /// Metrics at zero, in a registry of their own.
+    /// Creates metrics in a registry of their own, starting at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("fanout_operator");
         let mut metrics = Self {
             registry: Arc::default(),
             leading: Gauge::default(),
             reconciles: Family::default(),
-            // 1 ms to 16 s: a reconcile that writes nothing takes the first, a first install the last.
+            // 1 ms (a reconcile that writes nothing) to 16 s (a first installation).
             reconcile_seconds: Histogram::new([0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0, 16.0]),
             writes: Family::default(),
             noop_writes: Family::default(),
@@ -109,53 +109,61 @@ impl Metrics {
             malformed_objects,
             scrapes,
         } = self;
-        registry.register("leading", "Whether this process leads", leading.clone());
-        registry.register("reconciles", "Reconciles by outcome", reconciles.clone());
+        registry.register("leading", "1 while this process is the leader, otherwise 0", leading.clone());
+        registry.register("reconciles", "Reconciles, by outcome", reconciles.clone());
         registry.register_with_unit(
             "reconcile_duration",
-            "Time of a reconcile",
+            "Duration of a reconcile",
             Unit::Seconds,
             reconcile_seconds.clone(),
         );
-        registry.register("writes", "Writes to the API server by kind, lease renewals apart", writes.clone());
+        registry.register(
+            "writes",
+            "Writes to the API server, by kind, excluding lease renewals",
+            writes.clone(),
+        );
         registry.register(
             "noop_writes",
-            "Writes that changed nothing; each is a mistake",
+            "Writes to the API server that changed nothing, by kind; each one indicates a bug",
             noop_writes.clone(),
         );
-        registry.register("actions", "Steps of plans by reason", actions.clone());
-        registry.register("watch_errors", "Watches that broke and were started again", watch_errors.clone());
-        registry.register("malformed_objects", "Objects that could not be read", malformed_objects.clone());
-        registry.register("scrapes", "Nodes asked for their metrics by outcome", scrapes.clone());
+        registry.register("actions", "Plan steps performed, by reason", actions.clone());
+        registry.register("watch_errors", "Watches that failed and were restarted", watch_errors.clone());
+        registry.register(
+            "malformed_objects",
+            "Objects from the API server that could not be parsed",
+            malformed_objects.clone(),
+        );
+        registry.register("scrapes", "Queries of nodes for their metrics, by outcome", scrapes.clone());
     }
 
-    /// A reconcile ended.
+    /// Records that a reconcile ended.
     pub fn reconciled(&self, outcome: Outcome, took: Duration) {
         self.reconciles.get_or_create(&ReconcileLabels { outcome }).inc();
         self.reconcile_seconds.observe(took.as_secs_f64());
     }
 
-    /// A write was sent to the API server.
+    /// Records that a write was sent to the API server.
     pub fn wrote(&self, kind: &str) {
         self.writes.get_or_create(&WriteLabels { kind: kind.to_owned() }).inc();
     }
 
-    /// A write came back with the object as it was before.
+    /// Records that a write left the object unchanged.
     pub fn wrote_nothing(&self, kind: &str) {
         self.noop_writes.get_or_create(&WriteLabels { kind: kind.to_owned() }).inc();
     }
 
-    /// A step of a plan was performed.
+    /// Records that a step of a plan was performed.
     pub fn acted(&self, reason: Reason) {
         self.actions.get_or_create(&ActionLabels { reason: ReasonLabel(reason) }).inc();
     }
 
-    /// A node was asked.
+    /// Records that a node was queried.
     pub fn scraped(&self, outcome: Scrape) {
         self.scrapes.get_or_create(&ScrapeLabels { outcome }).inc();
     }
 
-    /// All of it, as OpenMetrics text.
+    /// Returns all metrics as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut page = String::new();
         text::encode(&mut page, &self.registry).expect("writing to a string does not fail");

@@ -295,7 +295,7 @@ impl Asker {
             }
             Err(error) => {
                 self.metrics.scraped(Scrape::Unreachable);
-                tracing::debug!(pod = pod.name_any(), address, error = %chain(&*error), "a node does not answer");
+                tracing::debug!(pod = pod.name_any(), address, error = %chain(&*error), "node did not respond");
                 Report::default()
             }
         };

@@ -300,7 +300,7 @@ fn rejects_a_channel_prefix_that_is_a_namespace_of_another_cluster() {
     let redis = |prefix: &str| cluster(json!({"redis": {"managed": {}, "channelPrefix": prefix}}));
     let found = admit(&redis("pfx:team"), None).unwrap_err().join("");
     assert!(found.contains("should match") || found.contains("does not match"), "{found}");
-    assert!(found.contains("write a dot instead"), "{found}");
+    assert!(found.contains("use a dot instead"), "{found}");
     accepts(&redis("pfx.team"));
 }
 
@@ -330,17 +330,17 @@ fn rejects_what_a_service_of_that_type_cannot_have() {
         accepts(&service("LoadBalancer"));
     }
     let ranges = json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.1"]});
-    rejects(&cluster(json!({"service": ranges})), "a source range is a network");
+    rejects(&cluster(json!({"service": ranges})), "a source range must be a network");
 }
 
 #[test]
 fn rejects_another_class_of_a_load_balancer_that_exists() {
     let with = |class: &str| json!({"service": {"type": "LoadBalancer", "loadBalancerClass": class}});
-    rejects_change(with("a"), with("b"), "a load balancer keeps its class");
+    rejects_change(with("a"), with("b"), "the class of a load balancer cannot be changed");
     rejects_change(
         json!({"service": {"type": "LoadBalancer"}}),
         with("b"),
-        "a load balancer keeps its class",
+        "the class of a load balancer cannot be changed",
     );
     accepts_change(json!({"service": {"type": "ClusterIP"}}), with("b"));
 }
@@ -366,7 +366,7 @@ fn rejects_metadata_of_children_that_the_operator_sets() {
 #[test]
 fn rejects_several_addresses_of_a_standalone_redis() {
     let redis = json!({"external": {"addresses": ["a:6379", "b:6379"]}});
-    rejects(&cluster(json!({"redis": redis})), "mode Standalone takes one address");
+    rejects(&cluster(json!({"redis": redis})), "mode Standalone requires exactly one address");
 }
 
 #[test]
@@ -415,23 +415,31 @@ fn rejects_storage_that_shrinks() {
 #[test]
 fn rejects_storage_that_is_no_quantity_or_nothing() {
     for size in ["much", "0", "-1Gi"] {
-        rejects(&cluster(stored(json!({"size": size}))), "storage.size is a quantity above zero");
+        rejects(&cluster(stored(json!({"size": size}))), "storage.size must be a quantity greater than zero");
     }
 }
 
 #[test]
 fn rejects_storage_that_comes_or_goes() {
     let none = json!({"redis": {"managed": {}}});
-    rejects_change(none.clone(), stored(json!({"size": "1Gi"})), "storage cannot be added to or taken from");
-    rejects_change(stored(json!({"size": "1Gi"})), none, "storage cannot be added to or taken from");
+    rejects_change(
+        none.clone(),
+        stored(json!({"size": "1Gi"})),
+        "storage cannot be added to or removed from",
+    );
+    rejects_change(stored(json!({"size": "1Gi"})), none, "storage cannot be added to or removed from");
 }
 
 #[test]
 fn rejects_another_storage_class() {
     let of = |class: &str| stored(json!({"size": "1Gi", "storageClassName": class}));
     accepts_change(of("fast"), of("fast"));
-    rejects_change(of("fast"), of("slow"), "a volume keeps its storage class");
-    rejects_change(stored(json!({"size": "1Gi"})), of("slow"), "a volume keeps its storage class");
+    rejects_change(of("fast"), of("slow"), "the storage class of a volume cannot be changed");
+    rejects_change(
+        stored(json!({"size": "1Gi"})),
+        of("slow"),
+        "the storage class of a volume cannot be changed",
+    );
 }
 
 fn strategy(surge: Value, unavailable: Value) -> Value {
@@ -543,7 +551,7 @@ fn accepts_namespaces_that_only_look_like_the_reserved_one() {
 #[test]
 fn rejects_the_namespace_of_the_nodes_themselves() {
     let spec = json!({"namespaces": [{"name": "default"}, {"name": sidecar_config::RESERVED_NAMESPACE}]});
-    rejects(&cluster(spec), "kept for the nodes themselves: give yours another name");
+    rejects(&cluster(spec), "reserved for internal use by the nodes: choose another name");
 }
 
 #[test]
@@ -568,9 +576,9 @@ fn accepts_containers_beside_the_sidecar() {
 
 #[test]
 fn rejects_the_name_of_the_sidecars_container() {
-    rejects(&app(json!({"name": "fanout"})), "the container name 'fanout' is the sidecar's");
+    rejects(&app(json!({"name": "fanout"})), "the container name 'fanout' is reserved for the sidecar");
     let init = json!({"initContainers": [{"name": "fanout", "image": "x"}]});
-    rejects(&template(init), "the container name 'fanout' is the sidecar's");
+    rejects(&template(init), "the container name 'fanout' is reserved for the sidecar");
 }
 
 #[test]
@@ -586,7 +594,7 @@ fn rejects_a_container_port_of_the_hub() {
 fn rejects_a_volume_name_of_the_operator() {
     rejects(
         &template(json!({"volumes": [{"name": "fanout-x", "emptyDir": {}}]})),
-        "volume names that begin with",
+        "volume names that start with",
     );
 }
 

@@ -1,4 +1,4 @@
-//! The boot document: ports, broker and runtime; one ConfigMap per revision, read once.
+//! The boot document: ports, broker and runtime. It is stored in one ConfigMap per revision and read once, at start-up.
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use crate::{Mistake, parse::Document};
 
-/// Settings that a running process cannot take over.
+/// Settings that take effect only when the process starts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BootSettings {
-    /// Name of the cluster this node belongs to, for logs and metrics.
+    /// Name of the cluster that this node belongs to, used in logs and metrics. Defaults to `fanout`.
     #[serde(default = "default_cluster")]
     #[schemars(length(min = 1, max = 253), extend("x-fanout-change" = "roll"))]
     pub cluster: String,
@@ -27,27 +27,28 @@ pub struct BootSettings {
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub runtime: Runtime,
-    /// What carries publications between nodes: exactly one of `memory` and `redis`.
+    /// Broker that carries publications between nodes. Set exactly one of `memory` and `redis`.
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub broker: BrokerSettings,
-    /// Whether containers of the user run beside this process. With them, readiness waits at most ten seconds
-    /// for the broker, so that an outage of Redis does not take the user's app out of its own Services.
+    /// Set to `true` if containers of the user run beside this process. Readiness then waits at most ten seconds for
+    /// the broker, so that a Redis outage does not remove the user's application from its own Services. Defaults to
+    /// `false`.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub app_containers: bool,
 }
 
-/// Where each port listens. Port 0 takes a free one.
+/// Listen address of each port. Port 0 selects a free port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Listen {
-    /// WebSocket and SSE, for browsers and devices.
+    /// Address for client connections (WebSocket and SSE). Defaults to port 8000 on all addresses.
     #[schemars(with = "String", extend("format" = "socket-address"))]
     pub client: SocketAddr,
-    /// Server API, for backends.
+    /// Address of the server API, which backends call. Defaults to port 8001 on all addresses.
     #[schemars(with = "String", extend("format" = "socket-address"))]
     pub api: SocketAddr,
-    /// Probes and metrics, never public.
+    /// Address for probes and metrics. Must not be exposed publicly. Defaults to port 8002 on all addresses.
     #[schemars(with = "String", extend("format" = "socket-address"))]
     pub admin: SocketAddr,
 }
@@ -56,24 +57,26 @@ pub struct Listen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Runtime {
-    /// Number of shards, each a thread that owns its connections; 0 means one for each core the process may use.
+    /// Number of shards. Each shard is a thread that owns its connections. 0 runs one shard per CPU core available to
+    /// the process. Defaults to 0.
     #[schemars(range(max = 256))]
     pub shards: u16,
-    /// Whether the time of every delivery, from its publishing to the kernel, is counted in a histogram of its
-    /// namespace.
+    /// Records the latency of every delivery, from publishing until the kernel accepts the bytes, in a histogram per
+    /// namespace. Defaults to `true`.
     pub time_deliveries: bool,
-    /// Memory that the process may have, in bytes, of which a quarter is for publications, messages and replies that
-    /// wait; absent means the limit of its control group, which in a pod is the container's.
+    /// Memory available to the process, in bytes. A quarter of it is for publications, messages and replies that are
+    /// waiting to be sent or processed. Defaults to the memory limit of the control group, which in a pod is that of
+    /// the container.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16_777_216))]
     pub memory_bytes: Option<u64>,
 }
 
-/// Exactly one broker.
+/// Selection of exactly one broker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BrokerSettings {
-    /// This process alone; for one node.
+    /// In-process broker. Limits the cluster to one node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryBroker>,
     /// Redis or Valkey Pub/Sub.
@@ -81,64 +84,65 @@ pub struct BrokerSettings {
     pub redis: Option<RedisBroker>,
 }
 
-/// The broker that was chosen.
+/// The selected broker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BrokerKind<'a> {
-    /// This process alone.
+    /// In-process broker.
     Memory,
     /// Redis or Valkey Pub/Sub.
     Redis(&'a RedisBroker),
 }
 
-/// The memory broker has no settings.
+/// In-process broker. Has no settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MemoryBroker {}
 
-/// A standalone Redis or Valkey.
+/// Standalone Redis or Valkey server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisBroker {
-    /// `host:port`; resolved anew at every connect.
+    /// Address of the server, in the form `host:port`. The host name is resolved again for every connection.
     #[schemars(extend("format" = "host-port"))]
     pub address: String,
-    /// Logical database, as for `SELECT`. Pub/Sub does not know databases; commands do.
+    /// Number of the logical database that commands use, as in `SELECT`. Pub/Sub channels are shared by all databases.
+    /// Defaults to 0.
     #[serde(default)]
     pub database: u16,
-    /// Put before each channel name in Redis, with a colon between: `<prefix>:<channel>`. One that holds a colon itself
-    /// is the channels of another cluster, and is warned of.
+    /// Prefix of channel names in Redis, separated from them by a colon: `<prefix>:<channel>`. A prefix that itself
+    /// contains a colon overlaps with the channels of another cluster and causes a warning.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\s{}\x00-\x1f\x7f]+$"))]
     pub channel_prefix: String,
-    /// File that holds the ACL user name; absent means Redis' `default` user.
+    /// File that contains the ACL user name. If unset, the `default` user of Redis is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub username_file: Option<PathBuf>,
-    /// File that holds the password; absent means no authentication.
+    /// File that contains the password. If unset, the node connects without authentication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub password_file: Option<PathBuf>,
-    /// TLS to Redis; absent means plain TCP.
+    /// TLS settings of connections to Redis. If unset, plain TCP is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RedisTls>,
 }
 
-/// TLS to Redis.
+/// TLS settings of connections to Redis.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RedisTls {
-    /// PEM file of the certificate authorities to trust; absent means those of the system.
+    /// PEM file with the certificate authorities to trust. Defaults to those of the system.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub ca_file: Option<PathBuf>,
-    /// PEM file of the client certificate, with `keyFile`.
+    /// PEM file with the client certificate. Requires `keyFile`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub cert_file: Option<PathBuf>,
-    /// PEM file of the client key, with `certFile`.
+    /// PEM file with the private key of the client certificate. Requires `certFile`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub key_file: Option<PathBuf>,
-    /// Name to verify in the certificate; absent means the host of `address`.
+    /// Server name that the server certificate must match. Defaults to the host of `address`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "server-name"))]
     pub server_name: Option<String>,
@@ -152,18 +156,18 @@ impl Document for BootSettings {
         let tls = &broker["redis"]["tls"];
         let is_set = |value: &Value| !value.is_null();
         let mut mistakes = Vec::new();
-        // An unknown key may be one of the two, misspelt: that is told already.
+        // An unknown key may be a misspelling of one of the two, which is already reported.
         let known = ["memory", "redis"].into_iter().filter(|kind| is_set(&broker[kind])).count();
         if broker
             .as_object()
             .is_some_and(|broker| known == 2 || (known == 0 && broker.values().all(Value::is_null)))
         {
-            mistakes.push(Mistake::new("broker", "needs exactly one of `memory` and `redis`"));
+            mistakes.push(Mistake::new("broker", "set exactly one of `memory` and `redis`"));
         }
         if tls.is_object() && is_set(&tls["certFile"]) != is_set(&tls["keyFile"]) {
             mistakes.push(Mistake::new(
                 "broker.redis.tls",
-                "`certFile` and `keyFile` go together: set both or none",
+                "`certFile` and `keyFile` require each other: set both or neither",
             ));
         }
         mistakes
@@ -173,7 +177,8 @@ impl Document for BootSettings {
 // === impl BootSettings ===
 
 impl BootSettings {
-    /// What is allowed, for clusters run by it, and should not be.
+    /// Returns warnings about settings that are accepted because existing clusters use them, but that should be
+    /// changed.
     pub fn warnings(&self) -> Vec<Mistake> {
         let prefix = self.broker.redis.as_ref().map(|redis| &redis.channel_prefix);
         let ambiguous = prefix.filter(|prefix| prefix.contains(':')).map(|prefix| {
@@ -181,7 +186,7 @@ impl BootSettings {
             Mistake::new(
                 "broker.redis.channelPrefix",
                 format!(
-                    "`{prefix}` holds a colon: a cluster with the prefix `{outer}` on the same Redis reaches all of these channels"
+                    "`{prefix}` contains a colon: a cluster with the prefix `{outer}` on the same Redis can reach all of these channels"
                 ),
             )
         });
@@ -192,7 +197,7 @@ impl BootSettings {
 // === impl BrokerSettings ===
 
 impl BrokerSettings {
-    /// The one broker that is set; `None` where none or both are.
+    /// Returns the broker that is set, or `None` if none or both are.
     pub fn kind(&self) -> Option<BrokerKind<'_>> {
         match (&self.memory, &self.redis) {
             (Some(MemoryBroker {}), None) => Some(BrokerKind::Memory),
@@ -210,7 +215,7 @@ impl Default for Runtime {
 
 impl Default for Listen {
     fn default() -> Self {
-        // Every address of both families.
+        // All addresses of both IP families.
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Self { client: any(8000), api: any(8001), admin: any(8002) }
     }

@@ -1,11 +1,12 @@
-//! Bounds that contradict each other: each is allowed, together they cannot mean what they say. Told by `fanout-sidecar
-//! check`, by the FanoutCluster's condition `Advisory` and by `kubectl fanout dev`, and never refused: a rule over
-//! several fields would refuse every later change of a cluster that runs with them.
+//! Bounds that contradict each other: each is valid on its own, but together they cannot have the intended effect. They
+//! are reported by `fanout-sidecar check`, by the condition `Advisory` of the FanoutCluster and by `kubectl fanout
+//! dev`, and never rejected: a rule over several fields would reject every later change of a cluster that already uses
+//! them.
 
 use crate::{HubSettings, Limits, LiveSettings, Mistake, Namespace};
 
 impl LiveSettings {
-    /// Returns each setting that another one makes impossible or useless, by the path of the one to change.
+    /// Returns the settings that another setting makes impossible or useless, each with the path of the one to change.
     pub(crate) fn contradictions(&self) -> Vec<Mistake> {
         let HubSettings { max_message_bytes, ping_interval_seconds, pong_timeout_seconds, limits, .. } =
             &self.hub;
@@ -16,32 +17,32 @@ impl LiveSettings {
                 told.push(Mistake::new(path, text));
             }
         };
-        // In framed mode a message is its payload in base64 at worst, and what stands around it.
+        // In framed mode, a message contains its payload in base64 at worst, plus the surrounding JSON.
         let most_bytes = u64::from(*max_message_bytes) * 2 + 16_384;
         tell(
             u64::from(*frame_bytes) > most_bytes,
             "hub.limits.frameBytes".to_owned(),
-            format!("{frame_bytes} is never reached: hub.maxMessageBytes is {max_message_bytes}"),
+            format!("{frame_bytes} can never be reached: hub.maxMessageBytes is {max_message_bytes}"),
         );
         tell(
             query_bytes >= header_bytes,
             "hub.limits.queryBytes".to_owned(),
             format!(
-                "{query_bytes} is never reached: hub.limits.headerBytes, {header_bytes}, counts the request's line too"
+                "{query_bytes} can never be reached: hub.limits.headerBytes ({header_bytes}) includes the request line"
             ),
         );
         tell(
             pong_timeout_seconds > ping_interval_seconds,
             "hub.pongTimeoutSeconds".to_owned(),
             format!(
-                "{pong_timeout_seconds} s is longer than hub.pingIntervalSeconds, {ping_interval_seconds} s: pings are sent less often than that says"
+                "{pong_timeout_seconds} s is longer than hub.pingIntervalSeconds ({ping_interval_seconds} s): pings are sent less often than the interval states"
             ),
         );
         tell(
             self.hub.compression.enabled && self.hub.compression.min_bytes > *max_message_bytes,
             "hub.compression.minBytes".to_owned(),
             format!(
-                "{} compresses nothing: hub.maxMessageBytes is {max_message_bytes}",
+                "{} disables compression: hub.maxMessageBytes is {max_message_bytes}",
                 self.hub.compression.min_bytes
             ),
         );
@@ -51,14 +52,14 @@ impl LiveSettings {
                 max_lag < *max_message_bytes,
                 format!("namespaces[{at}].slowConsumer.maxLagBytes"),
                 format!(
-                    "{max_lag} is less than one message may have (hub.maxMessageBytes, {max_message_bytes}): behind a large message nothing may wait"
+                    "{max_lag} is less than the maximum size of one message (hub.maxMessageBytes, {max_message_bytes}): no message can be queued behind a large one"
                 ),
             );
             tell(
                 rate_limit.publishes_per_second > *messages_per_second,
                 format!("namespaces[{at}].rateLimit.publishesPerSecond"),
                 format!(
-                    "{} is never reached: hub.limits.messagesPerSecond closes a connection beyond {messages_per_second}",
+                    "{} can never be reached: hub.limits.messagesPerSecond closes connections that exceed {messages_per_second}",
                     rate_limit.publishes_per_second
                 ),
             );
@@ -66,7 +67,7 @@ impl LiveSettings {
                 rate_limit.burst > messages_per_second.saturating_mul(2),
                 format!("namespaces[{at}].rateLimit.burst"),
                 format!(
-                    "{} is never reached: hub.limits.messagesPerSecond closes a connection beyond {} at once",
+                    "{} can never be reached: hub.limits.messagesPerSecond closes connections that exceed a burst of {}",
                     rate_limit.burst,
                     messages_per_second.saturating_mul(2)
                 ),

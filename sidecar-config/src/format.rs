@@ -1,50 +1,51 @@
-//! Texts that are parsed: each is a `format` of the schema, checked there with everything else, so that a bad one is
-//! told at its path and beside all other mistakes. A field declares its own by `extend("format" = …)`.
+//! Formats of text fields. Each is a `format` of the schema and is validated with everything else, so that an invalid
+//! value is reported at its path together with all other mistakes. A field declares its format with `extend("format" =
+//! …)`.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-/// A kind of text.
+/// Format of a text field.
 pub(crate) struct Format {
-    /// What the schema calls it.
+    /// Name of the format in the schema.
     pub(crate) name: &'static str,
-    /// Whether a text is of this kind.
+    /// Returns `true` if a text has this format.
     pub(crate) fits: fn(&str) -> bool,
-    /// What to say of one that is not, behind the text.
+    /// Message that follows a text without this format.
     pub(crate) complaint: &'static str,
 }
 
-/// Every kind that a field declares.
+/// All formats that fields declare.
 pub(crate) const FORMATS: [Format; 5] = [
     Format {
         name: "socket-address",
         fits: |text| text.parse::<SocketAddr>().is_ok(),
-        complaint: "is no address to listen on: write an IP address and a port, as `0.0.0.0:8000` or `[::]:8000`",
+        complaint: "is not a listen address: use an IP address and a port, such as `0.0.0.0:8000` or `[::]:8000`",
     },
     Format {
         name: "network",
         fits: |text| text.parse::<IpNet>().is_ok(),
-        complaint: "is no network: write one as `10.0.0.0/8` or `fd00::/8`, a single address as `192.0.2.1/32`",
+        complaint: "is not a network: use a form such as `10.0.0.0/8` or `fd00::/8`, or `192.0.2.1/32` for a single address",
     },
     Format {
         name: "origin",
         fits: is_origin,
-        complaint: "is no origin: write `https://app.example`, `https://*.example` or `*`",
+        complaint: "is not an origin: use `https://app.example`, `https://*.example` or `*`",
     },
     Format {
         name: "host-port",
         fits: is_host_port,
-        complaint: "is no address: write a host and a port from 1 to 65535, as `redis:6379` or `[fd00::1]:6379`",
+        complaint: "is not an address: use a host and a port from 1 to 65535, such as `redis:6379` or `[fd00::1]:6379`",
     },
     Format {
         name: "server-name",
         fits: |text| text.parse::<IpAddr>().is_ok() || is_dns_name(text),
-        complaint: "is no name that a certificate can have: write a DNS name or an IP address",
+        complaint: "is not a valid server name: use a DNS name or an IP address",
     },
 ];
 
-/// What is wrong with a text that is not of the kind `name`.
+/// Returns the message for a text that does not have the format `name`.
 pub(crate) fn complaint(name: &str) -> Option<&'static str> {
     FORMATS.iter().find(|format| format.name == name).map(|format| format.complaint)
 }

@@ -1,12 +1,13 @@
-//! The settings of a node: what the operator writes and the sidecar reads, so that the two cannot drift.
+//! Settings of a node, written by the operator and read by the sidecar; sharing the types keeps the two from drifting
+//! apart.
 //!
-//! There are two documents. [`BootSettings`] is read once, before any port is bound; a change of it needs a
-//! new process. [`LiveSettings`] holds what may change while clients stay connected. Every field declares
-//! which of the two it is by the schema extension [`CHANGE_CLASS`]. Secrets are never in a document: it names
-//! the file that holds one.
+//! There are two documents. [`BootSettings`] is read once, before any port is bound; changing it requires a new
+//! process. [`LiveSettings`] holds the settings that may change while clients stay connected. Every field declares its
+//! kind of change with the schema extension [`CHANGE_CLASS`]. Documents never contain secrets, only the names of files
+//! that hold them.
 //!
-//! [`parse()`] reads a document: text → value tree → checked against the printed JSON Schema and for what a schema
-//! cannot say, every mistake with its path → deserialised.
+//! [`parse()`] reads a document: text → value tree → validation against the printed JSON Schema and the rules that a
+//! schema cannot express, reporting every mistake with its path → deserialisation.
 
 #![forbid(unsafe_code)]
 
@@ -36,10 +37,11 @@ pub use strict::{
     JsonError, YamlError, json as strict_json, merged as merged_yaml, visible, yaml as strict_yaml,
 };
 
-/// Name of the JSON Schema extension that says how a change of a field is carried out: `hot` (the running
-/// process takes it over), `inPlace` (the running pod is patched) or `roll` (a new revision of pods).
+/// Name of the JSON Schema extension that declares how a change of a field is applied: `hot` (by the running process),
+/// `inPlace` (by patching the running pod) or `roll` (with a new revision of pods).
 pub const CHANGE_CLASS: &str = "x-fanout-change";
 
-/// Name of the JSON Schema extension that says which version of the sidecar was the first to read a field; absent: every
-/// version does. An older one refuses a document with a key that it does not know, so the operator leaves it out there.
+/// Name of the JSON Schema extension that declares the first sidecar version that reads a field; fields without it are
+/// read by every version. Older versions reject a document with a key they do not know, so the operator omits the field
+/// for them.
 pub const SINCE: &str = "x-fanout-since";

@@ -1,4 +1,4 @@
-//! What may be done in which channels; the same type in the FanoutCluster and in the live document.
+//! Namespaces of channels and their policies. The FanoutCluster and the live document share these types.
 
 use std::collections::HashSet;
 
@@ -11,42 +11,42 @@ use crate::{Mistake, Pattern};
 /// Namespace of channels whose name has no `namespace:` prefix.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// Namespace of the channels over which nodes speak with each other; no settings may list it.
+/// Namespace of the channels that nodes use to communicate with each other. Settings must not list it.
 pub const RESERVED_NAMESPACE: &str = "fanout";
 
-/// A group of channels and its policy. Channel `chat:room-1` is in namespace `chat`, `lobby` in `default`.
+/// Group of channels and its policy. Channel `chat:room-1` belongs to namespace `chat`, channel `lobby` to `default`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Namespace {
-    /// The prefix of its channels, or `default`.
+    /// Name of the namespace: the prefix of its channels, or `default` for channels without a prefix.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"))]
     pub name: String,
-    /// Channels that exist, by the part of their name behind the prefix; `*` stands for any characters.
-    /// Empty means all.
+    /// Patterns of the channels that exist in the namespace, matched against the part of the name after the prefix. `*`
+    /// matches any sequence of characters. If empty, all channels exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 64),
         inner(length(min = 1, max = 255), regex(pattern = r"^[^\s{}\x00-\x1f\x7f]+$"))
     )]
     pub channels: Vec<String>,
-    /// Who may publish over a client connection. The server API always may.
+    /// Access of clients to publishing over their connection. The server API may always publish. Defaults to `denied`.
     #[serde(default)]
     pub publish: Access,
-    /// Who may subscribe.
+    /// Access of clients to subscribing. Defaults to `denied`.
     #[serde(default)]
     pub subscribe: Access,
-    /// What happens to a client that reads too slowly.
+    /// Handling of clients that read too slowly.
     #[serde(default)]
     pub slow_consumer: SlowConsumer,
-    /// Publications of one connection.
+    /// Rate limit on the publications of one connection.
     #[serde(default)]
     pub rate_limit: RateLimit,
-    /// Whether publications are compressed where `hub.compression` is enabled; set false for payloads that do not
-    /// shrink, such as images.
+    /// Compresses publications if `hub.compression` is enabled. Set to `false` for payloads that do not shrink, such as
+    /// images. Defaults to `true`.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub compression: bool,
-    /// Whether framed subscribers are told which user and client sent a message (`publisher`), and its `id`, `key` and
-    /// `tags`. False by default.
+    /// Sends the user and client that published a message (`publisher`) and the `id`, `key` and `tags` of the message
+    /// to framed subscribers. Defaults to `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub expose_publisher: bool,
 }
@@ -60,63 +60,65 @@ fn is_yes(value: &bool) -> bool {
     *value
 }
 
-/// Who may do a thing.
+/// Access of clients to an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
-    /// Everyone who may connect.
+    /// All clients that may connect.
     Allowed,
-    /// Connections whose token grants the channel.
+    /// Only clients whose token grants access to the channel.
     Token,
-    /// Nobody.
+    /// No client.
     #[default]
     Denied,
 }
 
-/// What happens to a client that reads too slowly.
+/// Handling of clients that read too slowly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SlowConsumer {
-    /// What to do once a bound is passed.
+    /// Action to take when a bound is exceeded. Defaults to `disconnect`.
     pub policy: SlowConsumerPolicy,
-    /// Bytes that a subscription may lag behind, frame headers included. The message that is being sent is no lag, and
-    /// a client that takes what it is sent may lag further for two seconds, unless its policy is `conflate`.
+    /// Maximum lag of a subscription in bytes, including frame headers. The message currently being sent does not
+    /// count. A client that keeps reading may exceed the bound for two seconds, unless the policy is `conflate`.
+    /// Defaults to 1048576.
     #[schemars(range(min = 1_024, max = 268_435_456))]
     pub max_lag_bytes: u32,
-    /// Messages that a subscription may lag behind, as above.
+    /// Maximum lag of a subscription in messages, under the same rules as `maxLagBytes`. Defaults to 10000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_lag_messages: u32,
 }
 
-/// What to do with a subscription that lags too far behind.
+/// Action to take on a subscription that lags too far behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum SlowConsumerPolicy {
-    /// Close the connection with a code of its own; the client may come back.
+    /// Close the connection with a dedicated close code. The client may reconnect.
     #[default]
     Disconnect,
-    /// Skip the oldest messages; a framed client is told by a `gap`.
+    /// Skip the oldest messages. Framed clients are notified with a `gap`.
     DropOldest,
-    /// Keep what waits and skip what comes until that is sent; a framed client is told by a `gap`.
+    /// Keep the pending messages and skip new ones until the pending messages have been sent. Framed clients are
+    /// notified with a `gap`.
     DropNewest,
-    /// Skip all but the newest message of each `key`, messages without one counting as one key. Nobody is told:
-    /// set `maxLagMessages: 1` for values of which only the last one matters.
+    /// Skip all but the newest message of each `key`; messages without a key are treated as having the same key.
+    /// Clients are not notified. Set `maxLagMessages: 1` for values of which only the latest matters.
     Conflate,
 }
 
-/// Publications of one connection in one namespace.
+/// Rate limit on the publications of one connection in one namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RateLimit {
-    /// Publications a second that a connection keeps up.
+    /// Sustained number of publications per second. Defaults to 500.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub publishes_per_second: u32,
-    /// Publications that may come at once.
+    /// Number of publications allowed in a burst. Defaults to 1000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub burst: u32,
 }
 
-/// What a schema cannot say of a list of namespaces.
+/// Checks the rules on namespaces that a JSON Schema cannot express.
 pub(crate) fn check(namespaces: &Value) -> Vec<Mistake> {
     let mut seen = HashSet::new();
     let mut mistakes = Vec::new();
@@ -124,10 +126,10 @@ pub(crate) fn check(namespaces: &Value) -> Vec<Mistake> {
         let Some(name) = namespace["name"].as_str() else { continue };
         let mut wrong = |text| mistakes.push(Mistake::new(format!("namespaces[{at}].name"), text));
         if name == RESERVED_NAMESPACE {
-            wrong(format!("`{name}` is kept for the nodes themselves: choose another name"));
+            wrong(format!("`{name}` is reserved for internal use by the nodes: choose another name"));
         }
         if !seen.insert(name) {
-            wrong(format!("`{name}` is listed twice: give each namespace once"));
+            wrong(format!("`{name}` is listed twice: list each namespace once"));
         }
     }
     mistakes.extend(check_patterns(namespaces));
@@ -149,7 +151,7 @@ fn check_patterns(namespaces: &Value) -> Vec<Mistake> {
 
 impl Default for SlowConsumer {
     fn default() -> Self {
-        // A second of a busy channel (1,000 messages of 1 KiB), as Centrifugo's queue of 1 MiB.
+        // One second of a busy channel (1,000 messages of 1 KiB), like Centrifugo's queue of 1 MiB.
         Self { policy: SlowConsumerPolicy::default(), max_lag_bytes: 1_048_576, max_lag_messages: 10_000 }
     }
 }

@@ -1,4 +1,4 @@
-//! From text to settings, with every mistake reported at once.
+//! Parsing of settings documents, reporting all mistakes at once.
 
 use std::fmt;
 
@@ -15,23 +15,23 @@ use crate::{
     strict::{self, YamlError, visible},
 };
 
-/// A settings document.
+/// Settings document.
 pub trait Document: DeserializeOwned + JsonSchema {
-    /// Mistakes that a JSON Schema cannot express; empty for a good document. It is asked of one with other mistakes,
-    /// too, so that all are told at once: what the schema refuses is passed over.
+    /// Returns the mistakes that a JSON Schema cannot express. Also called for documents with other mistakes, so that
+    /// all are reported at once; values that the schema rejects are ignored.
     fn check(document: &Value) -> Vec<Mistake>;
 }
 
-/// One mistake in a document.
+/// Mistake in a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// Where it is, as `hub.limits.headerBytes` or `namespaces[1].name`; empty for the document itself.
+    /// Path of the value, such as `hub.limits.headerBytes` or `namespaces[1].name`. Empty for the document itself.
     pub path: String,
-    /// The bad value and what is allowed.
+    /// The invalid value and what is allowed.
     pub message: String,
 }
 
-/// All mistakes of a document; never empty.
+/// All mistakes in a document. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Mistakes(pub Vec<Mistake>);
 
@@ -51,7 +51,7 @@ pub fn parse<D: Document>(text: &str) -> Result<D, Mistakes> {
     if !mistakes.is_empty() {
         return Err(Mistakes(mistakes));
     }
-    // Little is left: a schema calls 5.0 an integer.
+    // Few errors remain here: for example, a schema accepts 5.0 as an integer.
     serde_path_to_error::deserialize(value)
         .map_err(|error| Mistakes::one(&error.path().to_string(), error.inner().to_string()))
 }
@@ -62,7 +62,9 @@ fn the_document(text: &str) -> Result<Value, Mistakes> {
     match documents.len() {
         0 => return Err(Mistakes::one("", EMPTY)),
         1 => {}
-        more => return Err(Mistakes::one("", format!("is one of {more} in this text: keep one"))),
+        more => {
+            return Err(Mistakes::one("", format!("is one of {more} documents in this text: keep only one")));
+        }
     }
     match strict::merged(documents.remove(0)) {
         Ok(Value::Null) => Err(Mistakes::one("", EMPTY)),
@@ -71,8 +73,9 @@ fn the_document(text: &str) -> Result<Value, Mistakes> {
     }
 }
 
-/// What is said of a text without a document.
-const EMPTY: &str = "is empty, as a file that is being written: `{}` is a document of defaults";
+/// Message for a text without a document.
+const EMPTY: &str =
+    "is empty, like a file that is still being written: use `{}` for a document with only defaults";
 
 fn validator<D: JsonSchema>() -> jsonschema::Validator {
     let options = jsonschema::options().should_validate_formats(true);
@@ -81,7 +84,7 @@ fn validator<D: JsonSchema>() -> jsonschema::Validator {
     options.build(&schema::<D>()).expect("a derived schema is a valid schema")
 }
 
-/// The JSON Schema (draft 2020-12) of a document.
+/// Returns the JSON Schema (draft 2020-12) of a document.
 pub fn schema<D: JsonSchema>() -> Value {
     schemars::schema_for!(D).to_value()
 }
@@ -91,10 +94,10 @@ fn from_schema(error: &ValidationError<'_>) -> Vec<Mistake> {
     let value = error.instance();
     let message = match error.kind() {
         ErrorKind::AdditionalProperties { unexpected } => {
-            let unknown = |key: &String| Mistake::new(joined(&path, &visible(key)), "is an unknown key");
+            let unknown = |key: &String| Mistake::new(joined(&path, &visible(key)), "unknown key");
             return unexpected.iter().map(unknown).collect();
         }
-        // A section that may be absent may be `null`; who wrote something else meant the section.
+        // An optional section may be `null`; any other value is meant as the section.
         ErrorKind::AnyOf { context } => {
             return context
                 .iter()
@@ -117,7 +120,7 @@ fn wants_null(branch: &[ValidationError<'_>]) -> bool {
     branch.iter().any(|error| null(error.kind()))
 }
 
-/// The values that an enum allows: listed at once, or one by one where each has its own explanation.
+/// Returns the values that an enum allows, which are listed together, or one by one if each has its own description.
 fn named(error: &ValidationError<'_>) -> Vec<Value> {
     match error.kind() {
         ErrorKind::Enum { options } => options.as_array().cloned().unwrap_or_default(),
@@ -159,7 +162,7 @@ fn dotted(pointer: &str) -> String {
 // === impl Mistake ===
 
 impl Mistake {
-    /// A mistake at `path`.
+    /// Creates a mistake at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
     }

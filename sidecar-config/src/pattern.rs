@@ -1,20 +1,22 @@
-//! Patterns of channel names: text in which `*` stands for any run of characters.
+//! Patterns of channel names, in which `*` matches any sequence of characters.
 
 use std::{fmt, str::FromStr};
 
-/// A pattern of channel names. `*` stands for any characters, none included; everything else for itself.
+/// Pattern of channel names. `*` matches any sequence of characters, including none; all other characters match
+/// themselves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pattern(String);
 
-/// A text that is no pattern.
+/// Error for a text that is not a valid pattern.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no channel pattern: it may not be empty or hold white space, control characters, `{{` or `}}`"
+    "`{0}` is not a channel pattern: it must not be empty or contain white space, control characters, `{{` or `}}`"
 )]
 pub struct InvalidPattern(String);
 
 impl Pattern {
-    /// Whether the whole of `name` fits. Linear in `name` for each `*`: it looks back to the last star only.
+    /// Returns `true` if the whole of `name` matches. Runs in linear time per `*`, because it only backtracks to the
+    /// last star.
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
         let (mut p, mut n, mut star) = (0, 0, None);

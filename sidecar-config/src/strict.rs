@@ -15,18 +15,18 @@ const MOST: usize = 16;
 /// YAML's merge key (<https://yaml.org/type/merge.html>): what it names is put in where no key of its own stands.
 const MERGE: &str = "<<";
 
-/// A text that is no YAML, or one in which a key is repeated.
+/// Error for text that is not YAML or in which a key is repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct YamlError {
     /// The document, from 0.
     pub document: usize,
-    /// As `hub.limits.headerBytes`, the repeated key included; empty for text that is no YAML.
+    /// As `hub.limits.headerBytes`, the repeated key included; empty for text that is not YAML.
     pub path: String,
     /// From 1; `None` where it has no place.
     pub line: Option<usize>,
     /// From 1.
     pub column: Option<usize>,
-    /// What is wrong; of text that is no YAML what the parser says, its place included.
+    /// What is wrong; of text that is not YAML what the parser says, its place included.
     pub message: String,
 }
 
@@ -34,10 +34,10 @@ pub struct YamlError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     /// What the parser says.
-    #[error("no JSON: {0}")]
+    #[error("invalid JSON: {0}")]
     Syntax(String),
     /// The key's path.
-    #[error("`{0}` is given twice")]
+    #[error("duplicate key `{0}`")]
     Repeated(String),
 }
 
@@ -81,7 +81,7 @@ fn more_repeated(text: &str, at: usize) -> impl Iterator<Item = YamlError> {
 fn mark_inside(document: usize, text: &str) -> Option<YamlError> {
     let at = text.char_indices().skip(1).find(|(_, c)| *c == '\u{feff}')?.0;
     let line = Some(text[..at].matches('\n').count() + 1);
-    let message = "holds a byte order mark (U+FEFF) that is not at its beginning: remove it".to_owned();
+    let message = "contains a byte order mark (U+FEFF) that is not at its beginning: remove it".to_owned();
     Some(YamlError { document, path: String::new(), line, column: None, message })
 }
 
@@ -241,12 +241,12 @@ impl Visitor<'_> for Key<'_> {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text as key")
+        f.write_str("a string as key")
     }
 
     fn visit_str<E: Error>(self, key: &str) -> Result<String, E> {
         if self.known.contains_key(key) && self.trail.tells(key) {
-            return Err(E::custom("is given twice: keep one of them"));
+            return Err(E::custom("duplicate key: keep only one of them"));
         }
         Ok(key.to_owned())
     }
@@ -276,7 +276,9 @@ fn merge(object: Map<String, Value>) -> Result<Map<String, Value>, &'static str>
     };
     for source in sources {
         let Value::Object(source) = source else {
-            return Err("merges what is no object: `<<` takes an alias of one, or a list of such");
+            return Err(
+                "merges a value that is not an object: `<<` takes an alias of an object or a list of them",
+            );
         };
         for (key, value) in source {
             object.entry(key).or_insert(value);
@@ -296,8 +298,8 @@ impl YamlError {
             line: place.as_ref().map(serde_yaml::Location::line),
             column: place.as_ref().map(serde_yaml::Location::column),
             message: match &repeated {
-                Some(_) => "is given twice: keep one of them".to_owned(),
-                None => format!("is no YAML: {error}"),
+                Some(_) => "duplicate key: keep only one of them".to_owned(),
+                None => format!("is not valid YAML: {error}"),
             },
             path: repeated.unwrap_or_default(),
         }

@@ -1,11 +1,12 @@
-//! What is allowed in a live document and hardly meant: told, never refused, for clusters run by it.
+//! Settings of a live document that are valid but probably unintended. They are reported and never rejected, because
+//! existing clusters use them.
 
 use ipnet::IpNet;
 
 use crate::{LiveSettings, Mistake};
 
 impl LiveSettings {
-    /// What is hardly meant, each with its path.
+    /// Returns settings that are probably unintended, each with its path.
     pub fn warnings(&self) -> Vec<Mistake> {
         let mut warnings = Vec::new();
         for (at, network) in self.hub.trusted_proxies.iter().enumerate() {
@@ -17,7 +18,8 @@ impl LiveSettings {
             self.auth.jwt.iter().flat_map(|jwt| [("issuer", &jwt.issuer), ("audience", &jwt.audience)])
         {
             if value.as_deref() == Some("") {
-                let text = "is empty, which hardly any token claims: leave it out to accept all, or name one";
+                let text =
+                    "is empty, which hardly any token contains: omit it to accept any value, or set a value";
                 warnings.push(Mistake::new(format!("auth.jwt.{field}"), text));
             }
         }
@@ -28,7 +30,7 @@ impl LiveSettings {
 
 fn host_bits(network: &IpNet) -> String {
     format!(
-        "`{network}` has bits behind its prefix and stands for all of `{}`: write that, or `{}/{}` for the one address",
+        "`{network}` has host bits set and matches all of `{}`: write that instead, or `{}/{}` for the single address",
         network.trunc(),
         network.addr(),
         network.max_prefix_len()
@@ -48,7 +50,7 @@ mod tests {
         .unwrap();
         let told: Vec<_> = live.warnings().iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), 3, "{told:#?}");
-        assert!(told[0].starts_with("hub.trustedProxies[1]: `10.1.2.3/8` has bits"), "{told:#?}");
+        assert!(told[0].starts_with("hub.trustedProxies[1]: `10.1.2.3/8` has host bits"), "{told:#?}");
         assert!(told[0].contains("`10.0.0.0/8`") && told[0].contains("`10.1.2.3/32`"), "{told:#?}");
         assert!(told[1].contains("`fd00::/64`"), "{told:#?}");
         assert!(told[2].starts_with("auth.jwt.issuer: is empty"), "{told:#?}");

@@ -34,7 +34,7 @@ fn every_mistake_is_reported_with_its_path() {
     for start in [
         "logLevel: \"loud\"",
         "hub.maxConnections: 0",
-        "hub.pingIntervall: is an unknown key",
+        "hub.pingIntervall: unknown key",
         "namespaces[0].name: ",
         "namespaces[1].publish: ",
     ] {
@@ -50,21 +50,20 @@ fn texts_that_are_parsed_are_told_at_their_path_with_what_is_allowed() {
           broker: {redis: {address: 'redis:99999', channelPrefix: p, tls: {serverName: 'a b'}}}}",
     );
     let address =
-        "is no address to listen on: write an IP address and a port, as `0.0.0.0:8000` or `[::]:8000`";
+        "is not a listen address: use an IP address and a port, such as `0.0.0.0:8000` or `[::]:8000`";
     for line in [
         &format!("listen.client: \"localhost:8000\" {address}"),
         "listen.api: 8001 is not of type \"string\"",
         &format!("listen.admin: \"0.0.0.0\" {address}"),
-        "broker.redis.address: \"redis:99999\" is no address: write a host and a port from 1 to 65535, as \
+        "broker.redis.address: \"redis:99999\" is not an address: use a host and a port from 1 to 65535, such as \
             `redis:6379` or `[fd00::1]:6379`",
-        "broker.redis.tls.serverName: \"a b\" is no name that a certificate can have: write a DNS name or an IP address",
+        "broker.redis.tls.serverName: \"a b\" is not a valid server name: use a DNS name or an IP address",
     ] {
         assert!(found.iter().any(|told| told == line), "{line} in {found:#?}");
     }
     assert_eq!(found.len(), 5, "{found:#?}");
     let found = mistakes::<LiveSettings>("hub: {trustedProxies: [10.0.0.0/8, 10.0.0.1, fd00::/8, proxy]}");
-    let network =
-        "is no network: write one as `10.0.0.0/8` or `fd00::/8`, a single address as `192.0.2.1/32`";
+    let network = "is not a network: use a form such as `10.0.0.0/8` or `fd00::/8`, or `192.0.2.1/32` for a single address";
     assert_eq!(
         found,
         [
@@ -100,7 +99,7 @@ fn a_mistake_in_a_section_that_may_be_absent_is_told_at_its_own_path() {
         [
             "auth.jwt.keys[0].algorithm: \"none\" is not one of \"HS256\", \"HS384\", \"HS512\", \"RS256\", \"ES256\" or \"EdDSA\"",
             "hub.tls: \"keyFile\" is a required property",
-            "hub.tls.keyFil: is an unknown key",
+            "hub.tls.keyFil: unknown key",
         ]
     );
     assert_eq!(mistakes::<BootSettings>("broker: {redis: 7}"), ["broker.redis: 7 is not of type \"object\""]);
@@ -119,7 +118,7 @@ fn mistakes_that_a_schema_sees_and_those_that_it_cannot_see_are_told_together() 
         "{lisen: {}, broker: {redis: {address: r, channelPrefix: p, tls: {certFile: /c}}, memory: {}}}",
     );
     for start in
-        ["lisen: ", "broker.redis.address: ", "broker: needs exactly one", "broker.redis.tls: `certFile`"]
+        ["lisen: ", "broker.redis.address: ", "broker: set exactly one", "broker.redis.tls: `certFile`"]
     {
         assert!(found.iter().any(|line| line.starts_with(start)), "{start} in {found:#?}");
     }
@@ -130,32 +129,35 @@ fn mistakes_that_a_schema_sees_and_those_that_it_cannot_see_are_told_together() 
 
 #[test]
 fn a_misspelt_broker_is_one_mistake() {
-    assert_eq!(mistakes::<BootSettings>("broker: {memori: {}}"), ["broker.memori: is an unknown key"]);
-    assert_eq!(mistakes::<BootSettings>("broker: {}"), ["broker: needs exactly one of `memory` and `redis`"]);
+    assert_eq!(mistakes::<BootSettings>("broker: {memori: {}}"), ["broker.memori: unknown key"]);
+    assert_eq!(mistakes::<BootSettings>("broker: {}"), ["broker: set exactly one of `memory` and `redis`"]);
 }
 
 #[test]
 fn what_a_schema_cannot_say_is_checked_too() {
     let both = "broker: {memory: {}, redis: {address: 'r:1', channelPrefix: p}}";
-    assert_eq!(mistakes::<BootSettings>(both), ["broker: needs exactly one of `memory` and `redis`"]);
+    assert_eq!(mistakes::<BootSettings>(both), ["broker: set exactly one of `memory` and `redis`"]);
     let found = mistakes::<LiveSettings>(
         "{namespaces: [{name: a}, {name: a}], hub: {allowedOrigins: ['https://*']}}",
     );
     assert_eq!(found.len(), 2, "{found:#?}");
-    assert!(found[0].starts_with("hub.allowedOrigins[0]: \"https://*\" is no origin"));
+    assert!(found[0].starts_with("hub.allowedOrigins[0]: \"https://*\" is not an origin"));
     assert!(found[1].starts_with("namespaces[1].name: `a` is listed twice"));
 }
 
 #[test]
 fn the_namespace_of_the_nodes_may_not_be_listed() {
     let found = mistakes::<LiveSettings>("namespaces: [{name: fanout, subscribe: allowed}]");
-    assert_eq!(found, ["namespaces[0].name: `fanout` is kept for the nodes themselves: choose another name"]);
+    assert_eq!(
+        found,
+        ["namespaces[0].name: `fanout` is reserved for internal use by the nodes: choose another name"]
+    );
 }
 
 #[test]
 fn text_that_is_no_yaml_is_told_with_its_line() {
     let found = mistakes::<LiveSettings>("hub:\n  maxConnections: [1");
-    assert!(found[0].contains("is no YAML") && found[0].contains("line 2"), "{found:?}");
+    assert!(found[0].contains("is not valid YAML") && found[0].contains("line 2"), "{found:?}");
 }
 
 #[test]
@@ -164,12 +166,14 @@ fn a_text_without_a_document_is_no_document_of_defaults() {
         let found = mistakes::<LiveSettings>(text);
         assert_eq!(
             found,
-            ["the document is empty, as a file that is being written: `{}` is a document of defaults"],
+            [
+                "the document is empty, like a file that is still being written: use `{}` for a document with only defaults"
+            ],
             "{text:?}"
         );
         assert!(mistakes::<BootSettings>(text)[0].starts_with("the document is empty"), "{text:?}");
     }
-    assert!(mistakes::<LiveSettings>("{}\n---\n{}\n")[0].starts_with("the document is one of 2"));
+    assert!(mistakes::<LiveSettings>("{}\n---\n{}\n")[0].starts_with("the document is one of 2 documents"));
 }
 
 #[test]
@@ -178,18 +182,18 @@ fn a_repeated_key_is_told_with_its_path_and_line() {
     assert_eq!(
         found,
         [
-            "hub.maxConnections: is given twice: keep one of them (line 3, column 3)",
-            "hub: is given twice: keep one of them (line 4, column 1)",
+            "hub.maxConnections: duplicate key: keep only one of them (line 3, column 3)",
+            "hub: duplicate key: keep only one of them (line 4, column 1)",
         ]
     );
     let found = mistakes::<BootSettings>("broker: {memory: {}}\nbroker: {memory: {}}\n");
-    assert_eq!(found, ["broker: is given twice: keep one of them (line 2, column 1)"]);
+    assert_eq!(found, ["broker: duplicate key: keep only one of them (line 2, column 1)"]);
 }
 
 #[test]
 fn a_key_that_looks_right_and_is_not_shows_why() {
     let found = mistakes::<LiveSettings>("\u{feff}\u{feff}logLevel: info\n");
-    assert_eq!(found, ["\\u{feff}logLevel: is an unknown key"]);
+    assert_eq!(found, ["\\u{feff}logLevel: unknown key"]);
     let found = mistakes::<LiveSettings>("logLevel: info\n\u{feff}onUnavailable: NotReady\n");
     assert!(found[1].contains("byte order mark") && found[1].ends_with("(line 2)"), "{found:?}");
     // At the beginning of a file it is part of the encoding.

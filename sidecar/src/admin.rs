@@ -98,11 +98,14 @@ async fn loopback_only(peer: ConnectInfo<SocketAddr>, request: Request, next: Ne
     let browser =
         |headers: &HeaderMap| headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
     if !peer.0.ip().to_canonical().is_loopback() {
-        return (StatusCode::FORBIDDEN, "only from loopback, as by `kubectl exec` or `port-forward`\n")
+        return (
+            StatusCode::FORBIDDEN,
+            "allowed only from loopback, for example with `kubectl exec` or `kubectl port-forward`\n",
+        )
             .into_response();
     }
     if browser(request.headers()) {
-        return (StatusCode::FORBIDDEN, "not from a web page\n").into_response();
+        return (StatusCode::FORBIDDEN, "requests from web pages are not allowed\n").into_response();
     }
     next.run(request).await
 }
@@ -161,7 +164,7 @@ struct Level {
 async fn log_level(State(admin): State<Admin>) -> Response {
     match admin.log.level() {
         Some(level) => Json(Level { level }).into_response(),
-        None => (StatusCode::NOT_FOUND, "this process does not log by itself\n").into_response(),
+        None => (StatusCode::NOT_FOUND, "this process does not control its log level\n").into_response(),
     }
 }
 
@@ -170,7 +173,7 @@ async fn set_log_level(State(admin): State<Admin>, body: String) -> Response {
     let bare = || serde_json::from_value::<LogLevel>(Value::String(body.trim().to_owned())).ok();
     let level = serde_json::from_str::<Level>(&body).ok().map(|Level { level }| level).or_else(bare);
     let Some(level) = level else {
-        return (StatusCode::BAD_REQUEST, "give one of error, warn, info, debug, trace\n").into_response();
+        return (StatusCode::BAD_REQUEST, "use one of error, warn, info, debug, trace\n").into_response();
     };
     admin.log.set(level);
     Json(Level { level }).into_response()
@@ -185,7 +188,7 @@ async fn drain(State(admin): State<Admin>, Query(Timeout { timeout }): Query<Tim
     let given = timeout.map(|seconds| Duration::from_secs(seconds.into()));
     let began = admin.signal.begin(given.unwrap_or_else(|| (admin.drain_timeout)()));
     if began {
-        tracing::info!("asked to drain over the admin port");
+        tracing::info!("drain requested on the admin port");
     }
     (StatusCode::ACCEPTED, Json(admin.drain_state())).into_response()
 }

@@ -99,10 +99,10 @@ pub struct App {
     client: Threads,
 }
 
-/// Why a node did not start.
+/// Error of a node that did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port is not to be had.
+    /// A port cannot be bound.
     #[error("failed to listen on {address} ({field}): {source}{}", listen::hint(source))]
     Listen {
         /// The setting that names it.
@@ -116,7 +116,7 @@ pub enum StartError {
     #[error("failed to start threads: {0}")]
     Threads(#[source] io::Error),
     /// Without open files there are no connections.
-    #[error("the open-files limit is {limit}: a node needs at least {needed}, raise it (`ulimit -n`)")]
+    #[error("the open-files limit is {limit}, but a node needs at least {needed}: raise it (`ulimit -n`)")]
     OpenFiles {
         /// What it is.
         limit: u64,
@@ -175,12 +175,12 @@ impl App {
         };
         let memory = boot.runtime.memory_bytes.or_else(memory::limit);
         let shard_config = shard_config.within(memory);
-        tracing::info!(bytes = shard_config.log_bytes, "memory of each shard for what waits");
+        tracing::info!(bytes = shard_config.log_bytes, "memory per shard for pending publications");
         if !shard_config.fits_message(settings.hub.max_message_bytes as usize) {
             let setting = settings.hub.max_message_bytes;
             tracing::warn!(
                 setting,
-                "memory is too short for messages of hub.maxMessageBytes: larger ones are refused with 4013"
+                "not enough memory for messages of hub.maxMessageBytes, connections that send messages that do not fit are closed with 4013"
             );
         }
         let shards =
@@ -314,7 +314,7 @@ impl App {
         tracing::info!(
             node = name, run = %run.id, cluster = boot.cluster, version,
             client = %client_address, api = %api_address, admin = %admin_address,
-            "node listens"
+            "node is listening"
         );
         let (bridge, bridge_died) = (bridge.tasks, bridge.died);
         Ok(Self {
@@ -387,20 +387,20 @@ impl App {
         let Self { shards, bridge, closing, shutdown, mut tasks, http, client, .. } = self;
         closing.cancel();
         if timeout(STOP_TIME, doors_closed(&mut tasks)).await.is_err() {
-            tracing::warn!("calls of the server API are cut short");
+            tracing::warn!("aborting server API calls that did not finish in time");
         }
         shutdown.cancel();
         if timeout(STOP_TIME, bridge.wait()).await.is_err() {
-            tracing::warn!("the broker did not let go in time");
+            tracing::warn!("the broker connection did not close in time");
         }
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         // It waits for threads; those write what they can at once and end.
         if spawn_blocking(move || shards.stop()).await.is_err() {
-            tracing::warn!("a shard did not stop in good order");
+            tracing::warn!("a shard did not stop cleanly");
         }
         if timeout(STOP_TIME, http.carried()).await.is_err() {
-            tracing::warn!("clients that took nothing are cut off");
+            tracing::warn!("closing connections that did not flush");
         }
         drop(client);
     }

@@ -9,7 +9,7 @@ use std::{
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use fanout_sidecar::telemetry::LogFormat;
 
-/// A node of a Fanout cluster: WebSocket hub and broker bridge.
+/// Node of a Fanout cluster: WebSocket hub and broker bridge.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -19,16 +19,16 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve until SIGTERM, which drains; a second one forces. SIGHUP reads the live document again.
+    /// Run the node. SIGTERM drains it, a second SIGTERM stops it at once, and SIGHUP reloads the live document.
     Run(Run),
-    /// Look for mistakes in settings, without binding a port. Exit code 64 where there are any.
+    /// Validate settings documents without binding a port. Exits with code 64 if there are mistakes.
     Check(Check),
     /// Print the JSON Schema of a settings document, or the OpenAPI description of the server API.
     Schema {
-        /// Which one.
+        /// Document to describe.
         document: SchemaOf,
     },
-    /// Drain the node on this machine and return when it is empty: a preStop hook.
+    /// Drain the node on this machine and return when it has no clients left. Intended as a preStop hook.
     Drain(Drain),
     /// Print docs/protocol.md.
     Protocol,
@@ -36,24 +36,24 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Run {
-    /// The boot document: ports, broker and runtime.
+    /// Boot document: ports, broker and runtime.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// The live document: followed while it changes.
+    /// Live document, which is reloaded when it changes.
     #[arg(long, value_name = "FILE")]
     pub(crate) live: PathBuf,
-    /// Name of this node; the host name without it.
+    /// Name of this node. Defaults to the host name.
     #[arg(long, env = "FANOUT_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
-    /// Host name that has the address of every node, as a headless Service has: by it a node that hears no other one
-    /// tells whether it is alone. Nothing is looked up without it.
+    /// Host name that resolves to the addresses of all nodes, such as that of a headless Service. A node that receives
+    /// no messages from other nodes uses it to find out whether it is alone. If unset, nothing is looked up.
     #[arg(long, env = "FANOUT_NODES_SERVICE", value_name = "HOST")]
     nodes_service: Option<String>,
-    /// Seconds after which this process is killed once it was told to end: a drain ends 10 s before, whatever the live
-    /// document says.
+    /// Seconds between the termination signal and the kill of this process. A drain ends 10 s earlier, regardless of
+    /// the live document.
     #[arg(long, env = "FANOUT_TERMINATION_GRACE_SECONDS", value_name = "SECONDS")]
     termination_grace_seconds: Option<u32>,
-    /// Look of a log line; text on a terminal and JSON elsewhere without it.
+    /// Format of log lines. Defaults to text on a terminal and JSON otherwise.
     #[arg(long, env = "FANOUT_LOG_FORMAT")]
     log_format: Option<LogFormat>,
 }
@@ -61,27 +61,27 @@ pub(crate) struct Run {
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("documents").required(true).multiple(true))]
 pub(crate) struct Check {
-    /// The boot document.
+    /// Boot document.
     #[arg(long, value_name = "FILE", group = "documents")]
     pub(crate) config: Option<PathBuf>,
-    /// The live document.
+    /// Live document.
     #[arg(long, value_name = "FILE", group = "documents")]
     pub(crate) live: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum SchemaOf {
-    /// Ports, broker and runtime.
+    /// Boot document: ports, broker and runtime.
     Boot,
-    /// What may change while the node runs.
+    /// Live document: settings that can change while the node runs.
     Live,
-    /// The server API.
+    /// Server API.
     Api,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Drain {
-    /// Where the node's admin port is.
+    /// Address of the node's admin port.
     #[arg(long, default_value = "127.0.0.1:8002", value_name = "HOST:PORT")]
     pub(crate) admin: String,
 }

@@ -101,8 +101,8 @@ fn check_redis(redis: &RedisBroker) -> Vec<Mistake> {
 }
 
 fn document<D: Document>(text: &[u8]) -> Result<D, Vec<Mistake>> {
-    let text =
-        std::str::from_utf8(text).map_err(|error| vec![Mistake::new("", format!("is no UTF-8: {error}"))])?;
+    let text = std::str::from_utf8(text)
+        .map_err(|error| vec![Mistake::new("", format!("is not UTF-8: {error}"))])?;
     parse(text).map_err(|mistakes| mistakes.0)
 }
 

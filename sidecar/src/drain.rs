@@ -67,7 +67,7 @@ pub fn channel() -> (DrainSignal, DrainWatch) {
 // === impl DrainSignal ===
 
 impl DrainSignal {
-    /// Begins, if it has not begun. Whether it did so now.
+    /// Begins the drain unless it has already begun. Returns `true` if this call began it.
     pub fn begin(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         self.0.send_if_modified(|stage| {
@@ -79,7 +79,7 @@ impl DrainSignal {
         })
     }
 
-    /// The deadline is now.
+    /// Sets the deadline to now.
     pub fn force(&self) {
         self.0.send_if_modified(|stage| {
             let waits = *stage != Stage::Drained;
@@ -127,23 +127,31 @@ impl DrainWatch {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Registers them below `registry`'s prefix.
+    /// Registers the metrics under the prefix of `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let Self { draining, drained, shed, forced } = self;
         let registry = registry.sub_registry_with_prefix("drain");
-        registry.register("draining", "Whether this node drains", draining.clone());
-        registry.register("drained", "Whether this node drained and holds no client", drained.clone());
-        registry.register("shed", "Clients asked to leave at the pace of a drain", shed.clone());
-        registry.register("forced", "Clients still there at the deadline of a drain", forced.clone());
+        registry.register("draining", "1 while this node is draining, otherwise 0", draining.clone());
+        registry.register(
+            "drained",
+            "1 once this node has drained and has no clients left, otherwise 0",
+            drained.clone(),
+        );
+        registry.register("shed", "Clients asked to disconnect at the pace of a drain", shed.clone());
+        registry.register(
+            "forced",
+            "Clients still connected at the deadline of a drain, which were disconnected at once",
+            forced.clone(),
+        );
     }
 
-    /// Clients that were still there at the deadline.
+    /// Returns the number of clients that were still connected at the deadline.
     pub fn forced(&self) -> u64 {
         self.forced.get()
     }
 }
 
-/// Waits for a drain to begin and carries it out. The settings of the pace are asked for at each tick.
+/// Waits for a drain to begin and carries it out. The settings of the pace are read at each tick.
 pub async fn run(
     shards: Arc<Shards>,
     signal: DrainSignal,
@@ -155,15 +163,15 @@ pub async fn run(
     let began = Instant::now();
     metrics.draining.set(1);
     shards.door().shut();
-    tracing::info!(connections = shards.connections(), "drain begins");
+    tracing::info!(connections = shards.connections(), "draining started");
     let forced =
         if empty(&shards, &watch, settings, &metrics).await { 0 } else { force(&shards, &metrics).await };
     metrics.drained.set(1);
     signal.finish();
-    tracing::info!(seconds = began.elapsed().as_secs_f64(), forced, "drain ends");
+    tracing::info!(seconds = began.elapsed().as_secs_f64(), forced, "draining finished");
 }
 
-/// Closes at the pace. Whether nobody was left before the deadline.
+/// Closes connections at the configured pace. Returns `true` if none was left before the deadline.
 async fn empty(
     shards: &Shards,
     watch: &DrainWatch,
@@ -195,11 +203,11 @@ async fn empty(
     }
 }
 
-/// Closes the rest. How many there were.
+/// Closes the remaining connections and returns their number.
 async fn force(shards: &Shards, metrics: &Metrics) -> u32 {
     let forced = shards.connections();
     metrics.forced.inc_by(forced.into());
-    tracing::warn!(connections = forced, "deadline of the drain passed, closing the rest");
+    tracing::warn!(connections = forced, "drain deadline passed, closing remaining connections");
     shards.force();
     let until = Instant::now() + FORCE_TIME;
     let mut ticks = interval(TICK);

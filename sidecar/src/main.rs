@@ -98,20 +98,20 @@ async fn serve(config: Config, options: Options) -> Result<()> {
             // container would only be started again.
             () = drain.drained(), if leaving => break,
             death = app.died() => {
-                tracing::error!(%death, "a part of the node ended that must not, so the process ends");
+                tracing::error!(%death, "an essential part of the node ended unexpectedly, exiting");
                 return Err(death.into());
             }
         }
     }
     app.stop().await;
-    tracing::info!("node ends");
+    tracing::info!("node stopped");
     Ok(())
 }
 
 /// The first signal drains, the second forces.
 fn leave(app: &App, leaving: &mut bool) {
     if std::mem::replace(leaving, true) {
-        tracing::warn!("second signal: closing whoever is left");
+        tracing::warn!("second signal received, closing remaining connections");
         app.force();
     } else {
         app.begin_drain();

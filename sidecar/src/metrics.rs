@@ -1,8 +1,8 @@
-//! The registry: each module registers its own below `fanout_`; what the shards count in cells of their own is
-//! summed when somebody asks. Labels are fixed words, names from the settings and numbers of shards;
-//! channel names and ids never are.
+//! Registry of metrics. Each module registers its own under the prefix `fanout_`; the counters that shards keep in
+//! their own cells are summed on each scrape. Labels are fixed words, names from the settings and shard numbers, and
+//! never channel names or ids.
 //!
-//! Native histograms go out in Prometheus' protobuf alone, to a server that prefers it.
+//! Native histograms are only exported in the Prometheus protobuf format, to servers that prefer it.
 
 mod format;
 mod memory;
@@ -22,11 +22,11 @@ use self::{memory::MemoryMetrics, process::ProcessMetrics, shards::ShardsCollect
 pub use format::Format;
 pub(crate) use process::resident_bytes;
 
-/// All that this process counts. Cheap to clone.
+/// All metrics of this process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Registry>);
 
-/// Collects what modules register, until it is complete.
+/// Builder that collects the metrics that modules register.
 #[derive(Debug)]
 pub struct Builder {
     registry: Registry,
@@ -41,19 +41,19 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Where a module registers its own: every name begins with `fanout_`.
+    /// Registers metrics of a module. Every name gets the prefix `fanout_`.
     pub fn fanout(&mut self, register: impl FnOnce(&mut Registry)) -> &mut Self {
         register(self.registry.sub_registry_with_prefix("fanout"));
         self
     }
 
-    /// What the allocator says.
+    /// Registers the metrics of the allocator.
     pub fn allocator(&mut self, allocator: Arc<dyn Allocator>) -> &mut Self {
         self.registry.register_collector(Box::new(MemoryMetrics(allocator)));
         self
     }
 
-    /// The shards' counters, and how many channels `channels` says that the node has.
+    /// Registers the counters of the shards, and the node's number of channels, which `channels` returns.
     pub fn shards(
         &mut self,
         shards: Weak<Shards>,
@@ -62,14 +62,14 @@ impl Builder {
         self.fanout(|registry| registry.register_collector(Box::new(ShardsCollector::new(shards, channels))))
     }
 
-    /// Nothing more to register.
+    /// Completes the registration.
     pub fn build(self) -> Metrics {
         Metrics(Arc::new(self.registry))
     }
 }
 
 impl Metrics {
-    /// The page in a format.
+    /// Encodes the metrics in a format.
     pub fn encode_as(&self, format: Format) -> Vec<u8> {
         match format {
             Format::Text => self.encode().into_bytes(),
@@ -79,7 +79,7 @@ impl Metrics {
         }
     }
 
-    /// OpenMetrics text.
+    /// Encodes the metrics as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut page = String::with_capacity(16 * 1_024);
         text::encode(&mut page, &self.0).expect("a String takes everything");

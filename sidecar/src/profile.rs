@@ -44,7 +44,7 @@ pub enum Allocations {
     All,
 }
 
-/// Why there is no profile.
+/// Error of taking a profile.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// Another one is being taken.
@@ -52,7 +52,7 @@ pub enum ProfileError {
     Busy,
     /// The allocator does not.
     #[error(
-        "this process does not sample its heap: that needs jemalloc, built with `prof:true` in its configuration"
+        "this process does not sample its heap: heap profiles require jemalloc configured with `prof:true`"
     )]
     NoHeap,
     /// It failed.

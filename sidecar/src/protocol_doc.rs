@@ -1,4 +1,4 @@
-//! Prints docs/protocol.md: prose from a template, tables from what the code does.
+//! Generates docs/protocol.md: prose from a template, tables from the code.
 
 use anyhow::Result;
 use fanout_sidecar::{
@@ -57,37 +57,41 @@ fn or_dash(text: &str) -> String {
 
 fn cause(reason: CloseReason) -> &'static str {
     match reason {
-        CloseReason::ClientClosed => "the client closed",
-        CloseReason::ConnectionLost => "the transport failed; never sent, what the client's library reports",
-        CloseReason::Drain => "the node is leaving: a deploy, a scale-down or a rebalance",
-        CloseReason::DrainForced => "the node is leaving and its deadline passed",
-        CloseReason::TokenExpired => "the connection's token has expired: get a new one first",
+        CloseReason::ClientClosed => "the client closed the connection",
+        CloseReason::ConnectionLost => {
+            "the transport failed; never sent, but reported by the client's library"
+        }
+        CloseReason::Drain => {
+            "the node is shutting down because of a deployment, a scale-down or a rebalance"
+        }
+        CloseReason::DrainForced => "the node is shutting down and the deadline of its drain passed",
+        CloseReason::TokenExpired => "the connection's token has expired; get a new one first",
         CloseReason::SlowConsumer => {
-            "the client read too slowly for its namespace's `slowConsumer` bounds, or nothing for `hub.limits.writeTimeoutSeconds`"
+            "the client read too slowly for the `slowConsumer` bounds of its namespace, or read nothing for `hub.limits.writeTimeoutSeconds`"
         }
-        CloseReason::NoPong => "a ping was not answered in `hub.pongTimeoutSeconds`",
+        CloseReason::NoPong => "the client did not answer a ping within `hub.pongTimeoutSeconds`",
         CloseReason::Gap => {
-            "messages were lost and the mode has no other way to tell it: fetch the state anew"
+            "messages were lost, and the mode has no other way to report it; fetch the current state again"
         }
-        CloseReason::Disconnected => "a backend asked for it by `/api/disconnect`",
-        CloseReason::PermissionDenied => "new settings no longer allow what the connection does",
+        CloseReason::Disconnected => "a backend requested it with `/api/disconnect`",
+        CloseReason::PermissionDenied => "new settings no longer permit what the connection does",
         CloseReason::TooManyRequests => {
-            "more frames or bytes than `hub.limits` admit, or more publications than `rateLimit` (bare mode)"
+            "the client sent more frames or bytes than `hub.limits` allows, or more publications than `rateLimit` allows (bare mode)"
         }
         CloseReason::Idle => "no message in either direction for `hub.limits.idleTimeoutSeconds`",
-        CloseReason::MaxAge => "the connection has reached `hub.limits.maxConnectionAgeSeconds`",
-        CloseReason::Unavailable => "the broker did not take a publication (bare mode)",
+        CloseReason::MaxAge => "the connection reached `hub.limits.maxConnectionAgeSeconds`",
+        CloseReason::Unavailable => "the broker did not accept a publication (bare mode)",
         CloseReason::OutcomeUnknown => {
-            "a publication was sent to the broker and not answered: it was published or not (bare mode)"
+            "the broker did not answer a publication, so it is unknown whether it was published (bare mode)"
         }
         CloseReason::Overloaded => {
-            "clients together take more memory than the node has for unfinished messages and unread replies, and this one took most"
+            "all clients together use more memory than the node has for incomplete messages and unread replies, and this client uses the most"
         }
-        CloseReason::ProtocolError => "a frame against RFC 6455",
-        CloseReason::BadRequest => "a message that is not what the protocol speaks",
-        CloseReason::InvalidUtf8 => "a text message that is not UTF-8",
-        CloseReason::MessageTooBig => "a message larger than `hub.maxMessageBytes`",
-        CloseReason::Internal => "a mistake in the server",
+        CloseReason::ProtocolError => "the client sent a frame that violates RFC 6455",
+        CloseReason::BadRequest => "the client sent a message that is invalid in the protocol",
+        CloseReason::InvalidUtf8 => "the client sent a text message that is not UTF-8",
+        CloseReason::MessageTooBig => "the client sent a message larger than `hub.maxMessageBytes`",
+        CloseReason::Internal => "internal error of the server",
     }
 }
 

@@ -395,7 +395,7 @@ impl Drop for DeathGuard {
             return;
         }
         let shard = self.shard;
-        tracing::error!(shard, "a shard's thread panicked: its connections are lost, the process has to end");
+        tracing::error!(shard, "a shard thread panicked, its connections are lost and the process must exit");
         self.death.send_replace(Some(shard));
     }
 }

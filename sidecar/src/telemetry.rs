@@ -18,12 +18,12 @@ use tracing_subscriber::{
     Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-/// How a line of the log looks.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Human-readable text.
     Text,
 }
 
@@ -77,7 +77,7 @@ impl LogControl {
         self.0.as_ref().and_then(|log| log.filter.with_current(ours).ok().flatten()).map(from_filter)
     }
 
-    /// Registers what it counts below `registry`'s prefix.
+    /// Registers the metrics under the prefix of `registry`.
     pub fn register(&self, registry: &mut Metrics) {
         registry.register_collector(Box::new(self.clone()));
     }
@@ -87,7 +87,7 @@ impl Collector for LogControl {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let lines = self.0.as_ref().map_or(0, |log| log.dropped.dropped_lines());
         let metric = ConstCounter::new(lines as u64);
-        let help = "Lines of the log that were dropped because whoever reads it did not keep up";
+        let help = "Log lines dropped because stderr was not read fast enough";
         metric.encode(encoder.encode_descriptor("log_lines_dropped", help, None, metric.metric_type())?)
     }
 }

@@ -14,7 +14,10 @@ pub(crate) fn sidecar(told: Option<&Path>) -> anyhow::Result<PathBuf> {
         return if found {
             Ok(told.to_owned())
         } else {
-            bail!("{} is no program: set --sidecar or FANOUT_SIDECAR to fanout-sidecar", told.display())
+            bail!(
+                "{} is not an executable: set --sidecar or FANOUT_SIDECAR to fanout-sidecar",
+                told.display()
+            )
         };
     }
     let own = env::current_exe().context("failed to find out where this program is")?;

@@ -409,7 +409,7 @@ async fn the_api_servers_refusal_is_told_in_its_words() {
 async fn an_unknown_field_is_refused_with_its_line_and_a_value_is_left_to_the_api_server() {
     let stage = Stage::empty().await;
     let refused = stage.plan(&changed(&json!({"replica": 2}))).await.unwrap_err();
-    assert!(format!("{refused:#}").contains("line 1: spec.replica: is an unknown field"), "{refused:#}");
+    assert!(format!("{refused:#}").contains("line 1: spec.replica: unknown field"), "{refused:#}");
     let old = changed(&json!({"redis": {"managed": {}, "channelPrefix": "a:b"}}));
     let report = stage.plan(&old).await.unwrap();
     assert_eq!(report.clusters[0].warnings[0].reason, "AmbiguousChannelPrefix");
@@ -503,5 +503,5 @@ async fn the_namespace_of_the_command_line_may_not_contradict_the_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), changed(&json!({})).to_string()).unwrap();
     let refused = stage.run(&["-f", file.path().to_str().unwrap(), "-n", "other"]).await.unwrap_err();
-    assert!(refused.to_string().starts_with("the file says namespace test"), "{refused}");
+    assert!(refused.to_string().starts_with("the namespace in the file is test"), "{refused}");
 }

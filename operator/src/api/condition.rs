@@ -1,29 +1,30 @@
-//! The words of `status.conditions` and of Events: both are enumerated, so that alerts and people can rely on them.
+//! Types and reasons of `status.conditions` and of Events. Both are enumerated, so that alerts and people can rely on
+//! them.
 
 use std::fmt;
 
 /// Type of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
-    /// All nodes that are asked for serve, at the current revision, and nothing is wrong.
+    /// All desired nodes serve at the current revision, and no problem is known.
     Ready,
     /// At least one node serves.
     Available,
     /// Nodes are being added, replaced or removed.
     Progressing,
-    /// Something a person must mend stands in the way.
+    /// A problem that requires manual action exists.
     Degraded,
-    /// The nodes reach their broker and see their own messages come back.
+    /// The nodes are connected to the broker and receive their own messages back.
     RedisReachable,
-    /// Every node runs by the live settings of the spec.
+    /// Every node runs with the live settings of the spec.
     SettingsInSync,
-    /// `spec.paused` is set: the operator changes nothing.
+    /// `spec.paused` is set, so the operator makes no changes.
     Paused,
-    /// The cluster works as it is asked to, and something in its spec or its secrets should be otherwise.
+    /// The cluster works as specified, but something in its spec or Secrets should be changed.
     Advisory,
 }
 
-/// Why a condition has its status, or why an Event was sent.
+/// Reason of a condition or of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// Every node serves.
@@ -36,100 +37,100 @@ pub enum Reason {
     ScaledToZero,
     /// Nodes are being added.
     ScalingUp,
-    /// Nodes are being drained and removed because fewer are asked for.
+    /// Nodes are being drained and removed because `spec.replicas` was lowered.
     ScalingDown,
     /// Nodes of an older revision are being replaced.
     RollingOut,
-    /// A new node did not become ready; older ones are left alone.
+    /// A new node did not become ready, so older nodes are not replaced.
     RolloutStuck,
     /// A new revision exists, and `updateStrategy.type: OnDelete` waits for a person to delete pods.
     WaitingForDelete,
-    /// Nothing is being changed.
+    /// No changes are in progress.
     UpToDate,
-    /// Nothing is wrong.
+    /// No problem is known.
     AsExpected,
     /// An image cannot be pulled.
     ImagePullFailed,
-    /// A container ends again and again.
+    /// A container exits repeatedly.
     ContainerCrashing,
-    /// A pod finds no Kubernetes node to run on.
+    /// A pod cannot be scheduled to any Kubernetes node.
     Unschedulable,
-    /// The API server refused a pod, for quota or policy.
+    /// The API server rejected a pod because of a quota or a policy.
     PodRefused,
-    /// A container runs on although its node has drained and it was told to end.
+    /// A container keeps running although its node has drained and termination was requested.
     ContainerIgnoresTermination,
     /// A node did not become ready in time.
     NotReadyInTime,
-    /// A node refused its live settings and keeps the old ones.
+    /// A node rejected its live settings and keeps the old ones.
     SettingsRejected,
-    /// Every node runs by the live settings of the spec.
+    /// Every node runs with the live settings of the spec.
     SettingsCurrent,
-    /// A node runs by older live settings: the kubelet takes up to two minutes to hand them over.
+    /// A node runs with older live settings: the kubelet takes up to two minutes to propagate new ones.
     SettingsPropagating,
-    /// A Secret that the cluster names does not exist.
+    /// A Secret that the cluster refers to does not exist.
     SecretMissing,
     /// A Secret lacks a key, or the key is empty.
     SecretKeyMissing,
     /// The API server accepted the object, but it cannot work.
     InvalidSpec,
-    /// `redis.channelPrefix` holds a colon: its channels are those of another cluster, too.
+    /// `redis.channelPrefix` contains a colon, so its channels also belong to another cluster.
     AmbiguousChannelPrefix,
-    /// Two bounds leave each other no room.
+    /// Two bounds contradict each other.
     ContradictingBounds,
-    /// A node warns of a setting that is hardly meant, or of a secret that it cannot read.
+    /// A node reports a setting that is probably unintended, or a secret that it cannot read.
     SettingsWarning,
-    /// A setting needs a newer version of the sidecar than `spec.version`.
+    /// A setting requires a newer version of the sidecar than `spec.version`.
     VersionTooOld,
-    /// A child could not be written.
+    /// A child object could not be written.
     ApplyFailed,
-    /// A child of that name belongs to somebody else, or to nobody.
+    /// A child object of that name exists and is owned by something else or has no owner.
     NotOurs,
-    /// A child is being removed and is still there: a finalizer holds it, or the garbage collector is late.
+    /// A child object is being deleted and still exists: a finalizer blocks the deletion, or the garbage collector is late.
     ChildLeaving,
-    /// What is repaired in a child comes back: another controller, a webhook or a policy wants something else.
+    /// Repaired fields of a child object are changed again by another controller, a webhook or a policy.
     RepairDisputed,
-    /// The operator itself failed on this cluster.
+    /// The operator encountered an internal error while processing this cluster.
     OperatorFailed,
-    /// Every node's canary came back through the broker.
+    /// The canary messages of all nodes returned through the broker.
     CanaryReturned,
     /// A node has no connection to its broker.
     RedisUnreachable,
-    /// A node is connected, but its canary does not come back.
+    /// A node is connected to its broker, but its canary messages do not return.
     CanaryLost,
-    /// Redis refuses a node's publications by its access rules.
+    /// The access rules of Redis reject a node's publications.
     PublishRefused,
-    /// There are several nodes, and none of the others hears some node: it may be on another Redis.
+    /// There are several nodes, and one of them is not received by any other: it may be connected to another Redis.
     NodesApart,
-    /// No node could be asked yet.
+    /// No node has been queried yet.
     NotObserved,
-    /// `redis.memory`: there is no broker between nodes.
+    /// `redis.memory` is set, so there is no broker between nodes.
     MemoryBroker,
     /// `spec.paused` is set.
     Paused,
     /// `spec.paused` is not set.
     Reconciling,
-    /// A node is removed because fewer are asked for.
+    /// A node is removed because `spec.replicas` was lowered.
     ScaleDown,
     /// A node is removed because a newer revision replaces it.
     Rollout,
-    /// The managed Redis is made anew: its spec or its password changed.
+    /// The managed Redis is recreated because its spec or its password changed.
     RedisChanged,
-    /// The Kubernetes node of the managed Redis does not answer.
+    /// The Kubernetes node of the managed Redis does not respond.
     RedisNodeLost,
-    /// A revision was made.
+    /// A revision was created.
     RevisionCreated,
-    /// A child was made or brought back.
+    /// A child object was created or restored.
     ChildApplied,
-    /// A node that was to go stays after all.
+    /// The removal of a node was cancelled.
     NodeRestored,
-    /// A revision without nodes that nobody returns to is deleted.
+    /// A revision that is no longer used by any node was deleted.
     RevisionForgotten,
 }
 
 // === impl ConditionType ===
 
 impl ConditionType {
-    /// Every condition, in the order they are shown.
+    /// All conditions, in display order.
     pub const ALL: [Self; 8] = [
         Self::Ready,
         Self::Available,

@@ -172,31 +172,31 @@ fn shape_pod_template(template: &mut Value) {
 const POD_RULES: [(&str, &str); 7] = [
     (
         "!has(self.containers) || self.containers.all(c, c.name != 'fanout')",
-        "the container name 'fanout' is the sidecar's: give yours another name, or set the sidecar's image and resources in spec.image and spec.resources",
+        "the container name 'fanout' is reserved for the sidecar: choose another name, or set the sidecar's image and resources in spec.image and spec.resources",
     ),
     (
         "!has(self.initContainers) || self.initContainers.all(c, c.name != 'fanout')",
-        "the container name 'fanout' is the sidecar's: give your init container another name",
+        "the container name 'fanout' is reserved for the sidecar: choose another name for the init container",
     ),
     (
         "!has(self.volumes) || self.volumes.all(v, !v.name.startsWith('fanout-'))",
-        "volume names that begin with 'fanout-' are the operator's: give yours another name",
+        "volume names that start with 'fanout-' are reserved for the operator: choose another name",
     ),
     (
         "!has(self.hostNetwork) || !self.hostNetwork",
-        "hostNetwork would let the ports of two nodes on one machine collide: leave it out and use spec.service",
+        "with hostNetwork the ports of two nodes on one machine would conflict: leave it out and use spec.service",
     ),
     (
         "!has(self.restartPolicy) || self.restartPolicy == 'Always'",
-        "nodes run until they are drained: leave restartPolicy out",
+        "nodes must run until they are drained: leave restartPolicy out",
     ),
     (
         "!has(self.terminationGracePeriodSeconds)",
-        "set spec.drain.terminationGracePeriodSeconds instead, which the drain is measured against",
+        "set spec.drain.terminationGracePeriodSeconds instead, which drain.timeoutSeconds is validated against",
     ),
     (
         "!has(self.shareProcessNamespace) || !self.shareProcessNamespace",
-        "a shared process namespace would show the sidecar's secrets to your containers: leave it out",
+        "a shared process namespace would expose the sidecar's secrets to your containers: leave it out",
     ),
 ];
 

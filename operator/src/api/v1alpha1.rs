@@ -28,14 +28,14 @@ pub use traffic::{
 };
 pub use workload::{ChildMetadata, Drain, PodTemplate, UpdateStrategy, UpdateStrategyType};
 
-/// Version of the sidecar that a FanoutCluster without `spec.version` gets: that of this operator.
+/// Sidecar version that a FanoutCluster without `spec.version` gets: the version of this operator.
 pub const DEFAULT_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A time with its offset, as `date --utc +%FT%TZ` prints it.
+/// A timestamp with a UTC offset, in the form printed by `date --utc +%FT%TZ`.
 const RFC_3339: &str =
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$";
 
-/// What a FanoutCluster should be.
+/// Desired state of the FanoutCluster.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[kube(
@@ -79,103 +79,105 @@ const RFC_3339: &str =
         json_path = ".status.conditions[?(@.type==\"Ready\")].message"
     ),
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name names Services and pods too: use at most 40 of a-z, 0-9 and '-', beginning with a letter and not ending with '-'")
+        .message("metadata.name is also used to name Services and pods: use at most 40 of a-z, 0-9 and '-', starting with a letter and not ending with '-'")
         .field_path(".metadata.name")
 )]
 #[x_kube(
-    // At spec, for it looks at replicas. In modes with several servers addresses are seeds, free to change.
+    // At spec level because it reads replicas. In modes with several servers, addresses are seeds and may change.
     validation = Rule::new("!has(self.redis.external) || !has(oldSelf.redis.external) || self.redis.external.mode != 'Standalone' || oldSelf.redis.external.mode != 'Standalone' || self.redis.external.addresses == oldSelf.redis.external.addresses || oldSelf.replicas == 0")
-        .message("nodes at the old address and at the new one would not hear each other while they are replaced: move the name to the new server in DNS, or set replicas to 0 first and back afterwards, or make a second FanoutCluster at the new address and move clients to it")
+        .message("nodes at the old address and at the new one would not receive each other's messages while nodes are replaced: point the DNS name at the new server, or set replicas to 0 first and back afterwards, or create a second FanoutCluster with the new address and move clients to it")
         .field_path(".redis.external.addresses"),
     validation = Rule::new("!has(self.redis.memory) || self.replicas <= 1")
-        .message("redis.memory joins no nodes: set replicas to 1 (or 0), or choose redis.managed or redis.external")
+        .message("redis.memory cannot connect several nodes: set replicas to 1 (or 0), or choose redis.managed or redis.external")
         .field_path(".replicas"),
     validation = Rule::new("!has(self.podTemplate) || !has(self.podTemplate.spec) || !has(self.podTemplate.spec.containers) || self.podTemplate.spec.containers.all(c, !has(c.ports) || c.ports.all(p, p.containerPort != self.hub.ports.client && p.containerPort != self.hub.ports.api && p.containerPort != self.hub.ports.admin && p.containerPort != self.hub.ports.control))")
-        .message("a container's containerPort is one of the hub's: give the container another port, or move the hub's in hub.ports")
+        .message("a container's containerPort is already used by the hub: give the container another port, or change the hub's in hub.ports")
         .field_path(".podTemplate"),
     validation = Rule::new("!has(self.podTemplate) || !has(self.podTemplate.spec) || !has(self.podTemplate.spec.initContainers) || self.podTemplate.spec.initContainers.all(c, !has(c.ports) || c.ports.all(p, p.containerPort != self.hub.ports.client && p.containerPort != self.hub.ports.api && p.containerPort != self.hub.ports.admin && p.containerPort != self.hub.ports.control))")
-        .message("a container's containerPort is one of the hub's: give the container another port, or move the hub's in hub.ports")
+        .message("a container's containerPort is already used by the hub: give the container another port, or change the hub's in hub.ports")
         .field_path(".podTemplate")
 )]
 pub struct FanoutClusterSpec {
-    /// Version of the sidecar. Set once at creation, by default to the operator's, and moved by you alone: a newer
-    /// operator leaves running nodes as they are.
+    /// Version of the sidecar. Set at creation to the operator's version unless specified, and never changed by the
+    /// operator afterwards: upgrading the operator does not upgrade running nodes.
     #[serde(default = "default_version")]
     #[schemars(regex(pattern = r"^[0-9A-Za-z_][0-9A-Za-z._-]{0,127}$"), extend("x-fanout-change" = "roll"))]
     pub version: String,
-    /// Stops the operator from changing anything; status is still kept.
+    /// Stops the operator from making any changes. Status is still updated.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub paused: bool,
-    /// Number of nodes. An autoscaler may own it by the scale subresource.
+    /// Number of nodes to run. Can be managed by an autoscaler through the scale subresource. Defaults to 3.
     #[serde(default = "default_replicas")]
     #[schemars(range(min = 0, max = 1_000), extend("x-fanout-change" = "operator"))]
     pub replicas: i32,
-    /// Image of the sidecar.
+    /// Container image of the sidecar.
     #[serde(default)]
     pub image: Image,
-    /// CPU and memory of the sidecar's container.
+    /// CPU and memory requests and limits of the sidecar container.
     #[serde(default = "default_resources")]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub resources: ResourceRequirements,
-    /// Least severe level that nodes log.
+    /// Minimum severity of the messages that nodes log. Defaults to `info`.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub log_level: LogLevel,
-    /// Ports, connections and their limits.
+    /// Ports of the sidecar, and settings and limits of client connections.
     #[serde(default)]
     pub hub: Hub,
-    /// Who may connect and who may call the server API.
+    /// Authentication of clients and of callers of the server API.
     #[serde(default)]
     pub auth: Auth,
-    /// What may be done in which channels. Channel `x:y` belongs to namespace `x`, one without a prefix to
-    /// `default`; a channel whose namespace is not listed is denied.
+    /// Channel namespaces and their policies. Channel `x:y` belongs to namespace `x`; a channel without a prefix
+    /// belongs to `default`. Access to a channel whose namespace is not listed is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), extend("x-fanout-change" = "hot"))]
     #[x_kube(
         validation = Rule::new("self.all(n, n.name != 'fanout')")
-            .message("the namespace 'fanout' is kept for the nodes themselves: give yours another name"),
+            .message("the namespace 'fanout' is reserved for internal use by the nodes: choose another name"),
         merge_strategy = ListMerge::Map(vec!["name".into()])
     )]
     pub namespaces: Vec<Namespace>,
-    /// What carries publications between nodes: exactly one of `managed`, `external` and `memory`.
+    /// Broker that carries publications between nodes. Set exactly one of `managed`, `external` and `memory`.
     #[serde(default)]
     pub redis: Redis,
-    /// Your own containers, run beside the sidecar in each pod, and what else the pod should have.
+    /// Template for the pods of the nodes: your own containers, which run beside the sidecar in each pod, and other pod
+    /// settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub pod_template: Option<PodTemplate>,
-    /// A time (RFC 3339) whose new value replaces every node by one of the same settings, at the pace of
-    /// `updateStrategy` and `drain`. It need not be the present time: only that it differs counts.
+    /// RFC 3339 timestamp. Changing it replaces every node with a new one of the same settings, at the pace set by
+    /// `updateStrategy` and `drain`. The value does not have to be the current time; any change triggers the restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = RFC_3339), extend("x-fanout-change" = "roll"))]
     pub restarted_at: Option<String>,
-    /// How nodes are replaced when a change needs new pods.
+    /// Strategy for replacing nodes when a change requires new pods.
     #[serde(default)]
     pub update_strategy: UpdateStrategy,
-    /// Seconds that a node has to become ready before it counts as stuck: it is named in the conditions, and older nodes
-    /// are left alone.
+    /// Seconds that a node may take to become ready before it is considered stuck. A stuck node is reported in the
+    /// conditions, and older nodes are not replaced in the meantime. Defaults to 120.
     #[serde(default = "default_progress_deadline")]
     #[schemars(range(min = 10, max = 86_400), extend("x-fanout-change" = "operator"))]
     pub progress_deadline_seconds: u32,
-    /// Seconds that a new node must have been ready before the next older one leaves. Its own messages must come back
-    /// through the broker too, where those of other nodes do.
+    /// Seconds that a new node must have been ready before the next older node is removed. Where other nodes receive
+    /// their own messages back through the broker, the new node must receive its own too. Defaults to 0.
     #[serde(default)]
     #[schemars(range(min = 0, max = 3_600), extend("x-fanout-change" = "operator"))]
     pub min_ready_seconds: u32,
-    /// How clients leave a node that ends.
+    /// Draining of client connections from a node before it terminates.
     #[serde(default)]
     pub drain: Drain,
-    /// The Service that clients connect to.
+    /// Service that clients connect to.
     #[serde(default)]
     pub service: ServiceSpec,
-    /// Labels and annotations of every object that the operator makes, as policies demand them.
+    /// Labels and annotations added to every object that the operator creates, for example to satisfy admission
+    /// policies.
     #[serde(default, skip_serializing_if = "ChildMetadata::is_empty")]
     pub child_metadata: ChildMetadata,
-    /// What may evict nodes.
+    /// Limits on voluntary disruptions of nodes.
     #[serde(default)]
     pub disruption: Disruption,
-    /// Who may open connections to the nodes.
+    /// NetworkPolicy of the nodes.
     #[serde(default)]
     pub network_policy: NetworkPolicySpec,
 }
@@ -199,7 +201,7 @@ fn default_resources() -> ResourceRequirements {
     workload::resources([("cpu", "100m"), ("memory", "128Mi")], [("cpu", "2"), ("memory", "1Gi")])
 }
 
-/// The value that the schema gives to a field whose parts are all left out.
+/// Returns the value that the schema's defaults give to a field whose subfields are all omitted.
 fn all_defaults<T: serde::de::DeserializeOwned>() -> T {
     serde_json::from_value(serde_json::json!({})).expect("every field has a default")
 }
@@ -207,17 +209,17 @@ fn all_defaults<T: serde::de::DeserializeOwned>() -> T {
 // === impl FanoutCluster ===
 
 impl FanoutCluster {
-    /// Its name; an object from the API server always has one.
+    /// Returns the name of the FanoutCluster. Objects from the API server always have one.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
     }
 
-    /// Its namespace; `default` for an object that was read from a file and names none.
+    /// Returns the namespace of the FanoutCluster, or `default` for an object read from a file that names no namespace.
     pub fn namespace(&self) -> &str {
         self.metadata.namespace.as_deref().unwrap_or("default")
     }
 
-    /// What stands before each channel in Redis.
+    /// Returns the prefix of channel names in Redis.
     pub fn channel_prefix(&self) -> String {
         match &self.spec.redis.channel_prefix {
             Some(prefix) => prefix.clone(),
@@ -225,7 +227,7 @@ impl FanoutCluster {
         }
     }
 
-    /// Whether containers of the user run beside the sidecar.
+    /// Returns `true` if containers of the user run beside the sidecar.
     pub fn has_app_containers(&self) -> bool {
         self.spec.pod_template.as_ref().is_some_and(|template| !template.containers().is_empty())
     }

@@ -315,7 +315,7 @@ where
     let touched = events.filter_map(move |event| {
         let event = event.inspect_err(|error| {
             broken.inc();
-            tracing::warn!(error = %super::chain(error), "a watch broke and is started again");
+            tracing::warn!(error = %super::chain(error), "watch failed, restarting");
         });
         let touched = match event {
             Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {

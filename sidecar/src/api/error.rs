@@ -1,4 +1,4 @@
-//! What a call that failed is answered: Centrifugo's codes and shapes.
+//! Errors of the server API, with Centrifugo's codes and structure.
 
 use axum::{
     Json,
@@ -14,52 +14,53 @@ use crate::{
     work::PublishError,
 };
 
-/// How errors are answered.
+/// Reporting mode of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// HTTP 200 with an `error` in the body.
     Body,
-    /// A status of their own, too.
+    /// An `error` in the body and a matching HTTP status.
     Transport,
 }
 
-/// The body of an answer.
+/// Body of a response.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Reply<T> {
-    /// It was done.
+    /// The call succeeded.
     Result(T),
-    /// It was not done.
+    /// The call failed.
     Error(ErrorBody),
 }
 
-/// Why it was not done.
+/// Error of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct ErrorBody {
-    /// Centrifugo's number: 100 internal, 101 unauthorized, 102 unknown channel, 104 unknown method, 107 bad request, 111
-    /// too much. Of our own: 120, it is unknown whether the message was published.
+    /// Error code. Centrifugo's codes: 100 internal error, 101 unauthorized, 102 unknown channel, 104 unknown method,
+    /// 107 bad request, 111 too many requests. Specific to Fanout: 120, it is unknown whether the message was
+    /// published.
     pub(super) code: u16,
-    /// For people.
+    /// Description of the error for humans.
     pub(super) message: String,
 }
 
-/// A call that failed.
+/// Failure of a call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ApiError {
-    #[error("unauthorized: give a key of the server API in the header `X-API-Key`")]
+    #[error("unauthorized: send an API key in the header `X-API-Key`")]
     Unauthorized,
-    #[error("the body must be JSON, and `Content-Type` must say so: application/json")]
+    #[error("the body must be JSON with `Content-Type: application/json`")]
     MediaType,
-    #[error("the body is compressed, and no content coding is understood: send it as it is")]
+    #[error("content codings are not supported: send the body uncompressed")]
     ContentCoding,
-    #[error("no such method: GET /openapi.json lists them")]
+    #[error("no such method: see GET /openapi.json for the list of methods")]
     UnknownMethod,
     #[error("method not allowed: use {0}")]
     WrongVerb(&'static str),
-    #[error("the body has more than {max} bytes")]
+    #[error("the body exceeds the limit of {max} bytes")]
     BodyTooLarge { max: usize },
     #[error(
-        "unknown channel: its namespace is not configured or its name fits none of the namespace's patterns"
+        "unknown channel: its namespace is not configured or its name matches none of the namespace's patterns"
     )]
     UnknownChannel,
     #[error("bad request: {0}")]
@@ -70,10 +71,10 @@ pub(super) enum ApiError {
     Refused(String),
     #[error("{0}; the message was not published")]
     TooMany(String),
-    #[error("{error}: the message was published or not; {}", if *.keyed {
+    #[error("{error}: it is unknown whether the message was published; {}", if *.keyed {
         "repeat the call with the same `idempotency_key`"
     } else {
-        "only with an `idempotency_key` is it safe to repeat the call"
+        "without an `idempotency_key` it is not safe to repeat the call"
     })]
     OutcomeUnknown { error: String, keyed: bool },
 }
@@ -148,7 +149,7 @@ impl Mode {
 }
 
 impl ApiError {
-    /// The answer to a publication that failed; `keyed` if it has an idempotency key.
+    /// Converts the error of a publication; `keyed` states whether the publication has an idempotency key.
     pub(super) fn of(error: PublishError, keyed: bool) -> Self {
         match error {
             PublishError::TooLarge { .. } | PublishError::Reserved(_) => Self::BadRequest(error.to_string()),
@@ -169,7 +170,7 @@ impl From<InvalidChannelName> for ApiError {
 }
 
 impl From<Denied> for ApiError {
-    /// Backends may publish wherever there is a channel.
+    /// Backends may publish to every existing channel, so a denial always means that the channel does not exist.
     fn from(_: Denied) -> Self {
         Self::UnknownChannel
     }

@@ -1,5 +1,5 @@
-//! The methods: what each takes, does and answers. Fields that are not listed are skipped, as Centrifugo does, so
-//! that its clients may send what this server does not know.
+//! Methods of the server API: their requests, behaviour and replies. Unknown fields are ignored, as in Centrifugo, so
+//! that its clients may send fields that this server does not know.
 
 use std::{collections::BTreeMap, future::Future};
 
@@ -22,28 +22,29 @@ use crate::{
     work::{Draft, Lane},
 };
 
-/// Channels of one broadcast.
+/// Maximum number of channels in one broadcast.
 const MAX_CHANNELS: usize = 10_000;
-/// Bytes of a conflation key, or of an idempotency key.
+/// Maximum length of a conflation key or an idempotency key, in bytes.
 const MAX_KEY: usize = 255;
-/// Labels of a message, and bytes of their names and values: they travel with it to every node.
+/// Limits on the number of tags of a message and on the bytes of their names and values. Tags travel with the message
+/// to every node.
 const MAX_TAGS: usize = 64;
 const MAX_TAG_BYTES: usize = 16 * 1_024;
 
-/// A method of the server API.
+/// Method of the server API.
 pub(super) trait Method: 'static {
-    /// For metrics and documents.
+    /// Name in metrics and documents.
     const NAME: &'static str;
-    /// Where it is.
+    /// Path of the endpoint.
     const PATH: &'static str;
-    /// What it does.
+    /// Summary for the OpenAPI document.
     const SUMMARY: &'static str;
-    /// What it takes.
+    /// Body of the request.
     type Request: DeserializeOwned + JsonSchema + Send;
-    /// What it answers.
+    /// Result of a successful call.
     type Reply: Serialize + JsonSchema;
 
-    /// Does it.
+    /// Executes the call.
     fn call(api: &Api, request: Self::Request) -> impl Future<Output = Result<Self::Reply, ApiError>> + Send;
 }
 
@@ -51,44 +52,45 @@ pub(super) trait Method: 'static {
 
 pub(super) struct Publish;
 
-/// A message for one channel.
+/// Request to publish a message to one channel.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct PublishRequest {
-    /// Where to.
+    /// Channel to publish to.
     channel: String,
-    /// The message, any JSON: subscribers get its text as it is sent here.
+    /// Message as a JSON value. Subscribers receive the JSON text exactly as it was sent.
     #[serde(default, deserialize_with = "given")]
     #[schemars(with = "Option<serde_json::Value>")]
     data: Option<Box<RawValue>>,
-    /// The message as base64, in place of `data`: subscribers get its bytes as a binary message.
+    /// Message as base64, instead of `data`. Subscribers receive the decoded bytes as a binary message.
     #[serde(default)]
     b64data: Option<String>,
-    /// A name of the message. Within five minutes a channel takes one message of each name from backends; a repetition,
-    /// on whatever node, is answered as the first one was, with `duplicate`.
+    /// Idempotency key of the message. Within five minutes, a channel accepts only one message from backends with a
+    /// given key. A repetition, on any node, returns the result of the first call with `duplicate` set.
     #[serde(default)]
     #[schemars(length(min = 1, max = 255))]
     idempotency_key: Option<String>,
-    /// What the message is about: where the namespace conflates, a slow client receives the latest of each key.
+    /// Conflation key. In namespaces that conflate, a slow client receives only the latest message of each key.
     #[serde(default)]
     #[schemars(length(max = 255))]
     key: Option<String>,
-    /// Free labels, at most 16 KiB of names and values, which framed subscribers receive where the namespace sets
-    /// `exposePublisher`.
+    /// Arbitrary labels of the message, limited to 16 KiB of names and values in total. Sent to framed subscribers if
+    /// the namespace sets `exposePublisher`.
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: BTreeMap<String, String>,
 }
 
-/// Where the message is in its channel's stream; nothing on a channel without one.
+/// Position of the message in its channel's stream. Empty for a channel without a stream.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub(super) struct PublishReply {
-    /// Its number.
+    /// Offset of the message in the stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset: Option<u64>,
-    /// Which life of the stream.
+    /// Epoch of the stream. Changes when the stream is recreated.
     #[serde(skip_serializing_if = "Option::is_none")]
     epoch: Option<String>,
-    /// The channel had the message already, by its `idempotency_key`; it was not published again.
+    /// Set to `true` if the channel already received a message with this `idempotency_key`; the message was not
+    /// published again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schemars(default)]
     duplicate: bool,
@@ -97,7 +99,7 @@ pub(super) struct PublishReply {
 impl Method for Publish {
     const NAME: &'static str = "publish";
     const PATH: &'static str = "/api/publish";
-    const SUMMARY: &'static str = "Sends a message to the subscribers of a channel, on every node.";
+    const SUMMARY: &'static str = "Publishes a message to the subscribers of a channel on all nodes.";
     type Request = PublishRequest;
     type Reply = PublishReply;
 
@@ -114,56 +116,56 @@ impl Method for Publish {
 
 pub(super) struct Broadcast;
 
-/// A message for many channels.
+/// Request to publish a message to several channels.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct BroadcastRequest {
-    /// Where to; each is tried, whatever becomes of the others.
+    /// Channels to publish to. Each is attempted, regardless of failures in other channels.
     #[schemars(length(min = 1, max = 10_000))]
     channels: Vec<String>,
-    /// The message, any JSON: subscribers get its text as it is sent here.
+    /// Message as a JSON value. Subscribers receive the JSON text exactly as it was sent.
     #[serde(default, deserialize_with = "given")]
     #[schemars(with = "Option<serde_json::Value>")]
     data: Option<Box<RawValue>>,
-    /// The message as base64, in place of `data`: subscribers get its bytes as a binary message.
+    /// Message as base64, instead of `data`. Subscribers receive the decoded bytes as a binary message.
     #[serde(default)]
     b64data: Option<String>,
-    /// A name of the message. Within five minutes a channel takes one message of each name from backends; a repetition,
-    /// on whatever node, is answered as the first one was, with `duplicate`.
+    /// Idempotency key of the message. Within five minutes, a channel accepts only one message from backends with a
+    /// given key. A repetition, on any node, returns the result of the first call with `duplicate` set.
     #[serde(default)]
     #[schemars(length(min = 1, max = 255))]
     idempotency_key: Option<String>,
-    /// What the message is about: where the namespace conflates, a slow client receives the latest of each key.
+    /// Conflation key. In namespaces that conflate, a slow client receives only the latest message of each key.
     #[serde(default)]
     #[schemars(length(max = 255))]
     key: Option<String>,
-    /// Free labels, at most 16 KiB of names and values, which framed subscribers receive where the namespace sets
-    /// `exposePublisher`.
+    /// Arbitrary labels of the message, limited to 16 KiB of names and values in total. Sent to framed subscribers if
+    /// the namespace sets `exposePublisher`.
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: BTreeMap<String, String>,
 }
 
-/// What became of the message in each channel.
+/// Results of a broadcast.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct BroadcastReply {
-    /// In the order of the request's channels.
+    /// One result per channel, in the order of the request.
     responses: Vec<BroadcastPart>,
 }
 
-/// What became of the message in one channel: one of both.
+/// Result for one channel: either `result` or `error`.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum BroadcastPart {
-    /// It was published.
+    /// The message was published.
     Result(PublishReply),
-    /// It was not.
+    /// The message was not published.
     Error(ErrorBody),
 }
 
 impl Method for Broadcast {
     const NAME: &'static str = "broadcast";
     const PATH: &'static str = "/api/broadcast";
-    const SUMMARY: &'static str = "Sends one message to the subscribers of many channels.";
+    const SUMMARY: &'static str = "Publishes one message to the subscribers of several channels.";
     type Request = BroadcastRequest;
     type Reply = BroadcastReply;
 
@@ -176,7 +178,7 @@ impl Method for Broadcast {
         let payload = payload(data, b64data)?;
         let mut answers = Vec::with_capacity(channels.len());
         for channel in channels {
-            // Waits for room, one channel after the other, and leaves in their order; answers are awaited together.
+            // Waits for room one channel at a time, which keeps their order; the answers are awaited together.
             let published = match channel_name(api, &channel) {
                 Ok(channel) => Ok(labels.publish(api, channel, payload.clone()).await),
                 Err(error) => Err(error),
@@ -192,10 +194,11 @@ impl Method for Broadcast {
 
 pub(super) struct Channels;
 
-/// Which channels.
+/// Request to list channels.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct ChannelsRequest {
-    /// Only names that fit, `*` standing for any characters; all without it.
+    /// Pattern that channel names must match; `*` matches any sequence of characters. If unset, all channels are
+    /// listed.
     #[serde(default)]
     pattern: Option<String>,
 }
@@ -203,23 +206,24 @@ pub(super) struct ChannelsRequest {
 /// Channels with subscribers.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ChannelsReply {
-    /// By name.
+    /// Channels, keyed by name.
     channels: BTreeMap<String, ChannelInfo>,
-    /// Whether every node has answered. Where not, there may be more channels and more subscribers.
+    /// Set to `true` if all nodes responded. If `false`, there may be more channels and more subscribers.
     complete: bool,
 }
 
-/// One channel.
+/// Information about one channel.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ChannelInfo {
-    /// Its subscribers on all nodes.
+    /// Number of subscribers on all nodes.
     num_clients: u32,
 }
 
 impl Method for Channels {
     const NAME: &'static str = "channels";
     const PATH: &'static str = "/api/channels";
-    const SUMMARY: &'static str = "Lists the channels that have subscribers, and how many, on all nodes.";
+    const SUMMARY: &'static str =
+        "Lists the channels that have subscribers on any node, with the number of subscribers.";
     type Request = ChannelsRequest;
     type Reply = ChannelsReply;
 
@@ -237,41 +241,43 @@ impl Method for Channels {
 
 pub(super) struct Info;
 
-/// Nothing.
+/// Request for information about the cluster. Has no fields.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct InfoRequest {}
 
-/// The cluster.
+/// Information about the cluster.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct InfoReply {
-    /// Its nodes, by name.
+    /// Nodes of the cluster, sorted by name.
     nodes: Vec<NodeReply>,
-    /// Whether these are all. Not while Redis is away, for five minutes after a node fell silent without saying that it
-    /// leaves, and where DNS lists more nodes than are heard.
+    /// Set to `true` if the list is known to be complete. `false` while Redis is unreachable, for five minutes after a
+    /// node stopped responding without announcing its departure, and while DNS lists more nodes than this node hears
+    /// from.
     complete: bool,
 }
 
-/// One node.
+/// Information about one node.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct NodeReply {
-    /// Another for each run of it.
+    /// Unique ID of this run of the node. Changes when the node restarts.
     uid: String,
-    /// The pod's name.
+    /// Name of the pod.
     name: String,
-    /// Version of its program.
+    /// Version of the sidecar.
     version: String,
-    /// Connections that are open.
+    /// Number of open connections.
     num_clients: u32,
-    /// Channels with subscribers on it.
+    /// Number of channels with subscribers on the node.
     num_channels: u32,
-    /// Seconds since it began.
+    /// Time since the node started, in seconds.
     uptime: u64,
 }
 
 impl Method for Info {
     const NAME: &'static str = "info";
     const PATH: &'static str = "/api/info";
-    const SUMMARY: &'static str = "Lists the nodes of the cluster and what they hold.";
+    const SUMMARY: &'static str =
+        "Lists the nodes of the cluster, with their numbers of connections and channels.";
     type Request = InfoRequest;
     type Reply = InfoReply;
 
@@ -293,31 +299,34 @@ impl Method for Info {
 
 pub(super) struct Disconnect;
 
-/// Whose connections. They are closed with a code that tells the client not to come back by itself.
+/// Selection of the connections to close. They are closed with a code that tells clients not to reconnect
+/// automatically.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct DisconnectRequest {
-    /// All connections of this user; with `client`, that one and only if it is this user's.
+    /// User whose connections are closed. Combined with `client`, only that connection is closed, and only if it
+    /// belongs to this user.
     #[serde(default)]
     user: Option<String>,
-    /// This one connection, by the id that it was told as `connected.client`; the log and `publisher.client` have the same.
+    /// Client ID of the single connection to close, as sent to the client in `connected.client`. The log and
+    /// `publisher.client` contain the same ID.
     #[serde(default)]
     client: Option<String>,
 }
 
-/// How many were closed.
+/// Result of a disconnect.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct DisconnectReply {
-    /// By all nodes that answered in time.
+    /// Number of connections closed by the nodes that responded in time.
     num_clients: usize,
-    /// Whether every node has answered. Where not, those that did not close the connections that are open now once they
-    /// are heard again, for five minutes.
+    /// Set to `true` if all nodes responded. If `false`, a node that did not respond closes the connections that are
+    /// open now as soon as it is reachable again, within five minutes.
     complete: bool,
 }
 
 impl Method for Disconnect {
     const NAME: &'static str = "disconnect";
     const PATH: &'static str = "/api/disconnect";
-    const SUMMARY: &'static str = "Closes the connections of a user, or one connection, on whatever node.";
+    const SUMMARY: &'static str = "Closes all connections of a user, or a single connection, on any node.";
     type Request = DisconnectRequest;
     type Reply = DisconnectReply;
 
@@ -329,7 +338,7 @@ impl Method for Disconnect {
         let who = match (user, client) {
             (user, Some((node, connection))) => Who::Client { node, connection, user },
             (Some(user), None) => Who::User(user),
-            (None, None) => return Err(ApiError::BadRequest("give `user`, `client` or both".to_owned())),
+            (None, None) => return Err(ApiError::BadRequest("set `user`, `client` or both".to_owned())),
         };
         let Disconnected { closed, complete } = api.peers.disconnect(who, CloseReason::Disconnected).await;
         Ok(DisconnectReply { num_clients: closed, complete })
@@ -338,22 +347,22 @@ impl Method for Disconnect {
 
 // === shared ===
 
-/// `null` is a message too; only what is not there is none.
+/// Deserializes a present value, including `null`, as `Some`: `null` is a valid message.
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 fn payload(data: Option<Box<RawValue>>, b64data: Option<String>) -> Result<Payload, ApiError> {
     match (data, b64data) {
-        // Clients that write every field give an empty `b64data` beside `data`.
+        // Clients that write every field send an empty `b64data` with `data`.
         (Some(data), None) => text_payload(data),
         (Some(data), Some(empty)) if empty.is_empty() => text_payload(data),
         (None, Some(text)) => match BASE64_STANDARD.decode(text) {
             Ok(bytes) => Ok(Payload::Binary(bytes.into())),
-            Err(error) => Err(ApiError::BadRequest(format!("`b64data` is no base64: {error}"))),
+            Err(error) => Err(ApiError::BadRequest(format!("`b64data` is not valid base64: {error}"))),
         },
         (None, None) => Err(ApiError::BadRequest("`data` is missing".to_owned())),
-        (Some(_), Some(_)) => Err(ApiError::BadRequest("give one of `data` and `b64data`".to_owned())),
+        (Some(_), Some(_)) => Err(ApiError::BadRequest("set only one of `data` and `b64data`".to_owned())),
     }
 }
 
@@ -361,7 +370,7 @@ fn text_payload(data: Box<RawValue>) -> Result<Payload, ApiError> {
     Ok(Payload::Text(Bytes::from(String::from(Box::<str>::from(data)))))
 }
 
-/// What a message carries beside its payload.
+/// Metadata of a message.
 struct Labels {
     idempotency_key: Option<String>,
     key: Option<String>,
@@ -374,7 +383,7 @@ impl Labels {
         key: Option<String>,
         tags: BTreeMap<String, String>,
     ) -> Result<Self, ApiError> {
-        // Both are compared and kept with each message, so they are short.
+        // Both are compared and stored with each message, so their length is limited.
         for (name, text) in [("idempotency_key", &idempotency_key), ("key", &key)] {
             let length = text.as_ref().map_or(0, String::len);
             if length > MAX_KEY {
@@ -390,12 +399,12 @@ impl Labels {
             );
             return Err(ApiError::BadRequest(text));
         }
-        // Centrifugo's clients send an empty one for none.
+        // Centrifugo's clients send an empty key for none.
         let idempotency_key = idempotency_key.filter(|key| !key.is_empty());
         Ok(Self { idempotency_key, key, tags: tags.into_iter().collect() })
     }
 
-    /// Publishes once there is room; the inner future resolves with the outcome.
+    /// Publishes once there is room. The inner future resolves to the outcome.
     async fn publish(
         &self,
         api: &Api,
@@ -417,7 +426,7 @@ impl Labels {
     }
 }
 
-/// A channel that exists, whoever may publish in it.
+/// Returns the channel named by `text`, if it exists. Access rules are not checked.
 fn channel_name(api: &Api, text: &str) -> Result<ChannelName, ApiError> {
     let rules = api.door.rules();
     let max = rules.hub.limits.channel_name_bytes as usize;
@@ -479,8 +488,8 @@ mod tests {
         assert_eq!(binary, Ok(Payload::Binary(Bytes::from_static(&[0, 255]))));
         for (json, text) in [
             (r#"{"channel": "c"}"#, "`data` is missing"),
-            (r#"{"channel": "c", "data": 1, "b64data": "AA=="}"#, "give one of"),
-            (r#"{"channel": "c", "b64data": "A"}"#, "no base64"),
+            (r#"{"channel": "c", "data": 1, "b64data": "AA=="}"#, "set only one of"),
+            (r#"{"channel": "c", "b64data": "A"}"#, "not valid base64"),
         ] {
             assert!(parse(json).unwrap_err().to_string().contains(text), "{json}");
         }

@@ -1,4 +1,4 @@
-//! What is counted of the server API.
+//! Metrics of the server API.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use prometheus_client::{
 
 use super::error::ApiError;
 
-/// Counters and times of the server API, by method.
+/// Metrics of the server API, by method.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     duration: Family<MethodLabels, Histogram, fn() -> Histogram>,
@@ -28,7 +28,7 @@ struct ErrorLabels {
     code: u16,
 }
 
-/// One call.
+/// Timer of one call.
 pub(super) struct Timer<'a> {
     metrics: &'a Metrics,
     method: &'static str,
@@ -37,19 +37,27 @@ pub(super) struct Timer<'a> {
 
 impl Default for Metrics {
     fn default() -> Self {
-        // From the memory broker to a Redis far away; above a second somebody has given up.
+        // From the memory broker to a distant Redis; above a second the caller has likely given up.
         let duration = || Histogram::new([0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0]);
         Self { duration: Family::new_with_constructor(duration), errors: Family::default() }
     }
 }
 
 impl Metrics {
-    /// Registers them below `registry`'s prefix.
+    /// Registers the metrics under the prefix of `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let Self { duration, errors } = self;
         let registry = registry.sub_registry_with_prefix("api");
-        registry.register("command_duration_seconds", "Time to answer a call", duration.clone());
-        registry.register("command_errors", "Calls answered with an error", errors.clone());
+        registry.register(
+            "command_duration_seconds",
+            "Duration of server API calls, by method",
+            duration.clone(),
+        );
+        registry.register(
+            "command_errors",
+            "Server API calls that returned an error, by method and error code",
+            errors.clone(),
+        );
     }
 
     pub(super) fn started(&self, method: &'static str) -> Timer<'_> {

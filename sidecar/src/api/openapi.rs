@@ -1,4 +1,4 @@
-//! The API's description (OpenAPI 3.1), made from the types that its methods take and answer, so that the two
+//! OpenAPI 3.1 description of the server API, generated from the request and reply types of its methods so that the two
 //! cannot differ.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
@@ -9,7 +9,7 @@ use super::{
     method::{Broadcast, Channels, Disconnect, Info, Method, Publish},
 };
 
-/// The whole document.
+/// Returns the whole document.
 pub(super) fn document() -> Value {
     let mut document = Document::new();
     document.add::<Publish>();
@@ -47,21 +47,21 @@ impl Document {
             "parameters": [{
                 "name": "X-Centrifugo-Error-Mode",
                 "in": "header",
-                "description": "`transport` gives errors an HTTP status of their own; else they come with 200.",
+                "description": "With `transport`, errors have an HTTP status of their own. Otherwise they are returned with status 200.",
                 "schema": {"enum": ["transport"]},
             }],
             "requestBody": {"required": true, "content": {"application/json": {"schema": request}}},
             "responses": {
                 "200": {
-                    "description": "A result, or an error of the call.",
+                    "description": "The result of the call, or an error.",
                     "content": {"application/json": {"schema": reply}},
                 },
                 "400": refused("Bad request, in error mode `transport`."),
-                "401": refused("No key, or none that is good."),
+                "401": refused("The API key is missing or invalid."),
                 "404": refused("Unknown channel, in error mode `transport`."),
                 "413": refused("The body is too large."),
-                "415": refused("The body is not declared as JSON."),
-                "503": refused("The broker is out of reach, in error mode `transport`."),
+                "415": refused("The body is compressed or is not declared as JSON."),
+                "503": refused("The broker is unavailable, in error mode `transport`."),
             },
         });
         self.paths.insert(M::PATH.to_owned(), json!({"post": operation}));
@@ -79,8 +79,8 @@ impl Document {
             "info": {
                 "title": "Fanout server API",
                 "version": env!("CARGO_PKG_VERSION"),
-                "description": "For backends. Shaped like Centrifugo's server API, so that its clients work. \
-                    Fields that are not listed are skipped.",
+                "description": "API for backends. Compatible with clients of Centrifugo's server API. \
+                    Unknown fields are ignored.",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "paths": paths,
@@ -90,7 +90,7 @@ impl Document {
                     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
                     "authorization": {
                         "type": "apiKey", "in": "header", "name": "Authorization",
-                        "description": "`apikey <key>`, as older clients send it.",
+                        "description": "`apikey <key>`, as sent by older clients.",
                     },
                 },
             },

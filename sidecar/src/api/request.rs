@@ -1,4 +1,4 @@
-//! From an HTTP request to what a method takes.
+//! Authorization and parsing of HTTP requests.
 
 use std::time::Duration;
 
@@ -16,24 +16,24 @@ use crate::{
     domain::{Object, unmarked},
 };
 
-/// What a body may have beyond its message: the names of a broadcast's channels.
+/// Bytes that a body may have beyond its message, such as the channel names of a broadcast.
 const AROUND_MESSAGE: usize = 1_024 * 1_024;
 
-/// For a body to arrive whole: a backend is near.
+/// Time allowed for a body to arrive; backends are nearby.
 const BODY_TIME: Duration = Duration::from_secs(10);
 
-/// Bytes of a body that carries a message of the greatest size: base64 needs 4 for 3, JSON escapes 6 for 1 at
-/// worst, and 2 for 1 in practice.
+/// Returns the maximum size of a body that carries a message of `max_message` bytes. Base64 needs 4 bytes for 3; JSON
+/// escapes need 6 bytes for 1 at worst and 2 for 1 in practice.
 pub(super) fn max_bytes(max_message: u32) -> usize {
     2 * max_message as usize + AROUND_MESSAGE
 }
 
-/// Whether the call carries a key.
+/// Checks that the call carries a valid API key.
 pub(super) fn authorize(auth: &Auth, headers: &HeaderMap) -> Result<(), ApiError> {
     if auth.api_key(key(headers)) { Ok(()) } else { Err(ApiError::Unauthorized) }
 }
 
-/// `X-API-Key: k`, or as older clients send it, `Authorization: apikey k`.
+/// Returns the key from `X-API-Key: k` or, as sent by older clients, from `Authorization: apikey k`.
 fn key(headers: &HeaderMap) -> Option<&str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     text("x-api-key").or_else(|| {
@@ -67,7 +67,7 @@ pub(super) async fn read<T: DeserializeOwned>(request: Request<Body>, max: usize
     }
 }
 
-/// Whether the body is as it is: a compressed one would be read as broken JSON.
+/// Returns `true` if the body has no content coding: a compressed one would be read as broken JSON.
 fn is_plain(headers: &HeaderMap) -> bool {
     let codings = headers.get_all(header::CONTENT_ENCODING);
     codings.iter().all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))

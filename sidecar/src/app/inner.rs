@@ -102,6 +102,6 @@ async fn converse(
         }
     };
     if let Err(error) = served {
-        tracing::debug!(%error, caller.addr = %peer, "a call was cut short");
+        tracing::debug!(%error, caller.addr = %peer, "call aborted");
     }
 }

@@ -115,7 +115,11 @@ pub(super) fn max_connections(asked: u32) -> Result<u32, StartError> {
 /// Tells of settings that ask for more connections than there are descriptors for.
 pub(super) fn tell_if_lowered(asked: u32, most: u32) {
     if most < asked {
-        tracing::warn!(asked, most, "the open-files limit lowers hub.maxConnections");
+        tracing::warn!(
+            asked,
+            most,
+            "the open-files limit is too low for hub.maxConnections, accepting fewer connections"
+        );
     }
 }
 

@@ -18,14 +18,14 @@ use crate::{
 pub(super) async fn until_drain(serving: Part, drain: DrainWatch) {
     serving.ready();
     drain.begun().await;
-    serving.set(Err("the node drains".to_owned()));
+    serving.set(Err("the node is draining".to_owned()));
 }
 
 /// Ready while the client port accepts: not while the process has no descriptor left. A drain has a part of its own.
 pub(super) async fn follow_port(part: Part, mut accepting: watch::Receiver<bool>, drain: DrainWatch) {
     loop {
         let open = *accepting.borrow_and_update();
-        part.set(if open { Ok(()) } else { Err("no client can be accepted".to_owned()) });
+        part.set(if open { Ok(()) } else { Err("connections cannot be accepted".to_owned()) });
         tokio::select! {
             _ = drain.begun() => break,
             changed = accepting.changed() => {
@@ -52,7 +52,7 @@ pub(super) async fn follow_broker(
         let judged = rule.judge(&health.borrow_and_update().clone(), policy, started.elapsed());
         let (ready, reason) = (judged.is_ok(), judged.clone().err());
         if part.set(judged) {
-            tracing::info!(ready, reason, "readiness by the broker");
+            tracing::info!(ready, reason, "readiness changed by the broker's state");
         }
         let changed = tokio::select! {
             changed = health.changed() => changed,

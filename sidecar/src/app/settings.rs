@@ -65,7 +65,7 @@ pub(super) fn rules(settings: &LiveSettings) -> Arc<Rules> {
     })
 }
 
-/// Looks at the file every second, and at once when told to, for as long as the process runs.
+/// Checks the file every second, and immediately when notified, for as long as the process runs.
 pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notify>) {
     let mut wait = Duration::ZERO;
     loop {
@@ -88,16 +88,16 @@ pub(super) async fn follow(mut file: LiveFile, joined: Joined, reload: Arc<Notif
             Poll::New(live) => joined.put_in_force(*live),
             Poll::Bad(error) => {
                 joined.metrics.rejected.set(1);
-                tracing::error!(file = %file.path().display(), mistakes = %error, "new settings are refused, the old ones stay");
+                tracing::error!(file = %file.path().display(), mistakes = %error, "new settings rejected, keeping the old ones");
             }
         }
     }
 }
 
-/// Says what of the settings in force is hardly meant, and to whom it may be shown.
+/// Logs the warnings about the settings in effect and publishes them for `/ready?verbose`.
 pub(super) fn tell(warnings: &[Mistake], metrics: &Metrics, shown: &watch::Sender<Arc<[String]>>) {
     for warning in warnings {
-        tracing::warn!(%warning, "the settings are in force, and something in them is hardly meant");
+        tracing::warn!(%warning, "settings applied with a warning");
     }
     metrics.warnings.set(warnings.len().try_into().unwrap_or(i64::MAX));
     shown.send_replace(warnings.iter().map(Mistake::to_string).collect());
@@ -118,7 +118,7 @@ impl Joined {
         live.send_replace(Arc::new(settings));
         metrics.reloads.inc();
         metrics.in_force(&hash);
-        tracing::info!(hash, "new settings are in force");
+        tracing::info!(hash, "new settings applied");
         tell(&warnings, metrics, shown);
     }
 }
@@ -135,12 +135,16 @@ impl Metrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         let Self { rejected, warnings, reloads, info } = self;
         let registry = registry.sub_registry_with_prefix("settings");
-        let help = "1 while the newest live document is refused and an older one is in force";
+        let help = "1 while the latest live document is rejected and an older one is in effect, otherwise 0";
         registry.register("rejected", help, rejected.clone());
-        let help = "What of the live document in force is hardly meant, or of a secret that cannot be read; `/ready?verbose` says it";
+        let help = "Warnings about the live document in effect and about secrets that cannot be read; listed by `/ready?verbose`";
         registry.register("warnings", help, warnings.clone());
-        registry.register("reloads", "Live documents put in force since the start", reloads.clone());
-        registry.register("info", "The live document in force, by the SHA-256 of its text", info.clone());
+        registry.register("reloads", "Live documents applied since start-up", reloads.clone());
+        registry.register(
+            "info",
+            "Live document in effect, identified by the SHA-256 of its text",
+            info.clone(),
+        );
     }
 
     fn in_force(&self, hash: &str) {

@@ -84,7 +84,7 @@ mod tests {
         ApiKeys::load(&files, &mut reading);
         let told: Vec<_> = reading.take_mistakes().iter().map(ToString::to_string).collect();
         assert!(told[0].starts_with("auth.apiKeyFiles[0]: failed to read"), "{told:?}");
-        assert!(told[1].contains("is empty") && told[2].contains("is no UTF-8"), "{told:?}");
+        assert!(told[1].contains("is empty") && told[2].contains("is not UTF-8"), "{told:?}");
         assert!(told[3].contains("byte order mark"), "{told:?}");
     }
 }

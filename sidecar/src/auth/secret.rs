@@ -9,7 +9,7 @@ use std::{
 
 use sidecar_config::Mistake;
 
-/// Why a secret cannot be used.
+/// Error of a secret that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// It cannot be read.
@@ -27,7 +27,7 @@ pub enum SecretError {
         path: PathBuf,
     },
     /// It holds a NUL or is not UTF-8 where text is expected.
-    #[error("`{}` is no UTF-8 text", path.display())]
+    #[error("`{}` is not UTF-8 text", path.display())]
     NotText {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,7 @@ impl<'a> Reading<'a> {
         match (read, known) {
             (Ok(read), _) => Some(read),
             (Err(error), Some(known)) => {
-                self.warn(setting, format!("{error}; what it held before stays in force"));
+                self.warn(setting, format!("{error}; its previous value stays in effect"));
                 Some(known)
             }
             (Err(error), None) => {

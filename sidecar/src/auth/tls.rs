@@ -63,14 +63,14 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Mistake> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match chain {
         Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) => Err(Mistake::new("hub.tls.certFile", "holds no `-----BEGIN CERTIFICATE-----`")),
-        Err(error) => Err(Mistake::new("hub.tls.certFile", format!("is no PEM: {error}"))),
+        Ok(_) => Err(Mistake::new("hub.tls.certFile", "contains no `-----BEGIN CERTIFICATE-----`")),
+        Err(error) => Err(Mistake::new("hub.tls.certFile", format!("is not PEM: {error}"))),
     }
 }
 
 fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, Mistake> {
     PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|error| Mistake::new("hub.tls.keyFile", format!("holds no private key in PEM: {error}")))
+        .map_err(|error| Mistake::new("hub.tls.keyFile", format!("contains no PEM private key: {error}")))
 }
 
 impl fmt::Debug for TlsIdentity {

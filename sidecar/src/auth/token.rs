@@ -29,50 +29,50 @@ const MAX_PATTERNS: usize = 1_000;
 /// Claims that may be named in an error; others are the token's own.
 const CLAIMS: [&str; 7] = ["aud", "channels", "exp", "grants", "iss", "nbf", "sub"];
 
-/// The check that a token failed. Holds nothing of the token itself, for it is sent and logged.
+/// Check that a token failed. Contains nothing of the token itself, because it is sent to clients and logged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The settings name no keys.
-    #[error("connection tokens are not accepted here: no key is configured")]
+    #[error("connection tokens are not accepted: no key is configured")]
     NoneAccepted,
     /// Not three parts with dots between.
-    #[error("the token is no JSON Web Token: it has not three parts with dots between")]
+    #[error("the token is not a JSON Web Token: it must have three parts separated by dots")]
     Parts,
     /// A part is padded, which base64url in tokens is not (RFC 7515 §2).
-    #[error("the token's parts have padding (`=`): base64url without is asked for")]
+    #[error("the token's parts have padding (`=`): use base64url without padding")]
     Padding,
     /// A part is something else.
     #[error("the token's parts are not base64url")]
     Base64,
     /// No JSON object inside.
-    #[error("the token's {0} is no JSON object")]
+    #[error("the token's {0} is not a JSON object")]
     Json(&'static str),
     /// A parameter of the header stands twice (RFC 7515 §4).
-    #[error("the token's header gives a parameter twice")]
+    #[error("the token's header contains a duplicate parameter")]
     RepeatedParameter,
     /// A claim stands twice (RFC 7519 §4).
-    #[error("the token gives {} twice", .0.map_or_else(|| "a claim".to_owned(), |claim| format!("its `{claim}` claim")))]
+    #[error("the token contains {} twice", .0.map_or_else(|| "a claim".to_owned(), |claim| format!("the `{claim}` claim")))]
     RepeatedClaim(Option<&'static str>),
     /// It asks for what its readers must understand (RFC 7515 §4.1.11), and nothing of it is understood here.
-    #[error("the token's `crit` asks for extensions, and none is understood here")]
+    #[error("the token's `crit` requires extensions that are not supported")]
     Critical,
     /// The header gives no algorithm, or none as a text.
     #[error("the token's header has no `alg`")]
     NoAlgorithm,
     /// One that nobody here speaks, `none` among them.
-    #[error("the token's `alg` is none of HS256, HS384, HS512, RS256, ES256 and EdDSA")]
+    #[error("the token's `alg` is not one of HS256, HS384, HS512, RS256, ES256 and EdDSA")]
     UnknownAlgorithm,
     /// The key's name is no text.
     #[error("the token's `kid` must be a string")]
     KeyName,
     /// No key has the name that the header gives.
-    #[error("the token's `kid` names no configured key")]
+    #[error("the token's `kid` does not match a configured key")]
     UnknownKey,
     /// The header gives no name, and all keys have one.
-    #[error("the token has no `kid`, and every configured key has a name")]
+    #[error("the token has no `kid`, but every configured key has one")]
     NoKey,
     /// The key is good for another algorithm.
-    #[error("the token's `alg` is not the algorithm of its key")]
+    #[error("the token's `alg` does not match the algorithm of its key")]
     Algorithm,
     /// Signed by someone else, or changed.
     #[error("the token's signature does not match")]
@@ -93,7 +93,7 @@ pub enum TokenError {
     #[error("the token has no `{0}` claim")]
     Missing(&'static str),
     /// It says what it grants by the claim's old name, which means something else in Centrifuge's tokens.
-    #[error("the token has no `grants` claim, only `channels`: name the channels that it grants in `grants`")]
+    #[error("the token has no `grants` claim, only `channels`: list the channels that it grants in `grants`")]
     NoGrants,
     /// A claim of another shape.
     #[error("the token's `{claim}` claim must be {expected}")]
@@ -144,7 +144,7 @@ impl Tokens {
             match &key.kid {
                 None => tokens.unnamed.push(loaded),
                 Some(kid) if tokens.named.contains_key(kid) => {
-                    let text = format!("`{kid}` is listed twice: give each key a name of its own");
+                    let text = format!("`{kid}` is listed twice: give each key its own `kid`");
                     reading.mistake(&path("kid"), text);
                 }
                 Some(kid) => {

@@ -126,44 +126,50 @@ impl Metrics {
             gaps,
         } = self;
         let broker = registry.sub_registry_with_prefix("broker");
-        broker.register("connected", "1 while all subscriptions at the broker are live", connected.clone());
+        broker.register(
+            "connected",
+            "1 while all subscriptions at the broker are live, otherwise 0",
+            connected.clone(),
+        );
         broker.register(
             "verified",
-            "1 while canaries come back in time over the present connection, and another node hears this one if there is any",
+            "1 while this node's canaries return in time over the current connection and, if there are other nodes, at least one of them receives this node's messages; otherwise 0",
             verified.clone(),
         );
-        broker.register("reconnects", "Connections made anew after a loss", reconnects.clone());
-        broker.register("rebuilds", "Connections torn down because no canary came back", rebuilds.clone());
-        let help = "1 while the broker refuses this node's canary by its access rules: nothing is verified";
+        broker.register("reconnects", "Broker connections re-established after a loss", reconnects.clone());
+        broker.register("rebuilds", "Broker connections closed because no canary returned", rebuilds.clone());
+        let help = "1 while the broker's access rules reject this node's canary, so that delivery cannot be verified; otherwise 0";
         broker.register("publish_refused", help, publish_refused.clone());
-        let help =
-            "1 while there are other nodes and none of them hears this one: it may be on another server";
+        let help = "1 while there are other nodes but none of them receives this node's messages, which may mean that it is connected to another server; otherwise 0";
         broker.register("unheard", help, unheard.clone());
-        let help = "Channels with subscribers that the broker refuses by its access rules; tried again with back-off";
+        let help = "Channels with subscribers that the broker's access rules reject; retried with back-off";
         broker.register("refused_channels", help, refused_channels.clone());
         broker.register("received", "Publications received from the broker", received.clone());
-        let help =
-            "Publications dropped because this version cannot read their envelope; their loss was told";
+        let help = "Publications dropped because this version cannot read their envelope; subscribers were notified of a gap";
         broker.register("malformed", help, malformed.clone());
-        let help = "Publications that came from no node, dropped because they are larger than \
-            hub.maxMessageBytes; their loss was told";
+        let help = "Publications from outside the cluster that were dropped because they are larger than \
+            hub.maxMessageBytes; subscribers were notified of a gap";
         broker.register("too_large", help, too_large.clone());
-        let help = "From publishing a canary to its return";
+        let help = "Time from publishing a canary until its return";
         broker.register("canary_round_trip_seconds", help, round_trip.clone());
-        let help =
-            "From a publication's publishing, by the clock of its node, to its arrival from the broker";
+        let help = "Time from publishing, by the clock of the publishing node, until arrival from the broker";
         broker.register("lag_seconds", help, lag.clone());
         let bridge = registry.sub_registry_with_prefix("bridge");
-        bridge.register("gaps", "Losses told to subscribers", gaps.clone());
-        let help = "Publications dropped because a shard did not keep up; their loss was told";
+        bridge.register("gaps", "Gaps that subscribers were notified of, by cause", gaps.clone());
+        let help = "Publications dropped because a shard did not keep up; subscribers were notified of a gap";
         bridge.register("mailbox_full", help, mailbox_full.clone());
-        let help = "Channels no longer watched for losses for want of room";
+        let help =
+            "Channels no longer monitored for lost publications because the table of sequences was full";
         bridge.register("channels_forgotten", help, channels_forgotten.clone());
         let peers = registry.sub_registry_with_prefix("peers");
-        peers.register("nodes", "Other nodes that were heard in the last ten seconds", nodes.clone());
-        let help = "1 while this node also listens by the names that nodes of the first version speak by";
+        peers.register(
+            "nodes",
+            "Other nodes that this node received a message from in the last ten seconds",
+            nodes.clone(),
+        );
+        let help = "1 while this node also listens on the channel names used by nodes of the first version, otherwise 0";
         peers.register("former_names", help, former_names.clone());
-        let help = "Disconnects of the last five minutes that some node may not have carried out yet";
+        let help = "Disconnect requests of the last five minutes that some node may not have executed yet";
         peers.register("unfinished_disconnects", help, unfinished_disconnects.clone());
     }
 

@@ -8,7 +8,7 @@ use sidecar_config::DEFAULT_NAMESPACE;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelName(Arc<str>);
 
-/// A text that names no channel.
+/// Error for a text that is not a channel name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidChannelName {
     /// Nothing at all, or nothing before or behind the colon.
@@ -18,7 +18,7 @@ pub enum InvalidChannelName {
     #[error("channel name has {0} bytes, at most {max} are allowed", max = ChannelName::MAX_BYTES)]
     TooLong(usize),
     /// `{` and `}` are Redis Cluster's hash tags; white space and control characters break tools.
-    #[error("channel name holds {0:?}; `{{`, `}}`, white space and control characters are not allowed")]
+    #[error("channel name contains {0:?}; `{{`, `}}`, white space and control characters are not allowed")]
     Character(char),
 }
 

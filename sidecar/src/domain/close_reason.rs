@@ -1,65 +1,65 @@
-//! Why a connection ends, told by each protocol in its own codes.
+//! Reasons for closing a connection. Each protocol maps them to its own codes.
 
-/// Why a connection ends.
+/// Reason for closing a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The client closed, in good order.
+    /// The client closed the connection cleanly.
     ClientClosed,
-    /// The client went away without a word, or the transport failed.
+    /// The client disconnected without closing, or the transport failed.
     ConnectionLost,
-    /// This node ends or is asked to empty itself.
+    /// The node is shutting down or being drained.
     Drain,
-    /// The node's deadline for a drain passed.
+    /// The deadline of the node's drain passed.
     DrainForced,
     /// The connection's token has expired.
     TokenExpired,
-    /// The client read too slowly for its namespace's bounds.
+    /// The client read too slowly for the bounds of its namespace.
     SlowConsumer,
-    /// A ping was not answered in time.
+    /// The client did not answer a ping in time.
     NoPong,
-    /// Messages were lost and the protocol has no other way to tell it.
+    /// Messages were lost, and the protocol has no other way to report it.
     Gap,
-    /// A backend asked for it through the server API.
+    /// A backend requested it through the server API.
     Disconnected,
-    /// New settings no longer allow what the connection does.
+    /// New settings no longer permit what the connection does.
     PermissionDenied,
-    /// More than the limits of a connection admit.
+    /// The connection exceeded its rate limits.
     TooManyRequests,
     /// No message went in either direction for too long.
     Idle,
-    /// The connection has reached its age.
+    /// The connection reached its maximum age.
     MaxAge,
-    /// The broker did not take a publication and the protocol has no error reply.
+    /// The broker did not accept a publication, and the protocol has no error reply.
     Unavailable,
-    /// It is unknown whether a publication was published and the protocol has no error reply.
+    /// It is unknown whether a publication was published, and the protocol has no error reply.
     OutcomeUnknown,
-    /// Clients together need more memory than this node has for them, and this one most of it.
+    /// Clients together use more memory than the node has for them, and this client uses the most.
     Overloaded,
-    /// A frame against RFC 6455.
+    /// The client sent a frame that violates RFC 6455.
     ProtocolError,
-    /// A message that is not what the protocol speaks.
+    /// The client sent a message that is invalid in the protocol.
     BadRequest,
-    /// Text that is no UTF-8.
+    /// The client sent a text message that is not UTF-8.
     InvalidUtf8,
-    /// A message larger than the limit.
+    /// The client sent a message larger than the limit.
     MessageTooBig,
-    /// A mistake in this program.
+    /// A bug in this program.
     Internal,
 }
 
-/// Whether and when a client should come back.
+/// Reconnect advice for a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconnect {
-    /// After a random part of the time that it is advised with: others are closed for the same reason.
+    /// Reconnect after a random part of the advised time, because other clients are closed for the same reason.
     Yes,
-    /// With exponential back-off: the cause may last.
+    /// Reconnect with exponential back-off, because the cause may persist.
     WithBackOff,
-    /// Not before the client or its token was mended.
+    /// Do not reconnect until the client or its token has been fixed.
     No,
 }
 
 impl CloseReason {
-    /// All of them, for the generated documents.
+    /// All reasons, for the generated documents.
     pub const ALL: [Self; 21] = [
         Self::ClientClosed,
         Self::ConnectionLost,
@@ -84,7 +84,7 @@ impl CloseReason {
         Self::Internal,
     ];
 
-    /// Name for logs and metrics.
+    /// Returns the name used in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::ClientClosed => "client_closed",

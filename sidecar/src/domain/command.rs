@@ -1,79 +1,79 @@
-//! What clients ask for, whatever protocol they speak.
+//! Commands of clients, independent of the protocol.
 
 use super::{ChannelName, Payload};
 
-/// A client's request. `id` comes back in its reply or error.
+/// Command of a client. `id` is returned in its reply or error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum Command {
-    /// Send a payload to a channel's subscribers, the sender included where it subscribes.
+    /// Send a payload to the subscribers of a channel, including the sender if it is subscribed.
     Publish { channel: ChannelName, payload: Payload, id: Option<String>, idempotency_key: Option<String> },
-    /// Receive a channel's publications from now on.
+    /// Subscribe to the publications of a channel.
     Subscribe { channel: ChannelName, id: Option<String> },
-    /// Receive them no longer.
+    /// Unsubscribe from a channel.
     Unsubscribe { channel: ChannelName, id: Option<String> },
-    /// Confirm what was received on a durable subscription.
+    /// Acknowledge publications received on a durable subscription.
     Acknowledge { channel: ChannelName, offset: u64, id: Option<String> },
 }
 
-/// Why a command failed; the connection stays. Codes are Centrifuge's where it has one
+/// Error of a command. The connection stays open. Codes are Centrifuge's where it has an equivalent
 /// (<https://centrifugal.dev/docs/server/codes>).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "a variant's text speaks of its fields")]
 pub enum CommandError {
-    /// The broker is out of reach; the command was not executed.
-    #[error("the broker is not available and nothing was done, try again later")]
+    /// The broker is unreachable; the command was not executed.
+    #[error("the broker is not available and the command was not executed, try again later")]
     Unavailable,
-    /// The broker refuses what was asked, by its access rules; the command was not executed.
-    #[error("the broker refused it and nothing was done; the server's log has the reason")]
+    /// The broker's access rules do not permit the command; it was not executed.
+    #[error("the broker rejected the command, which was not executed; see the server's log for the reason")]
     BrokerRefused,
-    /// The publication was sent to the broker and no answer came; `keyed` if it carries an idempotency key, with which
-    /// it is safe to repeat.
+    /// The publication was sent to the broker, but no answer arrived. `keyed` is `true` if it carries an idempotency
+    /// key, which makes it safe to repeat.
     #[error(
         "it is unknown whether the message was published, {}",
-        if *keyed { "send it again with the same idempotencyKey" } else { "only with an idempotencyKey is it safe to send again" }
+        if *keyed { "send it again with the same idempotencyKey" } else { "without an idempotencyKey it is not safe to send it again" }
     )]
     OutcomeUnknown { keyed: bool },
-    /// This node has more to do than it can.
+    /// The node is overloaded.
     #[error("this node is overloaded, try again later")]
     Overloaded,
-    /// The namespace is not listed, or the channel fits none of its patterns.
-    #[error("no such channel: its namespace is not configured or the name fits none of its patterns")]
+    /// The namespace is not listed, or the channel matches none of its patterns.
+    #[error("no such channel: its namespace is not configured or the name matches none of its patterns")]
     UnknownChannel,
-    /// Nobody may, or the token does not list the channel.
+    /// The namespace denies access, or the token does not grant it.
     #[error("not allowed by the channel's namespace or by the token")]
     PermissionDenied,
-    /// A token that failed a check, or none where one is needed.
+    /// The token failed a check, or is missing where one is required.
     #[error("unauthorized: {0}")]
     Unauthorized(String),
-    /// A second subscription to the same channel.
+    /// The connection is already subscribed to the channel.
     #[error("already subscribed to this channel")]
     AlreadySubscribed,
-    /// A subscription that its client ended before it was live.
+    /// The client ended the subscription before it was live.
     #[error("the subscription was cancelled before it was live")]
     Cancelled,
-    /// An unsubscription from a channel without subscription.
+    /// The connection is not subscribed to the channel.
     #[error("not subscribed to this channel")]
     NotSubscribed,
-    /// More subscriptions than a connection may have.
+    /// The connection has reached the limit of subscriptions.
     #[error("too many channels on one connection: the limit is {limit}")]
     TooManyChannels { limit: u32 },
-    /// More publications than the namespace's rate limit admits.
-    #[error("too many publications: the limit of this namespace is {per_second} a second")]
+    /// The rate limit of the namespace was exceeded.
+    #[error("too many publications: the limit of this namespace is {per_second} per second")]
     TooManyRequests { per_second: u32 },
-    /// More idempotency keys than the broker is to remember of one user.
-    #[error("too many idempotency keys: a user may use {limit} in five minutes on one node")]
+    /// The user has used too many idempotency keys.
+    #[error("too many idempotency keys: the limit on one node is {limit} per user in five minutes")]
     TooManyKeys { limit: u32 },
     /// `since`, `last`, `durable` or `ack` on a channel that keeps no history.
-    #[error("not on this channel: its namespace keeps no history")]
+    #[error("not supported on this channel: its namespace keeps no history")]
     NoHistory,
-    /// What was sent is no command.
+    /// The message is not a valid command.
     #[error("bad request: {0}")]
     BadRequest(String),
 }
 
 impl CommandError {
-    /// Names of all kinds, for metrics.
+    /// Names of all kinds, used in metrics.
     pub const KINDS: [&'static str; 15] = [
         "unavailable",
         "overloaded",
@@ -92,7 +92,7 @@ impl CommandError {
         "unauthorized",
     ];
 
-    /// Its place in [`Self::KINDS`].
+    /// Returns the index of the error's kind in [`Self::KINDS`].
     pub fn kind(&self) -> usize {
         match self {
             Self::Unavailable => 0,
@@ -113,7 +113,7 @@ impl CommandError {
         }
     }
 
-    /// The number that protocols send.
+    /// Returns the error code that protocols send.
     pub fn code(&self) -> u16 {
         match self {
             Self::Unavailable | Self::BrokerRefused => 100,

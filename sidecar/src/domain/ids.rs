@@ -17,9 +17,9 @@ pub struct ConnectionId {
     pub generation: u32,
 }
 
-/// A text that is no client id.
+/// Error for a text that is not a client ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("client id is none of this cluster: expected the text that `connected`, `publisher` or the log gave")]
+#[error("invalid client ID: expected the ID shown in `connected`, in `publisher` or in the log")]
 pub struct InvalidClientId;
 
 /// What clients, the server API and the log call a connection, unique in the cluster.

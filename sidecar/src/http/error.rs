@@ -1,4 +1,4 @@
-//! What a request is told that does not become a connection: a status and `{"error":{"code","message"}}`.
+//! Errors of requests that do not become a connection: an HTTP status and `{"error":{"code","message"}}`.
 
 use std::{ops::RangeInclusive, time::SystemTime};
 
@@ -23,7 +23,7 @@ const RETRY_AFTER_SECONDS: &str = "2";
 /// Milliseconds after which a browser asks again for an event stream that was refused.
 const RETRY_EVENTS: RangeInclusive<u64> = 2_000..=10_000;
 
-/// Why a request does not become a connection.
+/// Error of a request that does not become a connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RequestError {
     #[error("no such path: use /ws/{{channel}} or /sse/{{channel}}")]
@@ -38,19 +38,19 @@ pub(super) enum RequestError {
     Repeated(HeaderName),
     #[error("transfer coding not supported: only `chunked` is")]
     TransferCoding,
-    #[error("a request to connect has no body")]
+    #[error("a connection request must not have a body")]
     Body,
-    #[error("the {0} is no percent-encoded UTF-8: write `%` and two hexadecimal digits for each byte")]
+    #[error("the {0} is not percent-encoded UTF-8: encode each byte as `%` and two hexadecimal digits")]
     Encoding(&'static str),
     #[error("request line and headers have {bytes} bytes, at most {limit} are allowed")]
     HeadersTooLarge { bytes: usize, limit: usize },
     #[error("the query has {bytes} bytes, at most {limit} are allowed")]
     QueryTooLong { bytes: usize, limit: usize },
-    #[error("origin not allowed: the setting `hub.allowedOrigins` does not list it")]
+    #[error("origin not allowed: it is not listed in the setting `hub.allowedOrigins`")]
     Origin,
     #[error("{0}")]
     Token(#[from] TokenError),
-    #[error("this path wants a WebSocket handshake: `Connection: Upgrade` and `Upgrade: websocket`")]
+    #[error("this path requires a WebSocket handshake: `Connection: Upgrade` and `Upgrade: websocket`")]
     NoHandshake,
     #[error("WebSocket version not supported: use `Sec-WebSocket-Version: 13`")]
     Version,
@@ -59,13 +59,13 @@ pub(super) enum RequestError {
     #[error("subprotocol not supported: offer `{framed}` or `{bare}` (beside a `{token}…`, if any)",
         framed = raw::FRAMED, bare = raw::BARE, token = raw::TOKEN_PREFIX)]
     Subprotocol,
-    #[error("{channels} channels without `Sec-WebSocket-Protocol: {framed}`: a bare connection has exactly one",
+    #[error("{channels} channels without `Sec-WebSocket-Protocol: {framed}`: a bare connection must have exactly one",
         framed = raw::FRAMED)]
     NotFramed { channels: usize },
-    #[error("{0} needs `Sec-WebSocket-Protocol: {framed}`", framed = raw::FRAMED)]
+    #[error("{0} requires `Sec-WebSocket-Protocol: {framed}`", framed = raw::FRAMED)]
     NeedsFramed(&'static str),
     #[error(
-        "{channels} channels: an event stream has exactly one, in the path (/sse/{{channel}}) or as ?channel="
+        "{channels} channels: an event stream must have exactly one, in the path (/sse/{{channel}}) or as ?channel="
     )]
     NotOneChannel { channels: usize },
     #[error("channel: {0}")]
@@ -85,11 +85,11 @@ pub(super) enum Refused {
     History(CommandError),
     #[error("this node is full, try again later")]
     Full,
-    #[error("this address has as many connections as it may, close some first")]
+    #[error("this address has reached its limit of connections, close some first")]
     AddressFull,
-    #[error("this user has as many connections as it may, close some first")]
+    #[error("this user has reached their limit of connections, close some first")]
     UserFull,
-    #[error("this node is leaving, connect again")]
+    #[error("this node is shutting down, connect again")]
     Draining,
 }
 
@@ -289,8 +289,10 @@ impl RequestError {
 fn unparsed(status: StatusCode) -> &'static str {
     match status {
         StatusCode::URI_TOO_LONG => "the request line is too long",
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "request line and headers are too long, or too many",
-        _ => "this is no request of HTTP/1.1: its line or a header cannot be read",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            "the request line and headers are too long, or there are too many headers"
+        }
+        _ => "not a valid HTTP/1.1 request: the request line or a header cannot be parsed",
     }
 }
 

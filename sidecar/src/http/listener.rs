@@ -76,7 +76,7 @@ pub(super) async fn serve(
         if std::mem::replace(&mut given_up_after, after) != after {
             // Of those who come from now on.
             if let Err(error) = set_patience(&listener, after) {
-                tracing::warn!(%error, "peers that are gone without a word are found out later");
+                tracing::warn!(%error, "failed to set TCP timeouts, lost connections are detected later");
             }
         }
         let next = tokio::select! {
@@ -124,12 +124,12 @@ async fn next(
         Err(error) => error,
     };
     if !is_of_client(&error) {
-        tracing::warn!(%error, "no client can be accepted for the moment");
+        tracing::warn!(%error, "accepting connections failed, pausing");
         port.metrics().pauses.inc();
         port.set_accepting(false);
         until_there_is_room(listener).await;
         port.set_accepting(true);
-        tracing::info!("clients are accepted again");
+        tracing::info!("accepting connections again");
     }
     None
 }
@@ -172,19 +172,19 @@ struct Conversation {
     place: Place,
 }
 
-/// Why a connection was cut short.
+/// Reason for closing a connection early.
 #[derive(Debug, thiserror::Error)]
 enum Cut {
     #[error("a proxy sent a bad PROXY header: {0}")]
     Proxy(#[source] io::Error),
     #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
-    #[error("it did not come in time")]
+    #[error("the request did not arrive in time")]
     Late,
-    #[error("it said nothing, and others waited for its place")]
+    #[error("nothing was received while other connections were waiting")]
     Idle,
     /// Told and counted by its shard.
-    #[error("its client took nothing more")]
+    #[error("the client accepted no more bytes")]
     Stuck,
     #[error("{0}")]
     Http(#[from] hyper::Error),
@@ -217,7 +217,7 @@ impl Conversation {
             if let Some(reason) = cut.reason() {
                 metrics.refused(reason);
             }
-            tracing::debug!(reason = %cut, client.addr = %peer, "a connection was cut short");
+            tracing::debug!(reason = %cut, client.addr = %peer, "connection closed early");
         }
     }
 

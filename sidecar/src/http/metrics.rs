@@ -1,4 +1,4 @@
-//! What the client port refuses and why.
+//! Metrics of the client port.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -6,7 +6,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Counters of the client port. Cheap to clone.
+/// Metrics of the client port. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     refused: Family<Labels, Counter>,
@@ -22,18 +22,18 @@ struct Labels {
 }
 
 impl Metrics {
-    /// Registers them below `registry`'s prefix.
+    /// Registers the metrics under the prefix of `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let Self { refused, waits, pauses, accepting, on_their_way } = self;
-        let help = "Requests and connections that the client port refused";
+        let help = "Requests and connections rejected by the client port, by reason";
         registry.register("client_refused", help, refused.clone());
-        let help = "Times that the next client had to wait for hub.limits.acceptsPerSecond, or for a place among handshakesInFlight";
+        let help = "Times that accepting a connection was delayed by hub.limits.acceptsPerSecond or hub.limits.handshakesInFlight";
         registry.register("client_accept_waits", help, waits.clone());
-        let help = "Times that no client could be accepted, as when no file descriptor was left";
+        let help = "Times that accepting connections was paused because of an error, such as running out of file descriptors";
         registry.register("client_accept_pauses", help, pauses.clone());
-        let help = "1 while clients are accepted";
+        let help = "1 while connections are accepted, otherwise 0";
         registry.register("client_accepting", help, accepting.clone());
-        let help = "Connections that are neither a WebSocket nor an event stream yet";
+        let help = "Connections that have not yet become a WebSocket or an event stream";
         registry.register("client_handshakes_inflight", help, on_their_way.clone());
     }
 

@@ -162,13 +162,13 @@ async fn hand_over(door: Door, reserved: Reserved, upgrade: OnUpgrade) {
     let stream = match upgrade.await {
         Ok(stream) => stream,
         Err(error) => {
-            tracing::debug!(%error, "a client went away during its handshake");
+            tracing::debug!(%error, "client disconnected during the handshake");
             return door.abandon(reserved);
         }
     };
     let (link, far) = door.pipe(reserved);
     door.attach(reserved, link, Bytes::new());
     if let Err(error) = carry(TokioIo::new(stream), far).await {
-        tracing::debug!(%error, "a client's stream broke");
+        tracing::debug!(%error, "client stream failed");
     }
 }

@@ -1,4 +1,4 @@
-//! What the allocator says of the process' memory.
+//! Metrics of the memory allocator.
 
 use std::{fmt, sync::Arc};
 
@@ -10,19 +10,19 @@ use prometheus_client::{
 
 use crate::profile::Allocator;
 
-/// Asks the allocator when asked.
+/// Collector that queries the allocator on each scrape.
 pub(super) struct MemoryMetrics(pub(super) Arc<dyn Allocator>);
 
 impl Collector for MemoryMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "Bytes by the allocator's account: allocated by the program, in active pages, of its own metadata, resident, mapped, and retained for later";
+        let help = "Memory as accounted by the allocator, in bytes, by kind: allocated by the program, in active pages, allocator metadata, resident, mapped, and retained for reuse";
         let mut family =
             encoder.encode_descriptor("process_allocator_bytes", help, None, MetricType::Gauge)?;
         for (kind, bytes) in self.0.bytes() {
             ConstGauge::new(bytes as i64).encode(family.encode_family(&[("kind", kind)])?)?;
         }
         if let Some(requests) = self.0.requests() {
-            let help = "Requests for memory that the allocator answered";
+            let help = "Memory allocations served by the allocator";
             let counter =
                 encoder.encode_descriptor("process_allocations", help, None, MetricType::Counter)?;
             ConstCounter::new(requests).encode(counter)?;

@@ -1,4 +1,4 @@
-//! The process itself, by the names that Prometheus' clients in all languages use.
+//! Metrics of the process, under the names that Prometheus client libraries use.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-/// Reads `/proc` when asked.
+/// Collector that reads `/proc` on each scrape.
 #[derive(Debug)]
 pub(super) struct ProcessMetrics {
     started: f64,
@@ -30,23 +30,31 @@ impl Collector for ProcessMetrics {
             let metric = ConstGauge::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        gauge("process_start_time_seconds", "Start of the process, in Unix seconds", self.started)?;
+        gauge(
+            "process_start_time_seconds",
+            "Start time of the process, in seconds since the Unix epoch",
+            self.started,
+        )?;
         if let Some(bytes) = resident_bytes() {
-            gauge("process_resident_memory_bytes", "Memory in use", bytes as f64)?;
+            gauge(
+                "process_resident_memory_bytes",
+                "Resident memory size of the process, in bytes",
+                bytes as f64,
+            )?;
         }
         if let Some(files) = open_files() {
-            gauge("process_open_fds", "Open files and sockets", files as f64)?;
+            gauge("process_open_fds", "Number of open file descriptors", files as f64)?;
         }
         if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge("process_max_fds", "Most open files and sockets", limit as f64)?;
+            gauge("process_max_fds", "Maximum number of open file descriptors", limit as f64)?;
         }
         let used = ConstCounter::new(cpu_seconds());
-        let help = "CPU time spent";
+        let help = "Total user and system CPU time spent, in seconds";
         used.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, used.metric_type())?)
     }
 }
 
-/// Memory in use; `None` where there is no `/proc`.
+/// Returns the resident memory of the process in bytes, or `None` if `/proc` is not available.
 pub(crate) fn resident_bytes() -> Option<u64> {
     let pages: u64 = fs::read_to_string("/proc/self/statm").ok()?.split(' ').nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)

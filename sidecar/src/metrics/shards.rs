@@ -1,4 +1,4 @@
-//! The sums over all shards, under names that match Centrifugo's where it has one.
+//! Sums over all shards, under Centrifugo's metric names where it has an equivalent.
 
 use std::{fmt, sync::Weak};
 
@@ -13,7 +13,8 @@ use crate::{
     shard::{Durations, ShardState, Shards, Totals},
 };
 
-/// Sums when asked. Holds the shards weakly: they end before the registry does.
+/// Collector that sums the shards' counters on each scrape. Holds the shards weakly because they end before the
+/// registry does.
 pub(super) struct ShardsCollector {
     shards: Weak<Shards>,
     channels: Box<dyn Fn() -> usize + Send + Sync>,
@@ -33,10 +34,14 @@ impl Collector for ShardsCollector {
         page.gauge("node_connections", "Open connections", totals.open())?;
         page.gauge(
             "node_channels",
-            "Channels that the broker brings to this node",
+            "Channels that this node is subscribed to at the broker",
             (self.channels)() as u64,
         )?;
-        page.gauge("node_capacity", "Most connections this node holds", shards.door().capacity().into())?;
+        page.gauge(
+            "node_capacity",
+            "Maximum number of connections of this node",
+            shards.door().capacity().into(),
+        )?;
         page.totals(totals)?;
         page.durations(shards.durations())?;
         page.states(&shards.states())
@@ -73,26 +78,31 @@ impl Page<'_> {
             own_bytes,
             log_full,
         } = totals;
-        self.gauge("node_subscriptions", "Subscriptions that are held", subscriptions)?;
+        self.gauge("node_subscriptions", "Active subscriptions", subscriptions)?;
         self.gauge(
             "node_log_bytes",
-            "Memory of publications that some subscriber has still to receive",
+            "Memory used by publications that have not yet been sent to all subscribers, in bytes",
             log_bytes,
         )?;
-        let help = "Memory of unfinished messages of clients and of replies that they have not read";
+        let help = "Memory used by incomplete messages from clients and by replies that clients have not read, in bytes";
         self.gauge("node_connection_bytes", help, own_bytes)?;
-        let help = "Publications lost because a channel's log was full, counted once a shard and wire form; their loss was told";
+        let help = "Publications dropped because the log of a channel was full, counted once per shard and wire form; subscribers were notified of a gap";
         self.counter("node_log_full", help, log_full)?;
         let protocols = |counts: Vec<(crate::protocol::Protocol, u64)>| {
             counts.into_iter().map(|(protocol, count)| (protocol.name(), count)).collect::<Vec<_>>()
         };
-        let help = "Open connections by protocol";
+        let help = "Open connections, by protocol";
         self.gauges("client_connections_inflight", help, "protocol", &protocols(connections))?;
-        let help = "Connections that were accepted";
+        let help = "Connections accepted, by protocol";
         self.counters("client_connections_accepted", help, "protocol", &protocols(accepted))?;
         let closed: Vec<_> = closed.into_iter().map(|(reason, count)| (reason.name(), count)).collect();
-        self.counters("client_disconnects", "Connections that ended", "reason", &closed)?;
-        self.counters("client_command_errors", "Commands of clients that failed", "error", &failed)?;
+        self.counters("client_disconnects", "Connections closed, by reason", "reason", &closed)?;
+        self.counters(
+            "client_command_errors",
+            "Failed commands from clients, by kind of error",
+            "error",
+            &failed,
+        )?;
         let actions = [
             ("disconnect", slow_disconnected),
             ("drop_oldest", slow_dropped),
@@ -102,37 +112,45 @@ impl Page<'_> {
         ];
         let help = "Connections closed (disconnect, write_timeout) and messages skipped (drop_oldest, drop_newest, conflate) because a client read too slowly";
         self.counters("client_slow_consumer", help, "action", &actions)?;
-        let help = "Connections closed because code that served them alone panicked";
+        let help = "Connections closed because the code serving them panicked";
         self.counter("client_panics", help, panics)?;
         self.counter(
             "compression_input_size",
-            "Payload bytes of publications that were compressed, once for all who receive them so",
+            "Payload size of compressed publications before compression, in bytes; a publication is compressed once for all subscribers that receive it compressed",
             deflate_in,
         )?;
-        self.counter("compression_output_size", "What these became", deflate_out)?;
-        self.counter("client_gaps", "Losses that reached a shard with subscribers", gaps)?;
+        self.counter(
+            "compression_output_size",
+            "Size of compressed publications after compression, in bytes",
+            deflate_out,
+        )?;
+        self.counter("client_gaps", "Gaps that reached a shard with subscribers of the channel", gaps)?;
         self.counter(
             "node_publications",
-            "Publications that reached a shard with subscribers",
+            "Publications that reached a shard with subscribers of the channel",
             publications,
         )?;
-        self.counter("transport_messages_received", "Messages from clients", messages_in)?;
-        self.counter("transport_messages_received_size", "Bytes from clients", bytes_in)?;
+        self.counter("transport_messages_received", "Messages received from clients", messages_in)?;
+        self.counter("transport_messages_received_size", "Bytes received from clients", bytes_in)?;
         self.counter("transport_messages_sent", "Publications delivered to clients", messages_out)?;
         self.counter("transport_messages_sent_size", "Bytes sent to clients", bytes_out)?;
-        self.counter("transport_writes", "Writes to sockets; each carries one message or many", writes)
+        self.counter("transport_writes", "Writes to sockets; each carries one or more messages", writes)
     }
 
     fn durations(&mut self, durations: Durations) -> Result<(), fmt::Error> {
         let Durations { deliveries, queue, turns } = durations;
-        let help = "From a publication's publishing, by the clock of its node, to the kernel's (or a pipe's) taking it for a subscriber; of an unknown time, from its arrival at the shard";
+        let help = "Time from publishing, by the clock of the publishing node, until the kernel or a pipe accepts the publication for a subscriber, by namespace; if the time of publishing is unknown, measured from arrival at the shard";
         let mut family =
             self.0.encode_descriptor("node_delivery_seconds", help, None, MetricType::Histogram)?;
         for (namespace, snapshot) in deliveries {
             snapshot.encode(family.encode_family(&[("namespace", &*namespace)])?)?;
         }
-        self.histogram("node_queue_lag_seconds", "From the bridge to a shard, for each publication", &queue)?;
-        let help = "A turn of a shard's loop: mail, reads, timers, writes";
+        self.histogram(
+            "node_queue_lag_seconds",
+            "Time that a publication takes from the bridge to a shard",
+            &queue,
+        )?;
+        let help = "Duration of one turn of a shard's event loop: mail, reads, timers and writes";
         self.histogram("shard_turn_seconds", help, &turns)
     }
 
@@ -146,13 +164,15 @@ impl Page<'_> {
         };
         of_each(
             "shard_longest_turn_seconds",
-            "The longest turn of the last 30 to 60 seconds, one that has not ended included",
+            "Longest turn of the shard's event loop in the last 30 to 60 seconds, including one that has not ended",
             |state| state.longest.as_secs_f64(),
         )?;
-        of_each("shard_connections", "Open connections of each shard", |state| state.connections.into())?;
-        of_each("shard_mailbox_bytes", "Payload bytes of publications that wait for a shard", |state| {
-            state.mail_bytes as f64
-        })
+        of_each("shard_connections", "Open connections, by shard", |state| state.connections.into())?;
+        of_each(
+            "shard_mailbox_bytes",
+            "Payload size of publications waiting in the shard's mailbox, in bytes",
+            |state| state.mail_bytes as f64,
+        )
     }
 
     fn histogram(&mut self, name: &str, help: &str, snapshot: &Snapshot) -> Result<(), fmt::Error> {

@@ -767,7 +767,7 @@ impl Core {
     fn append(&mut self, lane_key: u32, about: Key, born: Moment, write: impl FnOnce(&mut Vec<u8>)) {
         if self.try_append(lane_key, about, born, write).is_err() {
             self.metrics.gaps.add(1);
-            tracing::error!("making frames of a publication panicked, it is lost to its subscribers");
+            tracing::error!("encoding a publication panicked, its subscribers are sent a gap");
             self.gap_in(lane_key, true, "the message could not be sent");
         }
     }
@@ -1154,7 +1154,7 @@ impl Core {
         if served.is_err() {
             self.metrics.panics.add(1);
             let protocol = self.slots[slot].protocol.name();
-            tracing::error!(protocol, "serving a client panicked, its connection is closed");
+            tracing::error!(protocol, "serving a connection panicked, closing it");
         }
         served.ok()
     }

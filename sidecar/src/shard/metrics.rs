@@ -1,4 +1,4 @@
-//! A shard's own counters: written by its thread with relaxed stores, summed by whoever is asked for metrics.
+//! Counters of a shard: written by its thread with relaxed stores, and summed when metrics are collected.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,10 +8,10 @@ use crate::{
     protocol::Protocol,
 };
 
-/// The counters of one shard.
+/// Counters of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct ShardMetrics {
-    /// From the bridge to the shard, a publication each.
+    /// Time from the bridge to the shard, for each publication.
     pub(crate) queue: Histogram,
     pub(crate) connections: [Cell; Protocol::ALL.len()],
     pub(crate) accepted: [Cell; Protocol::ALL.len()],
@@ -39,72 +39,73 @@ pub(crate) struct ShardMetrics {
     pub(crate) log_full: Cell,
 }
 
-/// From publishing to the kernel, by namespace: a histogram a shard. Namespaces are added, never taken out, so that
-/// a counter does not go back. Cheap to clone.
+/// Time from publishing to the kernel, by namespace, in one histogram per shard. Namespaces are added but never
+/// removed, so that counters never decrease. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Latencies(Arc<BTreeMap<Box<str>, Arc<[Histogram]>>>);
 
-/// How long things took, all shards together.
+/// Durations, summed over all shards.
 #[derive(Debug, Default)]
 pub struct Durations {
-    /// From publishing to the kernel, by namespace.
+    /// Time from publishing to the kernel, by namespace.
     pub deliveries: Vec<(Box<str>, Snapshot)>,
-    /// From the bridge to a shard.
+    /// Time from the bridge to a shard.
     pub queue: Snapshot,
-    /// A turn of a shard's loop.
+    /// Duration of a turn of a shard's event loop.
     pub turns: Snapshot,
 }
 
-/// Sums over all shards at one moment.
+/// Sums over all shards at one point in time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Connections that are open.
+    /// Open connections, by protocol.
     pub connections: Vec<(Protocol, u64)>,
-    /// Connections that were ever handed to a shard.
+    /// Connections ever handed to a shard, by protocol.
     pub accepted: Vec<(Protocol, u64)>,
-    /// Connections that ended.
+    /// Closed connections, by reason.
     pub closed: Vec<(CloseReason, u64)>,
-    /// Commands that failed, by kind of error.
+    /// Failed commands, by kind of error.
     pub failed: Vec<(&'static str, u64)>,
-    /// Messages that clients sent.
+    /// Messages received from clients.
     pub messages_in: u64,
-    /// Bytes that clients sent, framing included.
+    /// Bytes received from clients, including framing.
     pub bytes_in: u64,
-    /// Publications delivered: one published to a thousand subscribers counts a thousand.
+    /// Publications delivered: one publication sent to a thousand subscribers counts a thousand times.
     pub messages_out: u64,
-    /// Bytes sent to clients, framing included.
+    /// Bytes sent to clients, including framing.
     pub bytes_out: u64,
-    /// Writes to sockets and pipes; `messages_out` over this says how well deliveries are grouped.
+    /// Writes to sockets and pipes. `messages_out` divided by this number shows how well deliveries are batched.
     pub writes: u64,
-    /// Publications that reached a shard with a subscriber of theirs.
+    /// Publications that reached a shard with subscribers of the channel.
     pub publications: u64,
-    /// Connections closed because their client lagged too far.
+    /// Connections closed because the client lagged too far behind.
     pub slow_disconnected: u64,
-    /// Oldest messages skipped because a client lagged too far.
+    /// Oldest messages skipped because the client lagged too far behind.
     pub slow_dropped: u64,
-    /// Newest messages skipped because a client lagged too far.
+    /// Newest messages skipped because the client lagged too far behind.
     pub slow_dropped_newest: u64,
-    /// Messages skipped because a newer one of their key came before a client had read them.
+    /// Messages skipped because a newer message with the same key arrived before the client had read them.
     pub slow_conflated: u64,
-    /// Connections closed because they took nothing for too long.
+    /// Connections closed because they accepted no bytes for too long.
     pub write_timeouts: u64,
-    /// Connections that were closed because code that served them alone panicked.
+    /// Connections closed because the code serving them panicked.
     pub panics: u64,
-    /// Payload bytes of publications that were compressed, once for all who receive them so.
+    /// Payload bytes of compressed publications before compression, counted once for all subscribers that receive them
+    /// compressed.
     pub deflate_in: u64,
-    /// What they became.
+    /// Bytes of these publications after compression.
     pub deflate_out: u64,
     /// Gaps that reached a shard.
     pub gaps: u64,
-    /// Subscriptions that are held.
+    /// Active subscriptions.
     pub subscriptions: u64,
-    /// Channels with a subscriber, counted once a shard.
+    /// Channels with a subscriber, counted once per shard.
     pub channels: u64,
-    /// Memory of publications that some subscriber has still to receive.
+    /// Memory used by publications that have not yet been sent to all subscribers.
     pub log_bytes: u64,
-    /// Memory of unfinished messages of clients and of replies to them.
+    /// Memory used by incomplete messages from clients and by replies to them.
     pub own_bytes: u64,
-    /// Publications that a channel's log had no room for, counted once a shard and wire form.
+    /// Publications that did not fit into the log of a channel, counted once per shard and wire form.
     pub log_full: u64,
 }
 
@@ -126,7 +127,7 @@ impl ShardMetrics {
 // === impl Latencies ===
 
 impl Latencies {
-    /// With these namespaces too.
+    /// Returns the histograms with those of `namespaces` added.
     pub(crate) fn with<'a>(&self, namespaces: impl Iterator<Item = &'a str>, shards: usize) -> Self {
         let mut all = (*self.0).clone();
         for namespace in namespaces {
@@ -166,7 +167,7 @@ impl Totals {
         totals
     }
 
-    /// Connections of all protocols.
+    /// Returns the number of open connections over all protocols.
     pub fn open(&self) -> u64 {
         self.connections.iter().map(|(_, count)| count).sum()
     }

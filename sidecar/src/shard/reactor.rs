@@ -185,7 +185,7 @@ impl Reactor {
         let (fd, token) = (socket.as_raw_fd(), Token(slot as usize));
         let registered = self.poll.registry().register(&mut SourceFd(&fd), token, interest);
         if let Err(error) = &registered {
-            tracing::warn!(%error, "a connection could not be watched and is dropped");
+            tracing::warn!(%error, "failed to register a connection for polling, closing it");
             self.core.abandon(self.core.id(slot));
         }
         registered.is_ok()

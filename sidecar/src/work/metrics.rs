@@ -1,4 +1,4 @@
-//! What is counted of publishing.
+//! Metrics of publishing.
 
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 
@@ -13,19 +13,23 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers them below `registry`'s prefix.
+    /// Registers the metrics under the prefix of `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let Self { published, errors, unknown, duplicates, sequences_forgotten } = self;
         let registry = registry.sub_registry_with_prefix("broker");
         registry.register("publish", "Publications sent to the broker", published.clone());
-        registry.register("publish_errors", "Publications that were not published", errors.clone());
-        let help = "Publications that were sent and not answered: published or not";
+        registry.register(
+            "publish_errors",
+            "Publications that failed and were not published",
+            errors.clone(),
+        );
+        let help = "Publications sent to the broker without an answer, so that it is unknown whether they were published";
         registry.register("publish_unknown", help, unknown.clone());
-        let help = "Publications recognised by their idempotency key as repetitions, and not published again";
+        let help = "Repeated publications that were not published again because of their idempotency key";
         registry.register("publish_duplicates", help, duplicates.clone());
         registry.register(
             "sequences_forgotten",
-            "Channels whose publications restarted with an unknown predecessor for want of room",
+            "Channels whose publication sequence restarted without a known predecessor because the table of sequences was full",
             sequences_forgotten.clone(),
         );
     }

@@ -80,7 +80,7 @@ pub enum Lane {
 #[derive(Debug)]
 pub struct Room(OwnedSemaphorePermit);
 
-/// Why a draft was not published.
+/// Error of a publication.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// More than the settings allow.
@@ -92,7 +92,7 @@ pub enum PublishError {
         max: usize,
     },
     /// The channel belongs to the nodes.
-    #[error("channel {0} is kept for the nodes themselves")]
+    #[error("channel {0} is reserved for internal use by the nodes")]
     Reserved(ChannelName),
     /// The broker would have to remember more idempotency keys than this node may have there.
     #[error("too many idempotency keys within five minutes on this node, try again later")]
@@ -334,7 +334,7 @@ impl Awaited {
                 let refused = shared.refused.fetch_add(1, Ordering::Relaxed) + 1;
                 // All are counted, every nth is told.
                 if refused.is_power_of_two() || refused.is_multiple_of(10_000) {
-                    tracing::warn!(%channel, error = %text, refused, "the broker refuses publications");
+                    tracing::warn!(%channel, error = %text, refused, "the broker rejects publications");
                 }
                 shared.failed(channel);
             }

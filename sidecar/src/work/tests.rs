@@ -440,6 +440,6 @@ async fn what_is_too_large_or_meant_for_the_nodes_does_not_reach_the_broker() {
     f.ask(0, publish("fanout:nodes", "internal", "x")).await;
     let told = f.told(0);
     assert!(told[0].contains("message has 11 bytes, at most 10 are allowed"), "{told:?}");
-    assert!(told[1].contains("channel fanout:nodes is kept for the nodes"), "{told:?}");
+    assert!(told[1].contains("channel fanout:nodes is reserved for internal use"), "{told:?}");
     assert!(f.script.calls().is_empty());
 }

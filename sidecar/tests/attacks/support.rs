@@ -239,7 +239,7 @@ fn addresses(child: &mut Child) -> [SocketAddr; 3] {
     for line in lines.by_ref() {
         let line = line.unwrap();
         let value: Value = serde_json::from_str(&line).unwrap_or_default();
-        if value["message"] == "node listens" {
+        if value["message"] == "node is listening" {
             found =
                 Some(["client", "admin", "api"].map(|port| value[port].as_str().unwrap().parse().unwrap()));
             break;

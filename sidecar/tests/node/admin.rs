@@ -109,7 +109,7 @@ async fn times_without_a_descriptor_for_a_client_are_counted() {
     assert_eq!(pauses().await, 0);
     allow(3);
     let _waiting = soon(TcpStream::connect(program.addresses.client)).await.unwrap();
-    let told = async || program.log().contains("no client can be accepted").then_some(());
+    let told = async || program.log().contains("accepting connections failed").then_some(());
     eventually("a pause", told).await;
     allow(1_024);
     assert_eq!(pauses().await, 1);

@@ -46,7 +46,8 @@ async fn a_draining_node_is_not_ready_and_lets_nobody_in_but_serves_its_api() {
         node.app.begin_drain();
         crate::support::eventually("not ready", async || {
             let (status, text) = node.admin("/ready").await;
-            (status == StatusCode::SERVICE_UNAVAILABLE && text == "not ready: serving: the node drains\n")
+            (status == StatusCode::SERVICE_UNAVAILABLE
+                && text == "not ready: serving: the node is draining\n")
                 .then_some(())
         })
         .await;

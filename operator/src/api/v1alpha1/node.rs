@@ -1,4 +1,4 @@
-//! What a node is: its image, its hub and who may use it.
+//! Types for a node: its image, hub and authentication.
 
 use k8s_openapi::api::core::v1::LocalObjectReference;
 use kube::KubeSchema;
@@ -8,33 +8,33 @@ use sidecar_config::{Compression, JwtAlgorithm, Limits};
 
 use super::all_defaults;
 
-/// Image of the sidecar.
+/// Container image of the sidecar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Image {
-    /// Repository without a tag; absent: the operator's default.
+    /// Image repository, without a tag. Defaults to the repository configured in the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255), extend("x-fanout-change" = "roll"))]
     pub repository: Option<String>,
-    /// Tag; absent: `spec.version`.
+    /// Image tag. Defaults to `spec.version`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9A-Za-z_][0-9A-Za-z._-]{0,127}$"), extend("x-fanout-change" = "roll"))]
     pub tag: Option<String>,
-    /// Digest, as `sha256:…`; it wins over the tag.
+    /// Image digest, in the form `sha256:…`. Takes precedence over the tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^sha256:[0-9a-f]{64}$"), extend("x-fanout-change" = "roll"))]
     pub digest: Option<String>,
-    /// When the image is pulled.
+    /// Image pull policy. Defaults to `IfNotPresent`.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub pull_policy: PullPolicy,
-    /// Secrets of the registry; for the managed Redis too.
+    /// Secrets with credentials for the image registry. Also used to pull the image of the managed Redis.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-fanout-change" = "roll"))]
     pub pull_secrets: Vec<LocalObjectReference>,
 }
 
-/// When an image is pulled.
+/// Image pull policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the names are Kubernetes'")]
 pub enum PullPolicy {
@@ -44,7 +44,7 @@ pub enum PullPolicy {
     Never,
 }
 
-/// Ports, connections and their limits.
+/// Ports of the sidecar, and settings and limits of client connections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -53,40 +53,43 @@ pub enum PullPolicy {
         .field_path(".pongTimeoutSeconds")
 )]
 pub struct Hub {
-    /// Ports of the sidecar.
+    /// Ports that the sidecar listens on.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub ports: Ports,
-    /// Connections that a node holds at most.
+    /// Maximum number of client connections per node. Defaults to 50000.
     #[serde(default = "default_max_connections")]
     #[schemars(range(min = 1, max = 10_000_000), extend("x-fanout-change" = "hot"))]
     pub max_connections_per_node: u32,
-    /// Payload bytes of one message from a client, or of one publication.
+    /// Maximum payload size, in bytes, of one message from a client or of one publication. Defaults to 65536.
     #[serde(default = "default_max_message_bytes")]
     #[schemars(range(min = 1, max = 16_777_216), extend("x-fanout-change" = "hot"))]
     pub max_message_bytes: u32,
-    /// Seconds between pings to a client.
+    /// Interval between pings to a client, in seconds. Defaults to 25.
     #[serde(default = "default_ping_interval")]
     #[schemars(range(min = 2, max = 3_600), extend("x-fanout-change" = "hot"))]
     pub ping_interval_seconds: u32,
-    /// Seconds that a client has to answer a ping.
+    /// Time that a client has to answer a ping, in seconds. Must be less than `pingIntervalSeconds`. Defaults to 10.
     #[serde(default = "default_pong_timeout")]
     #[schemars(range(min = 1, max = 3_600), extend("x-fanout-change" = "hot"))]
     pub pong_timeout_seconds: u32,
-    /// Origins from which browsers may connect: `https://app.example`, `https://*.example` (any subdomain) or `*`.
-    /// Empty refuses every browser; a request without `Origin` is no browser and passes.
+    /// Origins from which browsers may connect: `https://app.example`, `https://*.example` (any subdomain) or `*`. If
+    /// empty, all browsers are rejected. Requests without an `Origin` header do not come from browsers and are not
+    /// restricted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 253)), extend("x-fanout-change" = "hot"))]
     #[x_kube(validation = Rule::new(r"self.all(o, o == '*' || o.matches('^[A-Za-z][A-Za-z0-9+.-]*://([*][.])?[^*/ ]+$'))")
-        .message("an origin is 'https://app.example', 'https://*.example' or '*': no path, no slash at the end"))]
+        .message("an origin is 'https://app.example', 'https://*.example' or '*', without a path or a trailing slash"))]
     pub allowed_origins: Vec<String>,
-    /// Networks (CIDR) of the proxies whose `X-Forwarded-For`, `Forwarded` and PROXY header are believed.
+    /// Networks (CIDR) of trusted proxies. `X-Forwarded-For`, `Forwarded` and PROXY protocol headers are accepted only
+    /// from these addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 49)), extend("x-fanout-change" = "hot"))]
     #[x_kube(validation = Rule::new("self.all(p, isCIDR(p))")
         .message("a trusted proxy is a network such as '10.0.0.0/8' or 'fd00::/8': for one address write /32 or /128"))]
     pub trusted_proxies: Vec<String>,
-    /// TLS on the client port, with HTTP/2 and its WebSockets; absent: plain HTTP, for a proxy in front that speaks TLS.
+    /// TLS on the client port, including HTTP/2 and WebSockets over HTTP/2. If unset, the port serves plain HTTP, for
+    /// use behind a proxy that terminates TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub tls: Option<ClientTls>,
@@ -94,7 +97,7 @@ pub struct Hub {
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub compression: Compression,
-    /// Limits of one connection.
+    /// Limits on clients, connections and handshakes.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub limits: Limits,
@@ -104,12 +107,12 @@ pub struct Hub {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientTls {
-    /// Secret of type `kubernetes.io/tls`, as cert-manager makes it. A renewed certificate is used by the next
-    /// handshake; nothing restarts.
+    /// Secret of type `kubernetes.io/tls`, such as those that cert-manager creates. A renewed certificate is used from
+    /// the next handshake on, without a restart.
     pub secret_ref: LocalObjectName,
 }
 
-/// Ports of the sidecar in the pod.
+/// Ports that the sidecar listens on in the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -117,37 +120,38 @@ pub struct ClientTls {
         .message("the hub's ports must differ: give client, api, admin and control a port each")
 )]
 pub struct Ports {
-    /// WebSocket and SSE, for browsers and devices.
+    /// Port for client connections (WebSocket and SSE). Defaults to 8000.
     #[serde(default = "default_client_port")]
     #[schemars(range(min = 1_024, max = 65_535))]
     pub client: u16,
-    /// Server API, for backends.
+    /// Port of the server API, which backends call. Defaults to 8001.
     #[serde(default = "default_api_port")]
     #[schemars(range(min = 1_024, max = 65_535))]
     pub api: u16,
-    /// Probes and metrics, never public.
+    /// Port for probes and metrics. Must not be exposed publicly. Defaults to 8002.
     #[serde(default = "default_admin_port")]
     #[schemars(range(min = 1_024, max = 65_535))]
     pub admin: u16,
-    /// Reserved for the operator's control connection.
+    /// Reserved for the operator's control connection. Defaults to 8003.
     #[serde(default = "default_control_port")]
     #[schemars(range(min = 1_024, max = 65_535))]
     pub control: u16,
 }
 
-/// Who may connect and who may call the server API. Nothing here opens a channel: `namespaces` does.
+/// Authentication of clients and of callers of the server API. Access to channels is granted in `namespaces`, not here.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Auth {
-    /// Secret whose every value is a key of the server API, besides the generated one.
+    /// Secret whose values are all accepted as API keys of the server API, in addition to the generated key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_keys_secret_ref: Option<ApiKeysRef>,
-    /// Connection tokens; absent: no token is accepted.
+    /// Verification of connection tokens. If unset, no token is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt: Option<Jwt>,
 }
 
-/// A Secret of API keys. What it holds is taken over while clients stay; another Secret needs new pods.
+/// Reference to a Secret of API keys. Changes of the Secret's data take effect while clients stay connected; referring
+/// to another Secret requires new pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApiKeysRef {
     /// Name of the Secret.
@@ -155,59 +159,60 @@ pub struct ApiKeysRef {
     pub name: String,
 }
 
-/// Connection tokens: JSON Web Tokens (RFC 7519).
+/// Verification of connection tokens, which are JSON Web Tokens (RFC 7519).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Jwt {
-    /// Required value of `iss`; absent: any is accepted.
+    /// Required value of the `iss` claim. If unset, any issuer is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1_024), extend("x-fanout-change" = "hot"))]
     pub issuer: Option<String>,
-    /// Required value of `aud`; absent: any is accepted.
+    /// Required value of the `aud` claim. If unset, any audience is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1_024), extend("x-fanout-change" = "hot"))]
     pub audience: Option<String>,
-    /// Whether a token must end, by `exp`; otherwise one without never does.
+    /// Rejects tokens without an `exp` claim. If `false`, such tokens never expire. Defaults to `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub require_exp: bool,
-    /// Keys that may have signed a token. A token that names a `kid` is checked by the key of that name only.
+    /// Keys that tokens are verified with. A token with a `kid` header is verified only with the key of that `kid`.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(validation = Rule::new("self.all(k, !has(k.kid) || self.exists_one(o, has(o.kid) && o.kid == k.kid))")
         .message("two keys have the same kid: give each key its own"))]
     pub keys: Vec<JwtKeySpec>,
 }
 
-/// One verification key.
+/// Key for verifying tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JwtKeySpec {
-    /// Name that a token's `kid` header gives; absent: tried for tokens without a `kid`.
+    /// Key ID, matched against the `kid` header of tokens. A key without one is tried for tokens that have no `kid`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), extend("x-fanout-change" = "hot"))]
     pub kid: Option<String>,
-    /// The only algorithm this key is good for.
+    /// Algorithm that this key is used with. Tokens signed with any other algorithm are rejected.
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub algorithm: JwtAlgorithm,
-    /// Where the secret (HMAC) or the public key (PEM) is.
+    /// Reference to the shared secret (HMAC) or the public key (PEM).
     pub secret_key_ref: SecretKeyRef,
 }
 
-/// A key of a Secret. What it holds is taken over while clients stay; another Secret needs new pods.
+/// Reference to a key of a Secret. Changes of its value take effect while clients stay connected; referring to another
+/// Secret requires new pods.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretKeyRef {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253), extend("x-fanout-change" = "roll"))]
     pub name: String,
-    /// Key in the Secret.
+    /// Key within the Secret.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"), extend("x-fanout-change" = "hot"))]
     pub key: String,
 }
 
-/// An object of the same namespace, by name.
+/// Reference to an object in the same namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LocalObjectName {
-    /// Its name.
+    /// Name of the referent.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
@@ -263,7 +268,7 @@ impl Default for Ports {
 }
 
 impl PullPolicy {
-    /// As Kubernetes writes it.
+    /// Returns the name that Kubernetes uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Always => "Always",

@@ -1,4 +1,4 @@
-//! What carries publications between nodes.
+//! Types for the broker that carries publications between nodes.
 
 use std::collections::BTreeMap;
 
@@ -13,120 +13,122 @@ use sidecar_config::OnUnavailable;
 
 use super::{LocalObjectName, all_defaults, workload};
 
-/// What carries publications between nodes: exactly one of `managed`, `external` and `memory`.
+/// Broker that carries publications between nodes. Set exactly one of `managed`, `external` and `memory`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("[has(self.managed), has(self.external), has(self.memory)].filter(x, x).size() == 1")
         .message("set exactly one of redis.managed, redis.external and redis.memory"),
     validation = Rule::new("has(self.managed) == has(oldSelf.managed) && has(self.external) == has(oldSelf.external) && has(self.memory) == has(oldSelf.memory)")
-        .message("the kind of redis cannot be changed, for nodes would lose each other midway: make a second FanoutCluster and move clients to it"),
+        .message("the kind of redis cannot be changed, because nodes would lose contact with each other during the change: create a second FanoutCluster and move clients to it"),
     validation = Rule::new("has(self.channelPrefix) == has(oldSelf.channelPrefix) && (!has(self.channelPrefix) || self.channelPrefix == oldSelf.channelPrefix)")
-        .message("redis.channelPrefix cannot be changed, for nodes would lose each other midway: make a second FanoutCluster and move clients to it")
+        .message("redis.channelPrefix cannot be changed, because nodes would lose contact with each other during the change: create a second FanoutCluster and move clients to it")
         .field_path(".channelPrefix")
 )]
 pub struct Redis {
-    /// Stands before each channel name in Redis, with a colon between; absent: `<namespace>.<name>`. It holds no colon
-    /// itself: `a:b` would be namespace `b` of the cluster whose prefix is `a`. One from before this rule stays as it is.
+    /// Prefix of channel names in Redis, separated from them by a colon. Defaults to `<namespace>.<name>`. The prefix
+    /// must not contain a colon, because `a:b` would also be namespace `b` of a cluster with the prefix `a`. An
+    /// existing prefix that predates this rule is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 128),
         regex(pattern = r"^[^\s:{}\x00-\x1f\x7f]+$"),
         extend("x-fanout-change" = "roll")
     )]
-    // A value that does not change is not judged again: the API server ratchets both.
+    // An unchanged value is not validated again: the API server ratchets both.
     #[x_kube(validation = Rule::new("!self.contains(':')")
-        .message("a colon in channelPrefix makes its channels those of another cluster, whose prefix is the part before it: write a dot instead"))]
+        .message("a colon in channelPrefix makes its channels also belong to another cluster, whose prefix is the part before the colon: use a dot instead"))]
     pub channel_prefix: Option<String>,
-    /// What an outage of Redis does to readiness. Clients stay connected in both.
+    /// Effect of a Redis outage on readiness. Clients stay connected in either case. Defaults to `KeepClients`.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "hot"))]
     pub on_unavailable: OnUnavailable,
-    /// One Redis of this cluster's own: for a start and for small sites.
+    /// Single Redis server that the operator runs for this cluster, suitable for evaluation and small deployments.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub managed: Option<ManagedRedis>,
-    /// A Redis or Valkey that you run.
+    /// Redis or Valkey server that you operate.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub external: Option<ExternalRedis>,
-    /// No Redis: one node, alone.
+    /// No Redis. Limits the cluster to one node.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-fanout-change" = "roll"))]
     pub memory: Option<MemoryRedis>,
 }
 
-/// The kind that was chosen.
+/// The selected kind of broker.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RedisKind<'a> {
-    /// One Redis of this cluster's own.
+    /// Single Redis server that the operator runs for this cluster.
     Managed(&'a ManagedRedis),
-    /// A Redis that the user runs.
+    /// Redis server that the user operates.
     External(&'a ExternalRedis),
     /// No Redis.
     Memory,
 }
 
-/// One Redis of this cluster's own.
+/// Single Redis server that the operator runs for this cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.storage) == has(oldSelf.storage)")
-        .message("storage cannot be added to or taken from a managed Redis that runs: make a second FanoutCluster")
+        .message("storage cannot be added to or removed from an existing managed Redis: create a second FanoutCluster")
         .field_path(".storage")
 )]
 pub struct ManagedRedis {
-    /// Image, with tag or digest; absent: the operator's default. `redis-server` and `redis-cli` must be on its PATH.
+    /// Container image, with a tag or digest. Must provide `redis-server` and `redis-cli` on its PATH. Defaults to the
+    /// image configured in the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
-    /// A volume, with an append-only file written every second; absent: nothing survives a restart. The claim
-    /// outlives the FanoutCluster.
+    /// Persistent volume for an append-only file that is synced every second. If unset, no data survives a restart. The
+    /// PersistentVolumeClaim is kept when the FanoutCluster is deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// CPU and memory of its container.
+    /// CPU and memory requests and limits of the Redis container.
     #[serde(default = "default_resources")]
     pub resources: ResourceRequirements,
-    /// Seconds after which the pod of a lost Kubernetes node is made anew on another, without `storage`. With it the pod
-    /// waits for its volume: see docs/operations.md.
+    /// Seconds after which, without `storage`, the Redis pod of a lost Kubernetes node is recreated on another node.
+    /// With `storage`, the pod waits for its volume; see docs/operations.md. Defaults to 30.
     #[serde(default = "default_replace_after")]
     #[schemars(range(min = 5, max = 86_400))]
     pub replace_after_seconds: u32,
-    /// Labels of the Kubernetes nodes that its pod may run on.
+    /// Labels that a Kubernetes node must have for the Redis pod to run on it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints that its pod tolerates.
+    /// Tolerations of the Redis pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
-    /// Where its pod is drawn to, and what it keeps away from.
+    /// Scheduling affinity and anti-affinity of the Redis pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// Priority class of its pod.
+    /// Priority class of the Redis pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
 }
 
-/// A volume for the managed Redis.
+/// Persistent volume of the managed Redis.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("isQuantity(self.size) && quantity(self.size).isGreaterThan(quantity('0'))")
-        .message("storage.size is a quantity above zero, such as 5Gi")
+        .message("storage.size must be a quantity greater than zero, such as 5Gi")
         .field_path(".size"),
     validation = Rule::new("!isQuantity(self.size) || !isQuantity(oldSelf.size) || quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0")
-        .message("a volume cannot shrink: set storage.size to what it was or more")
+        .message("a volume cannot shrink: set storage.size to its previous value or more")
         .field_path(".size"),
     validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)")
-        .message("a volume keeps its storage class: set storageClassName back")
+        .message("the storage class of a volume cannot be changed: restore storageClassName")
         .field_path(".storageClassName")
 )]
 pub struct Storage {
-    /// Size; it can grow where the storage class allows it.
+    /// Requested size of the volume. Can be increased if the storage class allows volume expansion.
     #[schemars(with = "String", length(min = 1, max = 32))]
     pub size: Quantity,
-    /// Storage class; absent: the cluster's default.
+    /// Storage class of the volume. Defaults to the default storage class of the Kubernetes cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub storage_class_name: Option<String>,
@@ -137,90 +139,93 @@ const ADDRESS: &str = r"^(\[[0-9a-fA-F:.]+\]|[^\s:/@]+):([1-9][0-9]{0,3}|[1-5][0
 /// A DNS name or an IP address.
 const SERVER_NAME: &str = r"^([-_a-zA-Z0-9]+(\.[-_a-zA-Z0-9]+)*\.?|[0-9a-fA-F]*:[0-9a-fA-F:.]*)$";
 
-/// A Redis or Valkey that you run.
+/// Redis or Valkey server that you operate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.mode != 'Standalone' || self.addresses.size() == 1")
-        .message("mode Standalone takes one address: that of the one Redis")
+        .message("mode Standalone requires exactly one address")
         .field_path(".addresses")
 )]
 pub struct ExternalRedis {
-    /// What stands behind the addresses.
+    /// Topology of the Redis deployment. Defaults to `Standalone`.
     #[serde(default)]
     pub mode: RedisMode,
-    /// `host:port` of each; resolved anew at every connect.
+    /// Addresses of the Redis servers, each in the form `host:port`. Host names are resolved again for every
+    /// connection.
     #[schemars(
         length(min = 1, max = 32),
         inner(length(min = 3, max = 261), regex(pattern = ADDRESS))
     )]
     pub addresses: Vec<String>,
-    /// Logical database. Pub/Sub does not know databases; commands do.
+    /// Number of the logical database that commands use. Pub/Sub channels are shared by all databases. Defaults to 0.
     #[serde(default)]
     #[schemars(range(min = 0, max = 65_535))]
     pub database: u16,
-    /// Where user name and password are; absent: no authentication.
+    /// Secret with the user name and password. If unset, the nodes connect without authentication.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<CredentialsRef>,
-    /// TLS to Redis; absent: plain TCP. `{}` trusts the authorities of the image.
+    /// TLS settings of connections to Redis. If unset, plain TCP is used. `{}` enables TLS and trusts the certificate
+    /// authorities of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<RedisTlsSpec>,
 }
 
-/// What stands behind the addresses.
+/// Topology of the Redis deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RedisMode {
-    /// One Redis.
+    /// Single Redis server.
     #[default]
     Standalone,
 }
 
-/// User name and password in a Secret. What it holds is taken over while clients stay.
+/// Reference to a Secret with the user name and password for Redis. Changes of the Secret's data take effect while
+/// clients stay connected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CredentialsRef {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Key of the ACL user name; absent: Redis' `default` user.
+    /// Key within the Secret that holds the ACL user name. If unset, the `default` user of Redis is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub username_key: Option<String>,
-    /// Key of the password.
+    /// Key within the Secret that holds the password. Defaults to `password`.
     #[serde(default = "default_password_key")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub password_key: String,
 }
 
-/// TLS to Redis.
+/// TLS settings of connections to Redis.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisTlsSpec {
-    /// Certificate authorities to trust; absent: those of the image.
+    /// Certificate authorities to trust. Defaults to those of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<CaRef>,
     /// Secret of type `kubernetes.io/tls` with the client certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cert_secret_ref: Option<LocalObjectName>,
-    /// Name to verify in the certificate; absent: the host of the address.
+    /// Server name that the server certificate must match. Defaults to the host of the address.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = SERVER_NAME))]
     pub server_name: Option<String>,
 }
 
-/// Certificate authorities in a Secret.
+/// Reference to a Secret with certificate authorities.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CaRef {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Key of the PEM file.
+    /// Key within the Secret that holds the certificates, in PEM format. Defaults to `ca.crt`.
     #[serde(default = "default_ca_key")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
 
-/// No Redis: one node, alone. It has no settings.
+/// No Redis. Limits the cluster to one node. Has no settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryRedis {}
 
@@ -244,7 +249,7 @@ fn default_ca_key() -> String {
 // === impl Redis ===
 
 impl Redis {
-    /// The kind that is set; `None` where none or several are, which the schema refuses.
+    /// Returns the kind that is set, or `None` if none or several are, which the schema rejects.
     pub fn kind(&self) -> Option<RedisKind<'_>> {
         match (&self.managed, &self.external, &self.memory) {
             (Some(managed), None, None) => Some(RedisKind::Managed(managed)),

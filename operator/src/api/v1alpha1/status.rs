@@ -1,102 +1,103 @@
-//! What a FanoutCluster is: written by the operator alone.
+//! Observed state of a FanoutCluster, written only by the operator.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a FanoutCluster is.
+/// Observed state of the FanoutCluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FanoutClusterStatus {
-    /// Generation of the spec that this status speaks of; the one before, until nodes that are ready run the settings of
-    /// the new one.
+    /// Generation of the spec that this status reflects. Stays at the previous generation until ready nodes run with
+    /// the settings of the new one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Nodes that count as replicas: those that `selector` selects.
+    /// Number of nodes that count as replicas, which are the pods matched by `selector`.
     #[serde(default)]
     pub replicas: i32,
-    /// Of these, the ready ones.
+    /// Number of replicas that are ready.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Of these, those of the update revision.
+    /// Number of replicas that belong to the update revision.
     #[serde(default)]
     pub updated_replicas: i32,
-    /// Label selector of the replicas, as autoscalers read it.
+    /// Label selector of the replicas, in the form that autoscalers read.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub selector: String,
-    /// Version of the sidecar that all nodes run; the old one until a rollout has ended.
+    /// Version of the sidecar that all nodes run. Stays at the old version until a rollout has completed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
-    /// Revision that all nodes had last.
+    /// Revision that all nodes ran most recently.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub current_revision: String,
-    /// Revision that the nodes are brought to.
+    /// Revision that nodes are being updated to.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub update_revision: String,
-    /// Open client connections of all nodes.
+    /// Number of open client connections on all nodes.
     #[serde(default)]
     pub connections: i64,
-    /// Where clients inside the cluster connect.
+    /// Address that clients inside the Kubernetes cluster connect to.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub endpoint: String,
-    /// Hash of the live settings that every node should run by.
+    /// Hash of the live settings that every node is expected to run with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings_hash: Option<String>,
-    /// The nodes, the first hundred by name.
+    /// Nodes of the cluster, sorted by name and limited to the first 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub nodes: Vec<NodeStatus>,
-    /// Ready, Available, Progressing, Degraded, RedisReachable, SettingsInSync, Paused and Advisory.
+    /// Conditions of the cluster: Ready, Available, Progressing, Degraded, RedisReachable, SettingsInSync, Paused and
+    /// Advisory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
-/// One node.
+/// Observed state of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
-    /// Name of its pod.
+    /// Name of the node's pod.
     pub name: String,
-    /// Revision of its pod.
+    /// Revision of the node's pod.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub revision: String,
-    /// What it does.
+    /// Current state of the node.
     pub state: NodeState,
-    /// Its open client connections; absent: it could not be asked.
+    /// Number of open client connections on the node. Absent if the node could not be queried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<i64>,
-    /// Channels with a subscriber on it.
+    /// Number of channels with at least one subscriber on the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<i64>,
-    /// Hash of the live settings it runs by.
+    /// Hash of the live settings that the node runs with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settings_hash: Option<String>,
-    /// Whether its canary comes back through the broker.
+    /// Set to `true` if the node receives its own canary messages back through the broker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<bool>,
 }
 
-/// What a node does.
+/// State of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NodeState {
-    /// Its pod runs nowhere yet.
+    /// The pod has not started yet.
     Pending,
-    /// Its pod runs, but is not ready.
+    /// The pod is running but not ready.
     Starting,
-    /// It takes clients.
+    /// The node accepts clients.
     Serving,
-    /// It is out of its Services, and keeps its clients.
+    /// The node has been removed from its Services and keeps its existing clients.
     Cordoned,
-    /// Its clients are leaving.
+    /// The node is disconnecting its clients.
     Draining,
-    /// Its clients have left, and its pod ends.
+    /// All clients have left, and the pod is terminating.
     Drained,
-    /// It runs, but does not answer the operator.
+    /// The pod is running, but the node does not respond to the operator.
     Unreachable,
-    /// Its pod is ending, and it does not say whether it has clients.
+    /// The pod is terminating, and the node does not report whether it still has clients.
     Terminating,
 }

@@ -1,4 +1,4 @@
-//! What reaches the nodes, and what may take them away.
+//! Types for network access to nodes and for their disruption.
 
 use std::collections::BTreeMap;
 
@@ -12,48 +12,48 @@ use serde::{Deserialize, Serialize};
 
 use super::all_defaults;
 
-/// The Service that clients connect to.
+/// Service that clients connect to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.type != 'ClusterIP' || self.externalTrafficPolicy == 'Cluster'")
-        .message("externalTrafficPolicy Local is for the types NodePort and LoadBalancer: set service.type, or leave it out")
+        .message("externalTrafficPolicy Local requires the type NodePort or LoadBalancer: set service.type, or leave it out")
         .field_path(".externalTrafficPolicy"),
     validation = Rule::new("self.type == 'LoadBalancer' || !has(self.loadBalancerClass)")
-        .message("loadBalancerClass is for the type LoadBalancer: set service.type, or leave it out")
+        .message("loadBalancerClass requires the type LoadBalancer: set service.type, or leave it out")
         .field_path(".loadBalancerClass"),
     validation = Rule::new("self.type == 'LoadBalancer' || !has(self.loadBalancerSourceRanges)")
-        .message("loadBalancerSourceRanges is for the type LoadBalancer: set service.type, or leave it out")
+        .message("loadBalancerSourceRanges requires the type LoadBalancer: set service.type, or leave it out")
         .field_path(".loadBalancerSourceRanges"),
     validation = Rule::new("self.type != 'LoadBalancer' || oldSelf.type != 'LoadBalancer' || (has(self.loadBalancerClass) == has(oldSelf.loadBalancerClass) && (!has(self.loadBalancerClass) || self.loadBalancerClass == oldSelf.loadBalancerClass))")
-        .message("a load balancer keeps its class: set service.type to ClusterIP first, and back with the new class")
+        .message("the class of a load balancer cannot be changed: set service.type to ClusterIP first, then back with the new class")
         .field_path(".loadBalancerClass")
 )]
 pub struct ServiceSpec {
-    /// Type of the Service.
+    /// Type of the Service. Defaults to `ClusterIP`.
     #[serde(default, rename = "type")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub type_: ServiceType,
-    /// Its port.
+    /// Port of the Service. Defaults to 80.
     #[serde(default = "default_service_port")]
     #[schemars(range(min = 1, max = 65_535), extend("x-fanout-change" = "operator"))]
     pub port: u16,
-    /// Annotations, as load balancers want them.
+    /// Annotations of the Service, for example to configure a load balancer.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub annotations: BTreeMap<String, String>,
-    /// `Local` sends what comes from outside only to nodes on the same machine and keeps the client's address, which
-    /// limits and logs then use; `Cluster` to all.
+    /// Routing of external traffic. `Local` routes it only to nodes on the same machine and preserves the client
+    /// address, which limits and logs then use; `Cluster` routes it to all nodes. Defaults to `Cluster`.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub external_traffic_policy: TrafficPolicy,
-    /// Networks (CIDR) from which the load balancer lets clients in; absent: from all.
+    /// Networks (CIDR) from which the load balancer accepts clients. If empty, clients are accepted from anywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 49)), extend("x-fanout-change" = "operator"))]
     #[x_kube(validation = Rule::new("self.all(n, isCIDR(n))")
-        .message("a source range is a network such as '10.0.0.0/8' or 'fd00::/8': for one address write /32 or /128"))]
+        .message("a source range must be a network such as '10.0.0.0/8' or 'fd00::/8': for one address write /32 or /128"))]
     pub load_balancer_source_ranges: Vec<String>,
-    /// Which controller makes the load balancer; absent: the platform's default.
+    /// Class of the load balancer implementation that serves this Service. Defaults to the default of the platform.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 317),
@@ -61,13 +61,14 @@ pub struct ServiceSpec {
         extend("x-fanout-change" = "operator")
     )]
     pub load_balancer_class: Option<String>,
-    /// Whether a client's connections go to one node. Any node serves any client, so that it is seldom of use.
+    /// Session affinity of the Service: `ClientIP` sends all connections from a client address to the same node. Rarely
+    /// useful, because any node can serve any client. Defaults to `None`.
     #[serde(default)]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub session_affinity: SessionAffinity,
 }
 
-/// Where what comes from outside goes.
+/// Routing of external traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the names are Kubernetes'")]
 pub enum TrafficPolicy {
@@ -76,7 +77,7 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// Whether a client's connections go to one node.
+/// Session affinity of a Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the names are Kubernetes'")]
 pub enum SessionAffinity {
@@ -95,16 +96,16 @@ pub enum ServiceType {
     LoadBalancer,
 }
 
-/// What may evict nodes.
+/// Limits on voluntary disruptions of nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disruption {
-    /// The PodDisruptionBudget of the nodes. It exists while `replicas` is above 1.
+    /// PodDisruptionBudget of the nodes. Created only while `replicas` is greater than 1.
     #[serde(default)]
     pub pod_disruption_budget: PodDisruptionBudgetSpec,
 }
 
-/// The PodDisruptionBudget of the nodes.
+/// PodDisruptionBudget of the nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -113,34 +114,36 @@ pub struct Disruption {
         .field_path(".maxUnavailable")
 )]
 pub struct PodDisruptionBudgetSpec {
-    /// Whether there is one. Set false where a budget of your own selects these pods: two on one pod block eviction.
+    /// Creates the PodDisruptionBudget. Set to `false` if a budget of your own selects these pods: a pod that matches
+    /// two budgets cannot be evicted. Defaults to `true`.
     #[serde(default = "default_true")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub enabled: bool,
-    /// Nodes that evictions may take away at once: a number or a percentage.
+    /// Maximum number of nodes that may be unavailable because of evictions, as a number or a percentage. Defaults to
+    /// 1.
     #[serde(default = "default_max_unavailable")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub max_unavailable: IntOrString,
 }
 
-/// Who may open connections to the nodes. Where your network plugin knows no NetworkPolicy it has no effect.
+/// NetworkPolicy of the nodes. Has no effect if the network plugin does not support NetworkPolicy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkPolicySpec {
-    /// Whether there is one. The client port stays open to all; the server API to this namespace and `apiFrom`; the
-    /// admin port to the operator and `metricsFrom`.
+    /// Creates the NetworkPolicy. The client port stays open to all sources; the server API is open to this namespace
+    /// and `apiFrom`, and the admin port to the operator and `metricsFrom`. Defaults to `true`.
     #[serde(default = "default_true")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub enabled: bool,
-    /// Who may call the server API besides the pods of this namespace.
+    /// Additional peers that may call the server API, besides the pods of this namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-fanout-change" = "operator"))]
     pub api_from: Vec<NetworkPolicyPeer>,
-    /// Who may read metrics: your Prometheus.
+    /// Peers that may read metrics, such as Prometheus.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-fanout-change" = "operator"))]
     pub metrics_from: Vec<NetworkPolicyPeer>,
-    /// What nodes may connect to; absent: anything. Where set, DNS and Redis must be in it.
+    /// Egress rules of the nodes. If unset, egress is not restricted. If set, the rules must allow DNS and Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), extend("x-fanout-change" = "operator"))]
     pub egress: Option<Vec<NetworkPolicyEgressRule>>,
@@ -159,7 +162,7 @@ fn default_max_unavailable() -> IntOrString {
 }
 
 impl ServiceType {
-    /// As Kubernetes writes it.
+    /// Returns the name that Kubernetes uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ClusterIP => "ClusterIP",
@@ -170,7 +173,7 @@ impl ServiceType {
 }
 
 impl TrafficPolicy {
-    /// As Kubernetes writes it.
+    /// Returns the name that Kubernetes uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "Cluster",
@@ -180,7 +183,7 @@ impl TrafficPolicy {
 }
 
 impl SessionAffinity {
-    /// As Kubernetes writes it.
+    /// Returns the name that Kubernetes uses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "None",

@@ -1,4 +1,4 @@
-//! The pods: what runs in them, how they are replaced and how clients leave them.
+//! Types for the pods: their template, how they are replaced and how clients are drained from them.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -13,18 +13,19 @@ use serde_json::{Map, Value};
 
 use super::all_defaults;
 
-/// A pod template as the user wrote it. Kept as JSON, so that fields of a newer Kubernetes pass through.
+/// Pod template as written by the user. Kept as JSON so that fields of newer Kubernetes versions pass through.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PodTemplate(Map<String, Value>);
 
-/// Labels and annotations of every object that the operator makes, the pod of a managed Redis included, which a change
-/// restarts. A ReplicaSet gets those of the moment it is made. The nodes' pods have `podTemplate.metadata` instead.
+/// Labels and annotations added to every object that the operator creates, including the pod of a managed Redis, which
+/// restarts when they change. A ReplicaSet keeps those from its creation. For the pods of nodes, use
+/// `podTemplate.metadata` instead.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChildMetadata {
-    /// Labels.
-    // The form of a value is the schema's: as a rule it would cost more than the API server allows.
+    /// Labels to add. Keys under `fanout.dev/` and `app.kubernetes.io/` are reserved.
+    // The schema validates values: as a CEL rule this would exceed the API server's cost limit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend(
         "maxProperties" = 32,
@@ -34,7 +35,7 @@ pub struct ChildMetadata {
     #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('fanout.dev/') && !k.startsWith('app.kubernetes.io/'))")
         .message("labels under fanout.dev/ and app.kubernetes.io/ are set by the operator: use a prefix of your own"))]
     pub labels: BTreeMap<String, String>,
-    /// Annotations.
+    /// Annotations to add. Keys under `fanout.dev/` are reserved.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend(
         "maxProperties" = 32,
@@ -42,20 +43,20 @@ pub struct ChildMetadata {
         "x-fanout-change" = "operator"
     ))]
     #[x_kube(validation = Rule::new("self.all(k, !k.startsWith('fanout.dev/'))")
-        .message("annotations under fanout.dev/ are the operator's: use a prefix of your own"))]
+        .message("annotations under fanout.dev/ are reserved for the operator: use a prefix of your own"))]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What a label may hold.
+/// Valid values of a label.
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 
-/// How nodes are replaced when a change needs new pods.
+/// Strategy for replacing nodes when a change requires new pods.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!string(self.maxSurge).matches('^0+%?$') || !string(self.maxUnavailable).matches('^0+%?$')")
         .message("maxSurge and maxUnavailable are both zero, so no node could ever be replaced: set one of them to 1 or more"),
-    // Text equals its own text, a number does not.
+    // A string equals its own string form; a number does not.
     validation = Rule::new("string(self.maxSurge) == self.maxSurge ? self.maxSurge.matches('^[0-9]{1,3}%$') : self.maxSurge >= 0")
         .message("maxSurge is a number of nodes (1) or a percentage of replicas ('25%')")
         .field_path(".maxSurge"),
@@ -64,54 +65,58 @@ const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
         .field_path(".maxUnavailable")
 )]
 pub struct UpdateStrategy {
-    /// How.
+    /// Type of the strategy. Defaults to `RollingUpdate`.
     #[serde(default, rename = "type")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub type_: UpdateStrategyType,
-    /// Nodes above `replicas` that may exist meanwhile: a number or a percentage, rounded up.
+    /// Maximum number of nodes above `replicas` during an update, as a number or a percentage (rounded up). Defaults to
+    /// 1.
     #[serde(default = "default_max_surge")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub max_surge: IntOrString,
-    /// Nodes below `replicas` that may be missing meanwhile: a number or a percentage, rounded down.
+    /// Maximum number of nodes below `replicas` during an update, as a number or a percentage (rounded down). Defaults
+    /// to 0.
     #[serde(default = "default_max_unavailable")]
     #[schemars(extend("x-fanout-change" = "operator"))]
     pub max_unavailable: IntOrString,
 }
 
-/// How nodes are replaced.
+/// Type of an update strategy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum UpdateStrategyType {
-    /// One after the other, each drained first.
+    /// Nodes are replaced progressively, within `maxSurge` and `maxUnavailable`, and each node is drained first.
     #[default]
     RollingUpdate,
-    /// Only where you delete the old pods.
+    /// A node is replaced only when you delete its pod.
     OnDelete,
 }
 
-/// How clients leave a node that ends.
+/// Draining of client connections from a node before it terminates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.timeoutSeconds <= self.terminationGracePeriodSeconds - 10")
-        .message("a drain needs 10 s to end before the kubelet kills the pod: raise terminationGracePeriodSeconds, or lower timeoutSeconds")
+        .message("a drain must end 10 s before the kubelet kills the pod: raise terminationGracePeriodSeconds, or lower timeoutSeconds")
         .field_path(".timeoutSeconds")
 )]
 pub struct Drain {
-    /// Connections that the whole cluster closes each second. Each node gets an equal part for as many nodes as
-    /// `updateStrategy` lets drain at once. More are closed where the deadline asks for it, and where others than the
-    /// operator delete or evict several nodes at a time.
+    /// Maximum number of connections that the whole cluster closes per second. The budget is divided equally among the
+    /// number of nodes that `updateStrategy` allows to drain at once. The rate is exceeded when the deadline requires
+    /// it, and when nodes are deleted or evicted by something other than the operator. Defaults to 200.
     #[serde(default = "default_max_disconnects")]
     #[schemars(range(min = 1, max = 1_000_000), extend("x-fanout-change" = "hot"))]
     pub max_disconnects_per_second: u32,
-    /// Seconds after which the rest of a node's clients is closed at once.
+    /// Seconds after which all remaining clients of a draining node are disconnected at once. Must be at least 10 less
+    /// than `terminationGracePeriodSeconds`. Defaults to 300.
     #[serde(default = "default_drain_timeout")]
     #[schemars(range(min = 1, max = 86_400), extend("x-fanout-change" = "hot"))]
     pub timeout_seconds: u32,
-    /// Seconds that the kubelet gives a pod to end.
+    /// Time that the kubelet gives a pod to terminate, in seconds. Defaults to 330.
     #[serde(default = "default_termination_grace")]
     #[schemars(range(min = 11, max = 86_410), extend("x-fanout-change" = "roll"))]
     pub termination_grace_period_seconds: u32,
-    /// Clients are asked to come back after a random part of this many seconds.
+    /// Upper bound, in seconds, of the random delay after which disconnected clients are asked to reconnect. Defaults
+    /// to 15.
     #[serde(default = "default_reconnect_jitter")]
     #[schemars(range(min = 0, max = 3_600), extend("x-fanout-change" = "hot"))]
     pub reconnect_jitter_seconds: u32,
@@ -143,7 +148,7 @@ fn default_reconnect_jitter() -> u32 {
     sidecar_config::DrainSettings::default().reconnect_jitter_seconds
 }
 
-/// Requests and limits from pairs of name and quantity.
+/// Builds requests and limits from pairs of name and quantity.
 pub(super) fn resources<const N: usize>(
     requests: [(&str, &str); N],
     limits: [(&str, &str); N],
@@ -161,7 +166,7 @@ pub(super) fn resources<const N: usize>(
 // === impl ChildMetadata ===
 
 impl ChildMetadata {
-    /// Whether there is nothing in it.
+    /// Returns `true` if there are neither labels nor annotations.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -170,28 +175,28 @@ impl ChildMetadata {
 // === impl PodTemplate ===
 
 impl PodTemplate {
-    /// A template from JSON of the shape of Kubernetes' PodTemplateSpec.
+    /// Creates a template from JSON with the structure of a Kubernetes PodTemplateSpec.
     pub fn new(template: Map<String, Value>) -> Self {
         Self(template)
     }
 
-    /// Its pod specification; empty where there is none.
+    /// Returns the pod specification, which is empty if the template has none.
     pub fn spec(&self) -> Map<String, Value> {
         self.0.get("spec").and_then(Value::as_object).cloned().unwrap_or_default()
     }
 
-    /// The user's containers.
+    /// Returns the user's containers.
     pub fn containers(&self) -> &[Value] {
         let containers = self.0.get("spec").and_then(|spec| spec.get("containers"));
         containers.and_then(Value::as_array).map_or(&[], Vec::as_slice)
     }
 
-    /// The labels that the pods get besides ours.
+    /// Returns the labels that the pods get in addition to those set by the operator.
     pub fn labels(&self) -> BTreeMap<String, String> {
         self.metadata("labels")
     }
 
-    /// The annotations that the pods get besides ours.
+    /// Returns the annotations that the pods get in addition to those set by the operator.
     pub fn annotations(&self) -> BTreeMap<String, String> {
         self.metadata("annotations")
     }
