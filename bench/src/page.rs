@@ -31,7 +31,7 @@ struct Results {
 /// Writes `benchmarks.md` and `images/bench/*.svg` into a folder.
 pub(crate) fn write(results: &Path, folder: &Path) -> Result<()> {
     let text = fs::read(results).with_context(|| format!("failed to read {}", results.display()))?;
-    let results: Results = serde_json::from_slice(&text).context("these are no results of the bench")?;
+    let results: Results = serde_json::from_slice(&text).context("not a results file of the bench")?;
     let images = folder.join("images/bench");
     fs::create_dir_all(&images)?;
     let mut page = results.head();
@@ -53,11 +53,11 @@ impl Results {
         format!(
             "# Benchmarks\n\n<!-- Written by `fanout-bench page`; do not edit. -->\n\n\
              One run of `{target}` on {date}, commit {commit}: {} ({} cores), {} GiB, Linux {}. Everything runs on this \
-             machine over loopback, the server on one core. [How it is measured, and what that cannot \
-             tell](../bench/README.md). **Read the ratios.**\n\n\
-             Others (processes, and machines on the same host) used {:.0} % of the machine meanwhile (load average \
-             {load_average} at the start), which lowers absolute rates and lengthens latencies of all servers \
-             alike.\n\n",
+             machine over loopback, the server on one core. See [the method and its limits](../bench/README.md). \
+             **Read the ratios.**\n\n\
+             Other processes, and other machines on the same host, used {:.0} % of the machine meanwhile (load \
+             average {load_average} at the start). This lowers the absolute rates and increases the latencies of \
+             all servers alike.\n\n",
             of("cpu"),
             of("cores"),
             of("memoryGiB"),
@@ -87,7 +87,7 @@ impl Results {
     }
 
     fn tables(&self) -> String {
-        let mut page = "A line ends where a server no longer keeps up.\n\n## Targets\n\n".to_owned();
+        let mut page = "A line ends where a server can no longer keep up.\n\n## Targets\n\n".to_owned();
         page.push_str(
             "| measure | Fanout | baseline | ratio | target | met |\n|---|---:|---:|---:|---|---|\n",
         );
