@@ -2253,6 +2253,8 @@ async fn a_secret_that_cannot_be_read_stops_neither_repair_nor_the_plan_of_what_
         seconds(10).await;
         assert!(server.get(SERVICE).is_some(), "{path} {status}");
         assert_eq!((asked_for(&server), server.below(SETS).len()), (json!(3), 1), "{path} {status}");
+        // A failure that may pass by itself is told once it has lasted.
+        seconds(60).await;
         let degraded = condition(&server, "chat", "Degraded");
         assert_eq!(degraded["reason"], "ApplyFailed", "{path} {status}");
         server.edit(&format!("{CLUSTERS}/chat"), &json!({"spec": {"version": "9.9.9"}}));
