@@ -734,15 +734,16 @@ pub(super) fn is_adopted_or_owned(live: &impl ResourceExt, cluster: &FanoutClust
 /// Why a child of that name is not taken over.
 pub(super) fn not_ours(live: &impl ResourceExt, cluster: &FanoutCluster, kind: &str, name: &str) -> Error {
     let owners = live.owner_references();
+    let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
     let is_predecessor = |owner: &OwnerReference| {
         owner.kind == FanoutCluster::kind(&())
             && owner.api_version.starts_with(&format!("{GROUP}/"))
             && owner.name == cluster.name()
+            && Some(&owner.uid) != cluster.metadata.uid.as_ref()
     };
-    if owners.iter().any(is_predecessor) {
+    if owner.is_some_and(is_predecessor) {
         return Error::Predecessor { kind: kind.to_owned(), name: name.to_owned() };
     }
-    let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
     let owner = owner.map(|owner| format!("{} {}", owner.kind, owner.name));
     Error::NotOurs { kind: kind.to_owned(), name: name.to_owned(), owner }
 }
