@@ -69,6 +69,9 @@ const SOONEST: Duration = Duration::from_millis(50);
 /// A look at a cluster that waits for something that is not watched: a name to become free, a quota to grow.
 const WAITING: Duration = Duration::from_secs(10);
 
+/// Conflicts that come further apart than this are not in a row.
+const CONFLICTS_APART: Duration = Duration::from_secs(30);
+
 /// Failures that pass by themselves are told once they have lasted for this long.
 const LASTING: Duration = Duration::from_secs(10);
 
@@ -195,7 +198,11 @@ struct Failures(Mutex<HashMap<Trigger, Row>>);
 struct Row {
     /// Which cluster of its name.
     uid: Option<String>,
+    /// Those that may pass by themselves.
     count: u32,
+    /// Conflicts, and the last of them.
+    conflicts: u32,
+    conflicted: tokio::time::Instant,
     since: tokio::time::Instant,
 }
 
@@ -512,15 +519,15 @@ impl Context {
 
     /// Time until something that failed is tried again.
     fn wait(&self, class: ErrorClass, cluster: &Guarded) -> Duration {
-        let next_try = || self.failures.next_try(Trigger::from_obj(cluster), cluster.meta().uid.as_ref());
+        let (trigger, uid) = (Trigger::from_obj(cluster), cluster.meta().uid.as_ref());
         match class {
             ErrorClass::Terminal => RESYNC,
-            ErrorClass::Conflict => SOONEST,
+            ErrorClass::Conflict => self.failures.after_conflict(trigger, uid),
             ErrorClass::Waiting => {
-                next_try();
+                self.failures.note(trigger, uid);
                 jittered(WAITING)
             }
-            ErrorClass::Transient => next_try(),
+            ErrorClass::Transient => self.failures.next_try(trigger, uid),
         }
     }
 
@@ -569,6 +576,11 @@ impl Error {
     fn ends_reconcile(&self) -> bool {
         matches!(self, Self::NotLeading | Self::Superseded | Self::Refused(_))
             || self.is_namespace_terminating()
+    }
+
+    /// Whether no object of this form can be written, whatever exists. A policy may deny one change and allow another.
+    fn is_malformed(&self) -> bool {
+        self.status().is_some_and(|status| apply::is_invalid(status) && !apply::is_denied(status))
     }
 
     /// Whether the API server refused an object for what it is.
@@ -676,15 +688,39 @@ impl Failures {
     /// Time until the next try: from a second to five minutes, and any part of it, so that clusters that failed
     /// together do not come back together.
     fn next_try(&self, cluster: Trigger, uid: Option<&String>) -> Duration {
-        let first = || Row { uid: uid.cloned(), count: 0, since: tokio::time::Instant::now() };
+        self.with_row(cluster, uid, |row| {
+            row.count = row.count.saturating_add(1);
+            let longest = Duration::from_secs(1 << row.count.min(9)).min(Duration::from_secs(300));
+            longest.mul_f64(rand::random_range(0.1..1.0))
+        })
+    }
+
+    /// Time until the next try after a conflict: at once, but later each time in a row, for a watch that lags shows a version
+    /// that every write conflicts with.
+    fn after_conflict(&self, cluster: Trigger, uid: Option<&String>) -> Duration {
+        self.with_row(cluster, uid, |row| {
+            let now = tokio::time::Instant::now();
+            let in_row = now - row.conflicted < CONFLICTS_APART;
+            row.conflicts = if in_row { row.conflicts.saturating_add(1) } else { 0 };
+            row.conflicted = now;
+            SOONEST * (1 << row.conflicts.min(7))
+        })
+    }
+
+    /// A failure that is looked at again at regular times.
+    fn note(&self, cluster: Trigger, uid: Option<&String>) {
+        self.with_row(cluster, uid, |_| {});
+    }
+
+    fn with_row<T>(&self, cluster: Trigger, uid: Option<&String>, change: impl FnOnce(&mut Row) -> T) -> T {
+        let now = tokio::time::Instant::now();
+        let first = || Row { uid: uid.cloned(), count: 0, conflicts: 0, conflicted: now, since: now };
         let mut failures = self.lock();
         let row = failures.entry(cluster).or_insert_with(first);
         if row.uid.as_ref() != uid {
             *row = first();
         }
-        row.count = row.count.saturating_add(1);
-        let longest = Duration::from_secs(1 << row.count.min(9)).min(Duration::from_secs(300));
-        longest.mul_f64(rand::random_range(0.1..1.0))
+        change(row)
     }
 
     /// Whether a cluster has failed for so long that somebody should know.
@@ -711,6 +747,18 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn conflicts_in_a_row_are_tried_ever_more_seldom_and_what_is_waited_for_delays_nothing() {
+        let failures = Failures::default();
+        let cluster = || Trigger::new("chat").within("test");
+        let waits: Vec<_> = (0..10).map(|_| failures.after_conflict(cluster(), None).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1_600, 3_200, 6_400, 6_400, 6_400, 6_400]);
+        tokio::time::sleep(CONFLICTS_APART).await;
+        assert_eq!(failures.after_conflict(cluster(), None), SOONEST);
+        (0..20).for_each(|_| failures.note(cluster(), None));
+        assert!(failures.next_try(cluster(), None) <= Duration::from_secs(2));
+    }
 
     #[tokio::test]
     async fn what_is_remembered_of_a_cluster_that_is_gone_is_forgotten() {

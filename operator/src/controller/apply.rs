@@ -26,7 +26,7 @@ use kube::{
 use serde::Serialize;
 use serde_json::Value;
 
-pub(super) use self::field::{is_invalid, of_cluster as fields_behind};
+pub(super) use self::field::{is_denied, is_invalid, of_cluster as fields_behind};
 pub use self::write::FIELD_MANAGER;
 use self::{
     act::Stored,
@@ -213,7 +213,7 @@ impl Applier {
             let mut done = self.writer.ensure(cluster, found, child.clone(), &self.events).await;
             if let (Some(rendered), Some((_, Some(live)))) = (&redis, server)
                 && child["kind"] == "StatefulSet"
-                && done.as_ref().is_err_and(Trouble::is_invalid)
+                && done.as_ref().is_err_and(Trouble::is_malformed)
             {
                 // What is stored cannot be; what is there can.
                 let adopted = StoredRedis::adopt(cluster, live, rendered).object();
@@ -249,7 +249,7 @@ impl Applier {
     ) -> Result<(), Error> {
         for child in Stored::of(cluster, set, found).as_it_should_be(set) {
             let done = self.writer.ensure(cluster, found, child, &self.events).await;
-            if done.as_ref().is_err_and(Trouble::is_invalid) {
+            if done.as_ref().is_err_and(Trouble::is_malformed) {
                 for there in Stored::adopt(cluster, set, found).as_it_should_be(set) {
                     applied.note(self.writer.ensure(cluster, found, there, &self.events).await)?;
                 }
@@ -347,6 +347,11 @@ impl Rendered {
         let observed = redis::observed(cluster, found, redis.as_ref());
         let desired = target.desired(cluster, &observed, redis.as_ref());
         Some((observed, desired))
+    }
+
+    /// Whether the spec does not take effect yet.
+    fn is_held(&self, cluster: &FanoutCluster, found: &Found) -> bool {
+        Target::of(cluster, found, &self.revision, self.is_in_doubt).is_some_and(|target| target.is_held)
     }
 }
 

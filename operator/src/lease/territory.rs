@@ -143,7 +143,15 @@ impl Territory {
         }
         let mut lease = plot.lease.lock().await;
         // Another reconcile may have asked meanwhile.
-        if plot.claim.holds() { Ok(()) } else { self.ask(namespace, &mut lease).await }
+        if plot.claim.holds() {
+            return Ok(());
+        }
+        let answer = self.ask(namespace, &mut lease).await;
+        // The namespace may have been left while the API server was waited for: then nothing clears what was said of it.
+        if !self.lock().get(namespace).is_some_and(|kept| Arc::ptr_eq(&kept.lease, &plot.lease)) {
+            self.clear(namespace);
+        }
+        answer
     }
 
     /// Asked before each write: a reconcile may take longer than what is left of the Lease.
@@ -264,11 +272,15 @@ impl Territory {
 
     /// A namespace without FanoutClusters is everybody's.
     async fn leave(&self, namespace: &str, plot: Plot) {
-        self.readiness.clear(&Obstacle::Namespace(namespace.to_owned()));
-        self.readiness.clear(&Obstacle::NamespaceLease(namespace.to_owned()));
+        self.clear(namespace);
         if let (true, Some(lease)) = (self.leading.holds(), Arc::into_inner(plot.lease)) {
             lease.into_inner().release().await;
         }
+    }
+
+    fn clear(&self, namespace: &str) {
+        self.readiness.clear(&Obstacle::Namespace(namespace.to_owned()));
+        self.readiness.clear(&Obstacle::NamespaceLease(namespace.to_owned()));
     }
 
     fn plot(&self, namespace: &str) -> Plot {

@@ -65,8 +65,8 @@ pub struct DesiredRedis {
 /// The steps that are due.
 pub(super) fn steps(observed: &Observed, desired: &Desired, now: Timestamp) -> Vec<Action> {
     let (Some(redis), Some(wanted)) = (&observed.redis, &desired.redis) else { return Vec::new() };
-    let changed = redis.spec.as_ref().is_some_and(|spec| !managed::stands_for(spec, &wanted.spec))
-        || redis.password != wanted.password;
+    let is_other = |spec: &Value| *spec != wanted.spec && !managed::stands_for(spec, &wanted.spec);
+    let changed = redis.spec.as_ref().is_some_and(is_other) || redis.password != wanted.password;
     let moved = changed.then(|| Step::MoveRedis { set: redis.set.clone() });
     let moved = moved.map(|step| Action { step, reason: Reason::RedisChanged });
     let lost = redis.pods.iter().filter_map(|pod| pod.step(wanted, now));

@@ -348,7 +348,7 @@ impl Writer {
         };
         match self.put(cluster, resized(Stored::of(cluster, live, found)), live).await {
             // What is stored cannot be; what is there can.
-            Err(Trouble { cause: Cause::Failed(error), .. }) if error.is_invalid() => {
+            Err(trouble) if trouble.is_malformed() => {
                 self.put(cluster, resized(Stored::adopt(cluster, live, found)), live).await
             }
             done => done,
@@ -365,7 +365,8 @@ impl Writer {
         let (Some(live), Some(redis)) = (found.child("StatefulSet", name), &rendered.redis) else {
             return Ok(());
         };
-        let mut set = StoredRedis::of(cluster, live, redis).moved_to(redis).object();
+        let mut set =
+            StoredRedis::of(cluster, live, redis).moved_to(redis, rendered.is_held(cluster, found)).object();
         set["metadata"]["uid"] = json!(live.metadata.uid);
         set["metadata"]["resourceVersion"] = json!(live.resource_version());
         self.put(cluster, set, live).await

@@ -36,6 +36,14 @@ pub(crate) fn is_invalid(status: &Status) -> bool {
     matches!(status.code, 400 | 413 | 422) || status.message.contains(NO_TYPED_OBJECT)
 }
 
+/// Whether an admission webhook or policy rejected the request. It judges the change, not the object: another change of the
+/// same object may pass.
+pub(crate) fn is_denied(status: &Status) -> bool {
+    ["admission webhook", "ValidatingAdmissionPolicy", "denied the request"]
+        .iter()
+        .any(|words| status.message.contains(words))
+}
+
 /// The fields of an object that does not fit its schema: behind the name of the object one `<path>: <what is wrong>`, or
 /// `errors:` and a line of that kind for each.
 fn untyped(message: &str) -> Vec<&str> {

@@ -28,6 +28,8 @@ const LONGEST_TRY: Duration = Duration::from_secs(300);
 const LASTING: u32 = 3;
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// Refused attempts of one child that are remembered: in the stored form, in the form that exists, a resize and a delete.
+const ATTEMPTS: usize = 4;
 
 /// What is remembered of one child.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +38,8 @@ pub(super) struct Memory {
     pub(super) written: Option<Written>,
     /// Fields that were repaired.
     pub(super) disputes: Disputes,
-    refused: Option<Refused>,
+    /// The last attempts that were refused, the newest last: a child may be tried in several forms.
+    refused: Vec<Refused>,
 }
 
 /// What our last write of an object made it.
@@ -85,7 +88,7 @@ struct Repairs {
 impl Memory {
     /// The error of the same attempt and the time until it is due again, where that has not come yet.
     pub(super) fn refusal(&self, attempt: &Attempt, now: Instant) -> Option<(Error, Duration)> {
-        let refused = self.refused.as_ref().filter(|refused| refused.attempt == *attempt)?;
+        let refused = self.refused.iter().find(|refused| refused.attempt == *attempt)?;
         let left = refused.again.checked_duration_since(now).filter(|left| !left.is_zero())?;
         Some((refused.error.clone(), left))
     }
@@ -97,22 +100,26 @@ impl Memory {
             ErrorClass::Waiting => (FIRST_WAIT, LONGEST_WAIT),
             ErrorClass::Conflict | ErrorClass::Terminal => return None,
         };
-        let before = self.refused.take().filter(|refused| refused.attempt == attempt);
+        let before = self.refused.iter().position(|refused| refused.attempt == attempt);
+        let before = before.map(|at| self.refused.remove(at));
         let count = before.map_or(0, |refused| refused.count.saturating_add(1));
         let wait = doubled(first, count, longest);
-        self.refused = Some(Refused { attempt, error: error.clone(), count, again: now + wait });
+        if self.refused.len() == ATTEMPTS {
+            self.refused.remove(0);
+        }
+        self.refused.push(Refused { attempt, error: error.clone(), count, again: now + wait });
         Some(wait)
     }
 
     /// Whether the same attempt has failed a few times in a row. Before that, what fails on the way to the API server
     /// mostly passes by itself.
     pub(super) fn is_lasting(&self) -> bool {
-        self.refused.as_ref().is_some_and(|refused| refused.count + 1 >= LASTING)
+        self.refused.last().is_some_and(|refused| refused.count + 1 >= LASTING)
     }
 
     /// The last write went through.
     pub(super) fn accepted(&mut self, written: Written) {
-        self.refused = None;
+        self.refused.clear();
         self.written = Some(written);
     }
 }

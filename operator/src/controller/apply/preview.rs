@@ -215,7 +215,7 @@ impl<'a> Ahead<'a> {
         let grace = self.grace();
         let played = self.play(observed, &desired, &actions, grace);
         self.forgotten(&played);
-        let redis = self.redis_change(stateful, redis.as_ref(), &actions);
+        let redis = self.redis_change(stateful, redis.as_ref(), &actions, target.is_held);
         let Self { mut children, problems, .. } = self;
         children.sort();
         (Planned { desired, is_named, children, actions, played, grace, redis }, problems)
@@ -385,6 +385,7 @@ impl<'a> Ahead<'a> {
         stateful: Option<Option<&DynamicObject>>,
         rendered: Option<&StoredRedis>,
         actions: &[Action],
+        is_held: bool,
     ) -> RedisChange {
         if self.resources.managed_redis.is_none() {
             return RedisChange::None;
@@ -398,7 +399,7 @@ impl<'a> Ahead<'a> {
         };
         let replaces = |action: &Action| match &action.step {
             Step::MoveRedis { .. } => {
-                live.zip(rendered).is_none_or(|(live, to)| self.is_another_pod(live, to))
+                live.zip(rendered).is_none_or(|(live, to)| self.is_another_pod(live, to, is_held))
             }
             Step::DeleteRedisPod { .. } => true,
             _ => false,
@@ -408,9 +409,9 @@ impl<'a> Ahead<'a> {
 
     /// Whether the pod of a managed Redis that is moved is another one: Kubernetes replaces none whose template stays.
     /// The image that the operator gives where the spec names none is not known, and counts as another.
-    fn is_another_pod(&self, live: &DynamicObject, rendered: &StoredRedis) -> bool {
+    fn is_another_pod(&self, live: &DynamicObject, rendered: &StoredRedis, is_held: bool) -> bool {
         let named = self.cluster.spec.redis.managed.as_ref().is_some_and(|managed| managed.image.is_some());
-        let moved = StoredRedis::of(self.cluster, live, rendered).moved_to(rendered).object();
+        let moved = StoredRedis::of(self.cluster, live, rendered).moved_to(rendered, is_held).object();
         !named
             || compare::compare(&moved, live)
                 .deviations

@@ -79,9 +79,10 @@ impl StoredRedis {
         Self { stateful_set, spec: if stands { rendered.spec.clone() } else { Value::Null } }
     }
 
-    /// What it is moved to: for another password the same pod, for another spec what this operator renders.
-    pub(super) fn moved_to(&self, rendered: &Self) -> Self {
-        if !managed::stands_for(&self.spec, &rendered.spec) {
+    /// What it is moved to: for another password the same pod, for another spec what this operator renders; that not while
+    /// the spec is held back.
+    pub(super) fn moved_to(&self, rendered: &Self, is_held: bool) -> Self {
+        if !is_held && !managed::stands_for(&self.spec, &rendered.spec) {
             return rendered.clone();
         }
         let mut moved = self.clone();
@@ -198,7 +199,7 @@ mod tests {
             assert_eq!(adopted.spec, older.spec);
             let template = |of: &StoredRedis| of.stateful_set["spec"]["template"].clone();
             assert_eq!(
-                template(&adopted.moved_to(&rendered)),
+                template(&adopted.moved_to(&rendered, false)),
                 template(&older),
                 "no other image, and no restart"
             );

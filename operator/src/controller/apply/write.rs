@@ -376,12 +376,14 @@ impl Writer {
             Err(error) => error,
         };
         let mut all = self.lock();
-        let memory = all.entry(key.clone()).or_default();
+        let mut memory = all.get(key).cloned().unwrap_or_default();
         let again = memory.refuse(attempt, &error, Instant::now());
+        let lasting = memory.is_lasting();
         if again.is_some() {
             warn!(kind = key.kind, name = key.name, %error, "a child could not be written");
+            all.insert(key.clone(), memory);
         }
-        Err(Trouble { cause: Cause::Failed(error), again, lasting: memory.is_lasting() })
+        Err(Trouble { cause: Cause::Failed(error), again, lasting })
     }
 
     /// Server-side apply, and what that cannot undo by a merge patch. Gives what is there then, and where it is still
@@ -474,7 +476,8 @@ impl Writer {
 
     /// Sheds what is remembered of clusters that are gone.
     pub(super) fn keep_only(&self, lives: impl Fn(&str, &str) -> bool) {
-        let is_alive = |key: &Key| lives(&key.namespace, &key.cluster);
+        // The name of a pod does not come back, so what is remembered of one is not kept for long.
+        let is_alive = |key: &Key| key.kind != "Pod" && lives(&key.namespace, &key.cluster);
         self.lock().retain(|key, _| is_alive(key));
         self.sealed().retain(|key, _| is_alive(key));
     }
@@ -577,7 +580,8 @@ impl Writer {
         let name = object.name_any();
         let key = Key::new(cluster, kind, &name);
         let seen = Preconditions { uid: object.uid(), resource_version: object.resource_version() };
-        let attempt = Attempt::on("delete", object);
+        let how = if params.grace_period_seconds == Some(0) { "delete at once" } else { "delete" };
+        let attempt = Attempt::on(how, object);
         let params = params.preconditions(seen);
         let request = async {
             self.may_write(cluster.namespace(), kind)?;
@@ -971,9 +975,9 @@ impl Trouble {
         matches!(&self.cause, Cause::Failed(error) if error.class() == ErrorClass::Conflict)
     }
 
-    /// Whether the API server refused the child for what it is.
-    pub(super) fn is_invalid(&self) -> bool {
-        matches!(&self.cause, Cause::Failed(error) if error.is_invalid())
+    /// Whether no object of this form can be written.
+    pub(super) fn is_malformed(&self) -> bool {
+        matches!(&self.cause, Cause::Failed(error) if error.is_malformed())
     }
 }
 
