@@ -372,7 +372,7 @@ mod tests {
             .await
             .unwrap_err()
             .to_string();
-        assert!(error.starts_with("FanoutCluster test/demo is there already"), "{error}");
+        assert!(error.starts_with("FanoutCluster test/demo already exists"), "{error}");
         assert!(server.writes().is_empty());
     }
 }

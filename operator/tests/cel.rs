@@ -609,7 +609,7 @@ fn rejects_labels_that_the_operator_sets() {
 #[test]
 fn rejects_what_a_node_cannot_be() {
     for (spec, message) in [
-        (json!({"hostNetwork": true}), "hostNetwork would let"),
+        (json!({"hostNetwork": true}), "with hostNetwork the ports"),
         (json!({"restartPolicy": "Never"}), "leave restartPolicy out"),
         (json!({"terminationGracePeriodSeconds": 5}), "set spec.drain.terminationGracePeriodSeconds instead"),
         (json!({"shareProcessNamespace": true}), "a shared process namespace"),

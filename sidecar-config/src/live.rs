@@ -46,7 +46,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// What an outage of the broker does to readiness. Clients stay connected in both.
+/// Effect of a broker outage on readiness. Clients stay connected in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OnUnavailable {
     /// A node that has become ready stays ready during an outage.

@@ -20,23 +20,23 @@ const MERGE: &str = "<<";
 pub struct YamlError {
     /// The document, from 0.
     pub document: usize,
-    /// As `hub.limits.headerBytes`, the repeated key included; empty for text that is not YAML.
+    /// Path of the repeated key, such as `hub.limits.headerBytes`. Empty for text that is not YAML.
     pub path: String,
     /// From 1; `None` where it has no place.
     pub line: Option<usize>,
     /// From 1.
     pub column: Option<usize>,
-    /// What is wrong; of text that is not YAML what the parser says, its place included.
+    /// The mistake. For text that is not YAML, the parser's message, including the position.
     pub message: String,
 }
 
 /// Bytes that are no JSON, or JSON in which a key is repeated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// What the parser says.
+    /// Message of the parser.
     #[error("invalid JSON: {0}")]
     Syntax(String),
-    /// The key's path.
+    /// Path of the repeated key.
     #[error("duplicate key `{0}`")]
     Repeated(String),
 }
@@ -99,7 +99,7 @@ pub fn json(bytes: &[u8]) -> Result<Value, JsonError> {
     })
 }
 
-/// A key as it is shown: what nobody sees is written out.
+/// Returns a key for display, with invisible characters escaped.
 pub fn visible(key: &str) -> String {
     let hidden = |c: char| c.is_control() || matches!(c, '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{2060}');
     let mut text = String::with_capacity(key.len());

@@ -30,7 +30,7 @@ pub enum CommandError {
     /// The publication was sent to the broker, but no answer arrived. `keyed` is `true` if it carries an idempotency
     /// key, which makes it safe to repeat.
     #[error(
-        "it is unknown whether the message was published, {}",
+        "it is unknown whether the message was published; {}",
         if *keyed { "send it again with the same idempotencyKey" } else { "without an idempotencyKey it is not safe to send it again" }
     )]
     OutcomeUnknown { keyed: bool },

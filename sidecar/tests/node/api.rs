@@ -237,7 +237,7 @@ async fn every_refusal_of_a_request_has_one_shape() {
                 "more than once",
             ),
             (format!("POST /api/info HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"), 431, "too long"),
-            ("POST /api/info\r\n\r\n".to_owned(), 400, "no request of HTTP/1.1"),
+            ("POST /api/info\r\n\r\n".to_owned(), 400, "not a valid HTTP/1.1 request"),
         ] {
             let answer = raw(node.api_address(), &request, false).await;
             let shown = &request[..request.len().min(100)];

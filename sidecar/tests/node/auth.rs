@@ -72,7 +72,7 @@ async fn a_bad_token_is_refused_with_the_check_that_it_failed_and_not_a_word_of_
         let expired = token(&json!({"sub": "ann", "exp": now() - 60}));
         let forged = format!("{}x", token(&json!({"sub": "ann"})));
         for (token, part) in
-            [(expired.as_str(), "`exp`"), (&forged, "signature"), ("nonsense", "no JSON Web Token")]
+            [(expired.as_str(), "`exp`"), (&forged, "signature"), ("nonsense", "not a JSON Web Token")]
         {
             let bearer = format!("Bearer {token}");
             let answer = node.try_connect("/ws/lobby", &[("authorization", &bearer)]).await;
@@ -225,9 +225,10 @@ async fn a_framed_connection_renews_its_token_and_goes_by_it() {
             client.send_json(&json!({"refresh": {"token": token, "id": "1"}})).await;
             client.json().await
         };
-        for (bad, part) in
-            [("nonsense".to_owned(), "no JSON Web Token"), (of("eve", 60, json!(["chat:*"])), "another user")]
-        {
+        for (bad, part) in [
+            ("nonsense".to_owned(), "not a JSON Web Token"),
+            (of("eve", 60, json!(["chat:*"])), "another user"),
+        ] {
             let answer = ask(&mut client, &bad).await;
             assert_eq!((&answer["error"]["code"], &answer["error"]["id"]), (&json!(101), &json!("1")));
             assert!(answer["error"]["message"].as_str().unwrap().contains(part), "{answer}");

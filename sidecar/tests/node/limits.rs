@@ -137,7 +137,7 @@ async fn a_low_limit_of_open_files_lowers_how_many_a_node_holds_and_is_told() {
     assert_eq!(refused.map(drop).unwrap_err().0, StatusCode::SERVICE_UNAVAILABLE);
     let told = program.log();
     let line = |text| told.lines().find(|line| line.contains(text)).expect("it is told");
-    let (limit, lowered) = (line("\"open-files limit\""), line("lowers hub.maxConnections"));
+    let (limit, lowered) = (line("\"open-files limit\""), line("is too low for hub.maxConnections"));
     assert!(limit.contains("\"open_files\":900") && limit.contains("\"most\":4"), "{limit}");
     assert!(lowered.contains("\"asked\":50000,") && lowered.contains("\"most\":4"), "{lowered}");
     // A change that asks for more than there is again is told again.

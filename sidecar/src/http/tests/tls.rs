@@ -383,7 +383,7 @@ fn a_certificate_that_cannot_be_used_is_told_by_its_setting() {
     );
     let both = told(&empty, &empty);
     assert!(
-        both.contains("hub.tls.certFile: holds no") && both.contains("hub.tls.keyFile: holds no"),
+        both.contains("hub.tls.certFile: contains no") && both.contains("hub.tls.keyFile: contains no"),
         "{both}"
     );
     assert!(told(&certificate, &dir.path().join("none")).contains("hub.tls.keyFile: failed to read"));
