@@ -57,4 +57,4 @@ audit: ## check the dependencies for known vulnerabilities (needs the internet)
 	@scripts/tools.sh && PATH="$${FANOUT_TOOLS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/fanout-tools}/bin:$$PATH" cargo deny check advisories
 
 dist: ## build the files of a release for this machine's architecture; publishes nothing
-	@scripts/dist.sh
+	@scripts/dist.sh --chart

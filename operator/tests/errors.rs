@@ -1610,6 +1610,36 @@ async fn a_stored_revision_that_cannot_be_applied_does_not_stop_scaling() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_repair_that_a_policy_denies_is_not_taken_for_a_form_that_cannot_be() {
+    let server = with_cluster();
+    let operator = Operator::start(&server).await;
+    seconds(5).await;
+    let path = set_path(&server);
+    let stored = || server.get(&path).unwrap()["metadata"]["annotations"]["fanout.dev/rendered"].clone();
+    let before = stored();
+    let message = "replicasets.apps \"chat\" is forbidden: ValidatingAdmissionPolicy 'frozen' with binding 'frozen' denied request: templates are frozen";
+    let causes = json!([{"message": message}]);
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 422, "reason": "Invalid", "message": message, "details": {"causes": causes}});
+    server.refuse(Method::PATCH, &path, 422, status, usize::MAX);
+    let mut template = server.get(&path).unwrap()["spec"]["template"].take();
+    template["spec"]["containers"][0]["image"] = json!("theirs");
+    server.take_sent();
+    server.edit(&path, &json!({"spec": {"template": template}}));
+    for _ in 0..60 {
+        seconds(1).await;
+        // Something else wakes the operator all the time.
+        server.edit(SERVICE, &json!({"metadata": {"labels": {"theirs": "x"}}}));
+    }
+    assert_eq!(stored(), before, "what was edited is not what the operator wrote");
+    let degraded = condition(&server, "chat", "Degraded");
+    assert!(degraded["message"].as_str().unwrap().contains("templates are frozen"), "{degraded}");
+    let sent = server.take_sent().into_iter();
+    let tries = sent.filter(|(method, to, _)| *method == Method::PATCH && to.contains(&path)).count();
+    assert!((1..=6).contains(&tries), "{tries}");
+    operator.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_stored_of_a_redis_makes_neither_another_pod_nor_a_second_one() {
     let server = with_managed_redis();
     let first = Operator::start(&server).await;

@@ -50,6 +50,8 @@ type Leave = (CloseReason, Option<Advice>);
 const RESERVATION_MS: u64 = 10_000;
 /// For a client to answer a close frame.
 const CLOSE_MS: u64 = 5_000;
+/// Part of the memory for work that tokens may have in addition.
+const TOKEN_PART: usize = 8;
 /// A turn that begins this much later than it was due means that the thread did not run: the process was stopped,
 /// suspended with its machine, or starved. What clients did meanwhile has not been read yet.
 const LATE_MS: u64 = 1_000;
@@ -82,12 +84,19 @@ pub(crate) struct Core {
     /// Bytes that may still wait for the control runtime.
     pub(super) work_bytes: Arc<Semaphore>,
     pub(super) max_work_bytes: usize,
+    /// Bytes of tokens that may wait for their check. Apart from the others, because publications may wait for the broker,
+    /// and a token that is not renewed in time ends its connection.
+    pub(super) token_bytes: Arc<Semaphore>,
+    pub(super) max_token_bytes: usize,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) latencies: Latencies,
     pub(super) seats: Arc<Seats>,
     pub(super) now: Now,
     /// Start of the last late turn; 0 where there was none. Silence counts from here at the earliest.
     pub(super) resumed_ms: u64,
+    /// Whether the last turn was late. A shard that is late again and again has too much to do: its clients have been read
+    /// from in between.
+    was_late: bool,
     pub(super) slots: Slots,
     pub(super) index: Index,
     pub(super) spares: Spares,
@@ -158,11 +167,14 @@ impl Core {
             work,
             work_bytes: Arc::new(Semaphore::new(config.work_bytes)),
             max_work_bytes: config.work_bytes,
+            token_bytes: Arc::new(Semaphore::new(config.work_bytes / TOKEN_PART)),
+            max_token_bytes: config.work_bytes / TOKEN_PART,
             metrics,
             latencies,
             seats,
             now: Now::default(),
             resumed_ms: 0,
+            was_late: false,
             slots: Slots::default(),
             index: Index::default(),
             spares: Spares::within(config.log_bytes),
@@ -194,9 +206,11 @@ impl Core {
     /// Begins a turn that was due after `wait_ms`; `None` if it waited for events only.
     pub(crate) fn begin_turn(&mut self, now: Now, wait_ms: Option<u64>) {
         let due_ms = self.now.ms.saturating_add(wait_ms.unwrap_or(u64::MAX));
-        if now.ms > due_ms.saturating_add(LATE_MS) {
+        let is_late = now.ms > due_ms.saturating_add(LATE_MS);
+        if is_late && !self.was_late {
             self.resumed_ms = now.ms;
         }
+        self.was_late = is_late;
         self.now = now;
     }
 

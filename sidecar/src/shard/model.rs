@@ -34,12 +34,7 @@ mod sync {
 }
 
 #[path = "mailbox.rs"]
-#[expect(
-    clippy::duplicate_mod,
-    unreachable_pub,
-    dead_code,
-    reason = "the file, with another lock; not all is used"
-)]
+#[expect(clippy::duplicate_mod, unreachable_pub, reason = "the file, with another lock")]
 mod mailbox;
 #[path = "pipe.rs"]
 #[expect(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Task, Work, connection::Flags, core::Core, link::Progress};
 use crate::{
@@ -345,7 +345,9 @@ impl Core {
         exposure: Exposure,
     ) {
         let bytes = payload.bytes().len() + idempotency_key.as_deref().map_or(0, str::len);
-        let (Ok(room), Some(held)) = (self.work.try_reserve(), self.hold(bytes)) else {
+        let (Ok(room), Some(held)) =
+            (self.work.try_reserve(), Self::hold(&self.work_bytes, self.max_work_bytes, bytes))
+        else {
             self.fail(slot, &CommandError::Overloaded, Some(&channel), id.as_deref());
             return;
         };
@@ -361,15 +363,17 @@ impl Core {
     }
 
     /// Memory for work with so many bytes of a client's, on its way to the control runtime; `None` if there is not enough.
-    fn hold(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    fn hold(memory: &Arc<Semaphore>, max: usize, bytes: usize) -> Option<OwnedSemaphorePermit> {
         // What it takes beside them is nearly all of a small one; one that is larger than all that may wait waits alone.
-        let bytes = (bytes + size_of::<Work>() + 128).min(self.max_work_bytes);
-        Arc::clone(&self.work_bytes).try_acquire_many_owned(bytes as u32).ok()
+        let bytes = (bytes + size_of::<Work>() + 128).min(max);
+        Arc::clone(memory).try_acquire_many_owned(bytes as u32).ok()
     }
 
     fn refresh(&mut self, slot: u32, token: String, id: Option<String>) {
         let connection = self.id(slot);
-        let (Ok(room), Some(held)) = (self.work.try_reserve(), self.hold(token.len())) else {
+        let (Ok(room), Some(held)) =
+            (self.work.try_reserve(), Self::hold(&self.token_bytes, self.max_token_bytes, token.len()))
+        else {
             return self.fail(slot, &CommandError::Overloaded, None, id.as_deref());
         };
         room.send(Work { shard: self.shard, task: Task::Refresh { connection, token, id, held } });

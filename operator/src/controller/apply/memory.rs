@@ -283,5 +283,11 @@ mod tests {
         assert!(memory.refusal(&attempt("b", "1"), now - SECOND).is_none());
         assert!(memory.refusal(&attempt("a", "2"), now - SECOND).is_none());
         assert_eq!(memory.refuse(attempt("b", "1"), &error, now).expect("it waits").as_secs(), 10);
+        assert!(memory.refusal(&attempt("b", "1"), now).is_some());
+        assert_eq!(memory.refuse(attempt("a", "1"), &error, now).expect("it waits").as_secs(), 600);
+        assert!(
+            memory.refusal(&attempt("b", "1"), now).is_some(),
+            "one form does not make the other forgotten"
+        );
     }
 }

@@ -203,6 +203,12 @@ mod tests {
                 template(&older),
                 "no other image, and no restart"
             );
+            let unknown = StoredRedis { spec: Value::Null, ..older.clone() };
+            assert_eq!(
+                template(&unknown.moved_to(&rendered, true)),
+                template(&older),
+                "nor while it is held back"
+            );
         }
     }
 }

@@ -25,6 +25,28 @@ fn a_flood_of_bytes_in_few_frames_closes_its_connection_and_no_other() {
     assert_eq!(bench.frames(&mut other), ["pong "]);
 }
 
+#[test]
+fn a_token_is_taken_while_publications_fill_the_memory_for_work_and_many_tokens_are_not() {
+    let mut bench = Bench::new();
+    let mut client = bench.connect(Protocol::RawFramed, &[]);
+    bench.frames(&mut client);
+    let all = u32::try_from(bench.core.max_work_bytes).unwrap();
+    let _publications = Arc::clone(&bench.core.work_bytes).try_acquire_many_owned(all).unwrap();
+    bench.hear(&client, Opcode::Text, br#"{"refresh":{"token":"t"}}"#);
+    let Ok(Work { task: Task::Refresh { token, held, .. }, .. }) = bench.work.try_recv() else {
+        panic!("it was not taken")
+    };
+    assert_eq!(token, "t");
+    drop(held);
+    let all = u32::try_from(bench.core.max_token_bytes).unwrap();
+    let _tokens = Arc::clone(&bench.core.token_bytes).try_acquire_many_owned(all).unwrap();
+    let mut other = bench.connect(Protocol::RawFramed, &[]);
+    bench.frames(&mut other);
+    bench.hear(&other, Opcode::Text, br#"{"refresh":{"token":"t"}}"#);
+    let [told] = &bench.frames(&mut other)[..] else { panic!("one answer") };
+    assert!(told.contains("overloaded"), "{told}");
+}
+
 /// A client that has read nothing of sixteen messages, where it may lag ten and as many bytes as it likes.
 fn lagging(policy: &str) -> (Bench, Client) {
     let mut bench = Bench::new();

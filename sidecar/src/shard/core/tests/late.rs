@@ -86,6 +86,22 @@ fn a_transport_that_came_during_a_stop_is_taken() {
 }
 
 #[test]
+fn a_shard_that_is_always_late_closes_those_who_do_not_read_all_the_same() {
+    let mut bench = Bench::new();
+    bench.set_rules(rules(&SETTINGS.replace("hub: {", "hub: {limits: {writeTimeoutSeconds: 4}, ")));
+    let still = bench.connect(Protocol::RawBare, &["a"]);
+    for _ in 0..4 {
+        bench.publish("a", &"x".repeat(20_000));
+    }
+    bench.turn();
+    for _ in 0..10 {
+        bench.stop_for(2_000);
+        bench.turn();
+    }
+    assert!(bench.is_over(&still));
+}
+
+#[test]
 fn a_turn_in_time_puts_nothing_off() {
     let mut bench = Bench::new();
     let mut dead = bench.connect(Protocol::RawBare, &["a"]);
