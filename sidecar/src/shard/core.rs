@@ -55,6 +55,9 @@ const TOKEN_PART: usize = 8;
 /// A turn that begins this much later than it was due means that the thread did not run: the process was stopped,
 /// suspended with its machine, or starved. What clients did meanwhile has not been read yet.
 const LATE_MS: u64 = 1_000;
+/// A shard that is late more often than this has too much to do: its clients are judged all the same, or those that do
+/// not read would stay for as long as it lasts.
+const LATE_AGAIN_MS: u64 = 300_000;
 /// One log holds this part of what all may, or twice what its namespace lets a client lag by: what one channel does,
 /// the others do not suffer from.
 pub(super) const LANE_PART: usize = 4;
@@ -94,9 +97,6 @@ pub(crate) struct Core {
     pub(super) now: Now,
     /// Start of the last late turn; 0 where there was none. Silence counts from here at the earliest.
     pub(super) resumed_ms: u64,
-    /// Whether the last turn was late. A shard that is late again and again has too much to do: its clients have been read
-    /// from in between.
-    was_late: bool,
     pub(super) slots: Slots,
     pub(super) index: Index,
     pub(super) spares: Spares,
@@ -174,7 +174,6 @@ impl Core {
             seats,
             now: Now::default(),
             resumed_ms: 0,
-            was_late: false,
             slots: Slots::default(),
             index: Index::default(),
             spares: Spares::within(config.log_bytes),
@@ -207,10 +206,9 @@ impl Core {
     pub(crate) fn begin_turn(&mut self, now: Now, wait_ms: Option<u64>) {
         let due_ms = self.now.ms.saturating_add(wait_ms.unwrap_or(u64::MAX));
         let is_late = now.ms > due_ms.saturating_add(LATE_MS);
-        if is_late && !self.was_late {
+        if is_late && (self.resumed_ms == 0 || now.ms >= self.resumed_ms + LATE_AGAIN_MS) {
             self.resumed_ms = now.ms;
         }
-        self.was_late = is_late;
         self.now = now;
     }
 
