@@ -16,4 +16,4 @@ pub use ids::{ConnectionId, InvalidClientId, NodeId, client_id, parse_client_id}
 pub use object::{Object, unmarked};
 pub use policy::{Denied, Exposure, Grants, Identity, KeyId, Policies, Policy};
 pub use position::StreamPosition;
-pub use publication::{Origin, Payload, Publication};
+pub use publication::{Origin, Payload, Publication, label_bytes};

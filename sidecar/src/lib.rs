@@ -26,3 +26,6 @@ pub mod session;
 pub mod shard;
 pub mod telemetry;
 pub mod work;
+
+#[cfg(test)]
+mod tests;

@@ -54,6 +54,15 @@ pub struct Publication {
     pub connection: Option<ConnectionId>,
 }
 
+/// Returns the bytes of tags and of the other labels that are there.
+pub fn label_bytes<'a>(
+    tags: &[(String, String)],
+    labels: impl IntoIterator<Item = Option<&'a str>>,
+) -> usize {
+    let tags: usize = tags.iter().map(|(name, value)| name.len() + value.len()).sum();
+    tags + labels.into_iter().flatten().map(str::len).sum::<usize>()
+}
+
 impl Payload {
     /// The bytes, of whatever kind.
     pub fn bytes(&self) -> &Bytes {
@@ -70,9 +79,7 @@ impl Payload {
 impl Publication {
     /// Bytes that it holds beside its payload and its channel's name.
     pub fn label_bytes(&self) -> usize {
-        let tags: usize = self.tags.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let texts = [self.id.as_deref(), self.key.as_deref(), self.user.as_deref()];
-        tags + texts.into_iter().flatten().map(str::len).sum::<usize>()
+        label_bytes(&self.tags, [self.id.as_deref(), self.key.as_deref(), self.user.as_deref()])
     }
 
     /// A publication of which only channel and payload are known.

@@ -23,7 +23,7 @@ use crate::{
     broker::{
         Broker, BrokerError, INTERNAL_NAMESPACE, IdempotencyKey, PublishOptions, Published, Recent, Reply,
     },
-    domain::{ChannelName, ConnectionId, NodeId, Origin, Payload, Publication},
+    domain::{ChannelName, ConnectionId, NodeId, Origin, Payload, Publication, label_bytes},
 };
 
 /// Bytes of publications of one [`Lane`] that may wait for the broker, at most; beyond it their publishers wait.
@@ -148,11 +148,9 @@ impl Draft {
 
     /// Bytes that it holds while it waits.
     fn weight(&self) -> usize {
-        let tags: usize = self.tags.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let texts = [self.id.as_deref(), self.user.as_deref(), self.idempotency_key.as_deref()];
-        let texts: usize = texts.into_iter().flatten().map(str::len).sum();
-        let key = self.key.as_deref().map_or(0, str::len);
-        OVERHEAD + self.channel.as_str().len() + self.payload.bytes().len() + tags + texts + key
+        let Self { channel, payload, id, key, tags, user, connection: _, idempotency_key } = self;
+        let labels = [id.as_deref(), key.as_deref(), user.as_deref(), idempotency_key.as_deref()];
+        OVERHEAD + channel.as_str().len() + payload.bytes().len() + label_bytes(tags, labels)
     }
 
     fn idempotency(&self) -> Option<IdempotencyKey> {

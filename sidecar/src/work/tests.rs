@@ -11,6 +11,7 @@ use crate::{
     broker::{LinkId, PublishOptions, Published, Reply, Side},
     domain::{NodeId, Origin, Payload, Publication},
     shard::Inbox,
+    tests::Written,
 };
 
 /// A broker that a test answers by hand.
@@ -226,21 +227,6 @@ async fn a_refused_channel_is_told_alone() {
     assert_eq!(f.told(0), ["a Err(BrokerRefused)", "b Ok(())", "c Ok(())"]);
 }
 
-/// A writer whose bytes the test sees.
-#[derive(Clone, Default)]
-struct Written(Arc<StdMutex<Vec<u8>>>);
-
-impl std::io::Write for Written {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn refusals_by_the_broker_are_logged_with_their_channel_and_reason() {
     let written = Written::default();
@@ -254,7 +240,7 @@ async fn refusals_by_the_broker_are_logged_with_their_channel_and_reason() {
     f.ask(0, publish("b", "1", "x")).await;
     f.script.answer(Err(BrokerError::Refused("NOPERM no key".into())));
     f.settle().await;
-    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let text = written.text();
     let warned = |channel: &str, reason: &str| {
         let is_it = |line: &str| line.contains("WARN") && line.contains(channel) && line.contains(reason);
         text.lines().filter(|line| is_it(line)).count()

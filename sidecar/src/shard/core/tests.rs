@@ -26,6 +26,7 @@ use crate::{
     domain::{Grants, Identity, Payload, Policies, Publication},
     protocol::websocket::{Opcode, frame},
     shard::{FarEnd, Handshake, Inbox, Mail, Mailbox, pipe, read::BUFFER},
+    tests::Written,
 };
 
 const SETTINGS: &str = "
@@ -1422,21 +1423,6 @@ fn what_was_sent_is_known_at_the_end_without_being_counted_on_the_way() {
     assert_eq!(sent, Count { bytes: 30, messages: 3 });
 }
 
-/// A writer whose bytes the test sees.
-#[derive(Clone, Default)]
-struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Written {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn the_access_line_says_who_how_long_how_much_and_why_but_nothing_that_was_said() {
     let written = Written::default();
@@ -1453,7 +1439,7 @@ fn the_access_line_says_who_how_long_how_much_and_why_but_nothing_that_was_said(
         bench.hear(&client, Opcode::Close, b"");
         bench.frames(&mut client);
     });
-    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let text = written.text();
     let lines: Vec<_> = text.lines().filter(|line| line.contains("access")).collect();
     let [line] = lines[..] else { panic!("one line: {text}") };
     for part in [
